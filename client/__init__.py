@@ -1,0 +1,1 @@
+"""Measure a server of large language models: load, clock, records, metrics, scores."""

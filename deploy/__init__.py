@@ -1,0 +1,1 @@
+"""From one deployment file to TensorRT-LLM checkpoints, engines, Triton repositories, servers."""
