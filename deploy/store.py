@@ -1,0 +1,200 @@
+"""The store: finished artifacts, addressed by what they were made from.
+
+``<root>/<stage>/<key>/`` is an artifact if and only if it holds ``manifest.json``. Artifacts are
+made in a temporary sibling and renamed into place when whole, so a crash at any moment leaves
+either nothing or all of it. Knows nothing of what stages make.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from client.errors import UserError
+
+MANIFEST = "manifest.json"
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def content_key(made_from: Mapping[str, Any]) -> str:
+    """Key of an artifact: the first 128 bits of SHA-256 over canonical JSON, in hex."""
+    text = json.dumps(made_from, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Store:
+    """Artifacts below one folder, shared by any number of processes (also over NFS)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact is, or would be."""
+        return self.root / stage / key
+
+    def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+        """The manifest of an artifact, or None where there is no artifact."""
+        try:
+            text = (self.path(stage, key) / MANIFEST).read_text(encoding="utf-8")
+            manifest: dict[str, Any] = json.loads(text)
+        except (OSError, ValueError):
+            return None
+        return manifest
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the artifact is there, each of its files with the size it had when made."""
+        manifest = self.manifest(stage, key)
+        if manifest is None:
+            return False
+        folder = self.path(stage, key)
+        return all(_size(folder / name) == size for name, size in manifest["files"].items())
+
+    def make(
+        self,
+        stage: str,
+        made_from: Mapping[str, Any],
+        maker: Callable[[Path], None],
+        waiting: Callable[[], None] = lambda: None,
+    ) -> tuple[Path, bool]:
+        """The artifact made from ``made_from``, and whether this call made it.
+
+        ``maker`` fills the empty folder it is given; what it raises leaves no artifact behind.
+        Of several processes one makes, the others wait (``waiting`` is called once if so).
+
+        Raises:
+            UserError: the store can't be written (read-only, no space left).
+        """
+        key = content_key(made_from)
+        final = self.path(stage, key)
+        if self.has(stage, key):
+            return final, False
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(final.parent / f".{key}.lock", waiting):
+                if self.has(stage, key):
+                    return final, False
+                self._make_locked(stage, key, made_from, maker)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise UserError(
+                f"the store can't be written: {error.strerror}",
+                where=error.filename or final,
+                fix="free the disk or choose another --workspace; what is finished stays",
+            ) from error
+        return final, True
+
+    def _make_locked(
+        self, stage: str, key: str, made_from: Mapping[str, Any], maker: Callable[[Path], None]
+    ) -> None:
+        final = self.path(stage, key)
+        for stale in (*final.parent.glob(f".{key}.tmp-*"), final):
+            _remove(stale)
+        temporary = final.parent / f".{key}.tmp-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            started = time.time()
+            maker(temporary)
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "made_from": made_from,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - started, 3),
+                "files": _sizes(temporary),
+            }
+            write_json(temporary / MANIFEST, manifest)
+            _sync_tree(temporary)
+            temporary.rename(final)
+            _sync(final.parent)
+        except BaseException:
+            _remove(temporary)
+            raise
+
+
+@contextmanager
+def _locked(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def link(name: Path, target: Path) -> None:
+    """Make ``name`` a relative symbolic link to ``target``, in one step."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(target, name.parent)
+    if name.is_symlink() and os.readlink(name) == relative:  # noqa: PTH115 (as written, unresolved)
+        return
+    temporary = name.parent / f".{name.name}.{uuid.uuid4().hex[:8]}"
+    temporary.symlink_to(relative)
+    temporary.replace(name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that ``path`` holds either the old text or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(value, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below ``folder``; links into other artifacts count as files there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder; its manifest goes first, so that half of it is never an artifact."""
+    with suppress(FileNotFoundError):
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
