@@ -1,0 +1,94 @@
+"""Ask a Triton server what it is, before the clock starts: an endpoint in, a ``TritonModel`` out.
+
+All transports that speak to Triton's gRPC port share it; only their streams differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2
+
+from client.errors import UserError
+from client.transports import Endpoint
+from client.triton import TritonModel, model_from_config
+
+SERVICE = "/inference.GRPCInferenceService/"
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # a proxy of the environment would be measured as well
+    ("grpc.enable_retries", 0),  # a retry would hide a failure and blur the times
+    ("grpc.use_local_subchannel_pool", 1),  # else all channels share one connection
+)
+_PATIENCE_S = 10.0
+
+
+async def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
+    """Connect, and make a first call; raises ``UserError`` when no Triton answers."""
+    channel = grpc.aio.insecure_channel(endpoint.url, options=_OPTIONS)
+    try:
+        await _call(channel, "ServerLive")
+    except grpc.aio.AioRpcError as error:
+        await channel.close()
+        raise _no_server(endpoint, error) from error
+    return channel
+
+
+async def _call(channel: grpc.aio.Channel, method: str, **fields: Any) -> Any:
+    """Make one unary call: ``ModelConfig`` sends a ``ModelConfigRequest`` with ``fields``."""
+    request_type: type[Message] = getattr(service_pb2, f"{method}Request")
+    response_type = getattr(service_pb2, f"{method}Response")
+    stub = channel.unary_unary(
+        SERVICE + method,
+        request_serializer=request_type.SerializeToString,
+        response_deserializer=response_type.FromString,
+    )
+    return await stub(request_type(**fields), timeout=_PATIENCE_S)
+
+
+async def describe(endpoint: Endpoint) -> TritonModel:
+    """Find out how to ask ``endpoint.model``.
+
+    Raises ``UserError`` when no Triton answers, or it has no such model (then it says which it
+    has), or the model is not ready or not fit.
+    """
+    async with await open_channel(endpoint) as channel:
+        try:
+            config = (await _call(channel, "ModelConfig", name=endpoint.model)).config
+        except grpc.aio.AioRpcError as error:
+            raise await _no_model(channel, endpoint, error) from error
+    return model_from_config(config)
+
+
+def _no_server(endpoint: Endpoint, error: grpc.aio.AioRpcError) -> UserError:
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return UserError(
+            f"the server at {endpoint.url} speaks gRPC, but is no Triton",
+            fix="give the host and gRPC port of Triton (8001 unless set otherwise)",
+        )
+    return UserError(
+        f"no Triton server answers at {endpoint.url} ({error.details()})",
+        fix="start it, or give its host and gRPC port (8001 unless set otherwise) with -u",
+    )
+
+
+async def _no_model(
+    channel: grpc.aio.Channel, endpoint: Endpoint, error: grpc.aio.AioRpcError
+) -> UserError:
+    try:
+        known = {model.name: model for model in (await _call(channel, "RepositoryIndex")).models}
+    except grpc.aio.AioRpcError:  # servers may forbid it
+        known = {}
+    if endpoint.model in known:
+        reason = known[endpoint.model].reason or error.details()
+        return UserError(
+            f"model {endpoint.model!r} at {endpoint.url} is not ready: {reason}",
+            fix="wait until it is loaded, or see the server's log",
+        )
+    return UserError(
+        f"the server at {endpoint.url} has no model {endpoint.model!r}",
+        fix=f"it has: {', '.join(sorted(known)) or 'none'}; choose one with -m",
+    )
