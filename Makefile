@@ -23,10 +23,11 @@ quickstart: $(INSTALLED)  ## build, serve and measure the tiny example model
 test: $(INSTALLED)  ## all tests, offline, with real Triton and real modelopt
 	HF_HUB_OFFLINE=1 $(RUN)/pytest
 
-check: $(INSTALLED)  ## lint, format check, types
+check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/python docs/generate.py --check
 
 format: $(INSTALLED)  ## mend what lint and format can
 	$(RUN)/ruff check --fix .

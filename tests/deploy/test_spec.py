@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.errors import UserError
+from deploy.located import load_located
+from deploy.spec import load_deployment
+
+GOOD = """\
+backend: reference
+models:
+  tiny:
+    source: model
+    tp: 2
+precisions: [fp16, fp8]
+calibration:
+  data: prompts.jsonl
+matrix:
+  max_batch_size: [4, 8]
+  isl_osl: ["128,64", [256, 32]]
+build:
+  max_num_tokens: 1024
+triton:
+  enable_kv_cache_reuse: true
+measure:
+  data: prompts.jsonl
+  concurrency: 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "prompts.jsonl").write_text('{"text_input": "x"}\n')
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "deployment.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_matrix_is_model_by_precision_by_lengths_by_batch(folder: Path) -> None:
+    names = [cell.name for cell in load_deployment(write(folder, GOOD)).cells()]
+    assert len(names) == len(set(names)) == 8
+    assert names[0] == "tiny_fp16_tp2_pp1_isl128_osl64_bs4"
+    assert names[-1] == "tiny_fp8_tp2_pp1_isl256_osl32_bs8"
+
+
+def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(folder, GOOD)
+    monkeypatch.chdir("/")
+    assert load_deployment(file).resolve("prompts.jsonl") == folder / "prompts.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        (
+            "enable_kv_cache_reuse",
+            "enable_kv_cache_reus",
+            15,
+            "did you mean 'enable_kv_cache_reuse'?",
+        ),
+        ("max_num_tokens", "max_num_token", 13, "did you mean 'max_num_tokens'?"),
+        ("    tp: 2", "    tpp: 2", 5, "did you mean 'tp'?"),
+        ("matrix:", "matrx:", 9, "did you mean 'matrix'?"),
+        ("fp16, fp8", "fp16, fp9", 6, "there is no precision 'fp9'; did you mean 'fp8'?"),
+        ("backend: reference", "backend: tensort", 1, "there is no backend 'tensort'"),
+        ("tp: 2", "tp: 0", 5, "greater than 0"),
+        ("tp: 2", "tp: two", 5, "valid integer"),
+        ("[4, 8]", "[4, 4]", 10, "4 is listed twice"),
+        ("[4, 8]", "[]", 10, "the list is empty"),
+        ('"128,64"', '"128"', 11, "write input and output length as ISL,OSL"),
+        ('"128,64"', '"128,x"', 11, "valid integer"),
+        ("    source: model\n", "", 3, "the key 'source' is missing"),
+        ("source: model", "source: nowhere/at/all", 4, "is no Hugging Face id"),
+        ("source: model", "source: ./nowhere", 4, "there is no folder"),
+        ("source: model", "source: .", 4, "has no config.json"),
+        ("  tiny:", "  ti/ny:", 3, "use letters, digits"),
+        ("  data: prompts.jsonl\nmatrix", "  data: nothing.jsonl\nmatrix", 8, "there is no file"),
+        ("calibration:\n  data: prompts.jsonl\n", "", 6, "fp8 needs calibration prompts"),
+        ("    tp: 2", "    tp: 2\n    tp: 1", 6, "key 'tp' stands twice (first on line 5)"),
+        ("fp16, fp8]", "fp16, fp8", 7, "not valid YAML at column 12"),
+        ("enable_kv_cache_reuse: true", "enable_kv_cache_reuse: enable", 15, "valid boolean"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(
+    folder: Path, old: str, new: str, line: int, says: str
+) -> None:
+    assert old in GOOD
+    file = write(folder, GOOD.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_deployment(file)
+    text = str(caught.value)
+    assert text.startswith(f"{file}:{line}: "), text
+    assert says in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words", "- a\n- b\n"])
+def test_what_is_no_mapping_is_no_deployment_file(folder: Path, text: str) -> None:
+    with pytest.raises(UserError, match="isn't a deployment file"):
+        load_deployment(write(folder, text))
+
+
+def test_an_unknown_cell_gets_the_nearest_name(folder: Path) -> None:
+    file = load_deployment(write(folder, GOOD))
+    with pytest.raises(UserError, match="did you mean 'tiny_fp8_tp2_pp1_isl128_osl64_bs8'"):
+        file.cell("tiny_fp8_tp2_pp1_isl128_osl64_bs9")
+
+
+keys = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=4)
+values = st.recursive(
+    st.integers() | st.booleans() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(keys, values, max_size=5))
+def test_yaml_is_read_as_yaml_reads_it_and_every_key_has_a_line(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]
+) -> None:
+    import yaml
+
+    file = tmp_path_factory.mktemp("yaml") / "f.yaml"
+    text = yaml.safe_dump(value, sort_keys=False, default_flow_style=False)
+    file.write_text(text)
+    located = load_located(file)
+    assert located.value == value
+    lines = text.splitlines()
+    for key in value:
+        assert lines[located.line((key,)) - 1].lstrip("'\"? ").startswith(key)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("yaml") / "f.yaml"
+    file.write_bytes(text)
+    try:
+        load_deployment(file)
+    except UserError as error:
+        assert "\n" not in str(error)
