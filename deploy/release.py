@@ -1,0 +1,129 @@
+"""What one TensorRT-LLM release expects, as data: the tensors, parameters and wiring of its models.
+
+In: the name of a release. Out: a frozen ``Release`` read from ``releases/<name>.yaml``. It knows
+nothing of a cell, a template or a machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from client.errors import UserError
+
+_TENSOR = re.compile(
+    r"(?P<dtype>TYPE_\w+|\$\{\w+\})\[(?P<dims>[-\d, ]+)\](?P<marks>( optional| reshape| ragged)*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output of a Triton model.
+
+    ``dtype`` is a Triton data type, or ``${setting}`` where the release leaves it open. ``dims``
+    are without the batch dimension. ``reshape`` stands for ``reshape { shape: [] }``.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    reshape: bool = False
+    ragged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of an ensemble: model tensor → ensemble tensor, for inputs and for outputs."""
+
+    model: str
+    input_map: Mapping[str, str]
+    output_map: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TritonModel:
+    """One model of the repository.
+
+    ``parameters`` maps a config parameter to the setting that fills it, ``constants`` to its fixed
+    value; ``settings`` are the settings that fill other fields of the config.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, str]
+    constants: Mapping[str, str]
+    settings: frozenset[str]
+    steps: tuple[Step, ...] = ()
+
+    def takes(self, setting: str) -> bool:
+        """Whether this model's config has a place for the setting."""
+        return setting in self.settings or setting in self.parameters.values()
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The facts about one TensorRT-LLM release."""
+
+    name: str
+    models: Mapping[str, TritonModel]
+
+
+def release_names() -> tuple[str, ...]:
+    """The releases there is data for, in alphabetical order."""
+    folder = resources.files("deploy") / "releases"
+    return tuple(
+        sorted(
+            entry.name[: -len(".yaml")]
+            for entry in folder.iterdir()
+            if entry.name.endswith(".yaml")
+        )
+    )
+
+
+@cache
+def load_release(name: str) -> Release:
+    """The data of one release. Raises UserError for a release there is none for."""
+    if name not in release_names():
+        raise UserError(
+            f"unknown TensorRT-LLM release {name!r}", fix=f"known are {', '.join(release_names())}"
+        )
+    text = (resources.files("deploy") / "releases" / f"{name}.yaml").read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
+    models = {key: _model(key, value) for key, value in data["model_repository"].items()}
+    return Release(name=data["name"], models=models)
+
+
+def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
+    return TritonModel(
+        name=name,
+        inputs=tuple(tensor(key, text) for key, text in data["inputs"].items()),
+        outputs=tuple(tensor(key, text) for key, text in data["outputs"].items()),
+        parameters=data.get("parameters", {}),
+        constants=data.get("constants", {}),
+        settings=frozenset(data["settings"]),
+        steps=tuple(Step(**step) for step in data.get("steps", ())),
+    )
+
+
+def tensor(name: str, text: str) -> Tensor:
+    """Read ``TYPE_INT32[-1, 3] optional ragged``, the release files' way to write a tensor."""
+    match = _TENSOR.fullmatch(text)
+    if match is None:
+        raise ValueError(f"tensor {name}: cannot read {text!r}")
+    marks = match["marks"].split()
+    return Tensor(
+        name=name,
+        dtype=match["dtype"],
+        dims=tuple(int(dim) for dim in match["dims"].split(",")),
+        optional="optional" in marks,
+        reshape="reshape" in marks,
+        ragged="ragged" in marks,
+    )
