@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.requests import RequestStatus
@@ -30,6 +30,7 @@ from deploy.readback import load_model
 from deploy.sampling import Choice, choice_kwargs, choices_processor
 
 _REUSE_ROOM = 4  # finished prompts worth keeping, in multiples of what a full batch needs
+_LARGEST_STEP = 2048  # tokens; the attention mask is a row of the whole cache for each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,7 @@ class Engine:
             ContinuousBatchingConfig(
                 block_size=limits.tokens_per_block,
                 num_blocks=cache_blocks(model, limits, cache),
-                # no step can hold more, and the attention mask grows with it
-                max_batch_tokens=min(
-                    limits.max_num_tokens, limits.max_batch_size * limits.max_input_len
-                ),
+                max_batch_tokens=step_tokens(limits),
                 max_requests_per_batch=limits.max_batch_size,
                 max_memory_percent=1.0,
                 allow_block_sharing=cache.enable_kv_cache_reuse,
@@ -131,6 +129,14 @@ class Engine:
             ),
         )
         self._manager.logit_processor = choices_processor()
+        try:
+            self._manager.warmup()  # makes the cache now, not in a thread that nobody watches
+        except MemoryError as error:
+            raise UserError(
+                f"the KV cache and a step's working memory do not fit: {error}",
+                where="triton",
+                fix="lower max_batch_size, max_num_tokens or kv_cache_free_gpu_mem_fraction",
+            ) from error
         self._manager.start()
         self._running = True
         self._router = threading.Thread(target=self._hand_out, name="chunks", daemon=True)
@@ -236,6 +242,15 @@ def _ends_with(tokens: list[int], words: tuple[tuple[int, ...], ...]) -> bool:
     return any(tuple(tokens[-len(word) :]) == word for word in words)
 
 
+def step_tokens(limits: Limits) -> int:
+    """The most tokens of one step: max_num_tokens, but no more than can come together.
+
+    Nor more than 2048: a longer step only costs memory here, and prompts are split anyway.
+    """
+    together = limits.max_batch_size * limits.max_input_len
+    return min(limits.max_num_tokens, together, _LARGEST_STEP)
+
+
 def cache_blocks(model: PreTrainedModel, limits: Limits, cache: CacheSettings) -> int:
     """How many pages the KV cache gets (see ``CacheSettings``).
 
@@ -249,7 +264,8 @@ def cache_blocks(model: PreTrainedModel, limits: Limits, cache: CacheSettings) -
     if cache.max_tokens_in_paged_kv_cache is not None:
         wanted = min(wanted, cache.max_tokens_in_paged_kv_cache // size)
     memory = int(_free_bytes(model.device) * cache.kv_cache_free_gpu_mem_fraction)
-    blocks = min(wanted, memory // (_bytes_per_token(model) * size))
+    mask = step_tokens(limits) * model.dtype.itemsize
+    blocks: int = min(wanted, memory // ((_bytes_per_token(model) + mask) * size))
     if blocks < one_request:
         raise UserError(
             f"the KV cache has room for {blocks} pages of {size} tokens, one request of"
@@ -271,4 +287,4 @@ def _bytes_per_token(model: PreTrainedModel) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available

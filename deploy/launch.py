@@ -111,7 +111,11 @@ def _triton_from_wheel(package: Path, cache_dir: Path) -> Triton:
     ):
         _link(source, python_backend / source.name)
     # The stub links libpython: any other libpython on the path ends in undefined symbols.
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
+    libraries = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(package.parent / "nvidia_pytriton.libs"),
+        *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
+    ]
     return Triton(
         package / "tritonserver/bin/tritonserver",
         (f"--backend-directory={python_backend.parent}",),

@@ -4,8 +4,8 @@ Every config.pbtxt is parsed as Triton's own ``ModelConfig`` before anything is 
 nothing of how an engine came to be, of Triton's process, or of what the models compute.
 
 To what a release declares, we add (``with_additions``): the ensemble's outputs ``output_ids``
-and ``sequence_length``, so that a client can count tokens; preprocessing's input ``STREAMING``, which
-postprocessing's detokenizer needs to hear of; and, where a release's ensemble lacks it, the input
+and ``sequence_length``, so that a client can count tokens; preprocessing's input ``STREAMING``, for
+postprocessing's detokenizer has to hear of it; and, where a release's ensemble lacks it, the input
 ``exclude_input_in_output``.
 """
 

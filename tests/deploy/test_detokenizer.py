@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -125,30 +124,32 @@ def test_tokens_of_a_key_that_was_not_opened_are_a_whole_answer() -> None:
     assert new().add("x", tokens[:-1]) == "八\ufffd"
 
 
-@pytest.mark.parametrize("key", ["", "same"])
-def test_streams_under_one_key_that_take_turns_keep_their_characters(key: str) -> None:
-    texts = ["八千九百", "one 二 three", "七十七", "plain words"]
-    answers = [byte_level.encode(text).ids for text in texts]
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.text(alphabet="ab 中é😀八", min_size=1)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_streams_under_one_key_that_take_turns_keep_their_characters(
+    streams: list[tuple[int, str]],
+) -> None:
     subject = new()
-    for tokens in answers:
-        subject.open(key, -1, len(tokens))
-    pieces: list[list[str]] = [[] for _ in texts]
-    for step in range(max(map(len, answers))):
-        for index, tokens in enumerate(answers):
-            if step < len(tokens):
-                pieces[index].append(subject.add(key, [tokens[step]]))
-    assert ["".join(each) for each in pieces] == texts
-
-
-def test_a_second_stream_does_not_take_what_the_first_is_waiting_for() -> None:
-    tokens = byte_level.encode("八").ids
-    subject = new()
-    subject.open("", -1, 9)
-    subject.add("", tokens[:2])
-    subject.open("", -1, 9)
-    plain = byte_level.encode("a").ids
-    assert subject.add("", plain) == "a"
-    assert subject.add("", tokens[2:]) == "八"
+    begins = sorted(streams)
+    waiting: list[tuple[int, list[int]]] = []  # in the order in which the streams joined
+    pieces: list[str] = ["" for _ in begins]
+    joined = step = 0
+    while waiting or joined < len(begins):
+        while joined < len(begins) and begins[joined][0] <= step:
+            tokens = byte_level.encode(begins[joined][1]).ids
+            subject.open("", -1, len(tokens))
+            waiting.append((joined, tokens))
+            joined += 1
+        for index, tokens in waiting:
+            pieces[index] += subject.add("", [tokens.pop(0)])
+        waiting = [each for each in waiting if each[1]]
+        step += 1
+    assert pieces == [text for _, text in begins]
 
 
 def test_streams_that_never_end_are_forgotten() -> None:

@@ -272,9 +272,15 @@ def test_the_end_token_waits_for_min_tokens(engine: Engine) -> None:
     assert end_id not in tokens(late)
 
 
-def test_a_cache_too_small_for_one_request_is_refused() -> None:
-    settings = CacheSettings(max_tokens_in_paged_kv_cache=256)
-    with pytest.raises(UserError, match="max_tokens_in_paged_kv_cache"):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CacheSettings(max_tokens_in_paged_kv_cache=256),
+        CacheSettings(kv_cache_free_gpu_mem_fraction=1e-9),
+    ],
+)
+def test_a_cache_too_small_for_one_request_is_refused(settings: CacheSettings) -> None:
+    with pytest.raises(UserError, match="one request of max_seq_len 400 needs 26"):
         cache_blocks(model(), LIMITS, settings)
 
 

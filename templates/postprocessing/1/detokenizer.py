@@ -31,40 +31,42 @@ class Stream:
         self._end_id = end_id
         self._left = most_tokens
         self._context = 0  # how many of ``tokens`` are context
-        self._sent = 0  # how many characters of decode(tokens) are sent
+        self.sent = 0  # how many characters of decode(tokens) are sent
 
     def ends_with(self, tokens):
         """Count the new tokens; true when they are the last."""
         self._left -= len(tokens)
         return self._left <= 0 or not tokens or tokens[-1] == self._end_id
 
+    def unsent(self):
+        """The text, broken at its end, that waits for more tokens."""
+        return self._decode(self.tokens)[self.sent :]
+
     def add(self, tokens, final):
         """The text that the new tokens complete, all that is left when final."""
         self.tokens += tokens
         text = self._decode(self.tokens)
         whole = len(text) if final else len(text.rstrip(BROKEN))
-        piece = text[self._sent : whole]
-        self._sent = max(self._sent, whole)
+        piece = text[self.sent : whole]
+        self.sent = max(self.sent, whole)
         if piece and whole == len(text):
             del self.tokens[: self._context]
             self._context = len(self.tokens)
-            self._sent = len(self._decode(self.tokens))
+            self.sent = len(self._decode(self.tokens))
         return piece
 
 
 class SharedKey:
     """Several streams under one key."""
 
-    def __init__(self, decode, context):
-        self.streams = 0
+    def __init__(self, decode, context, first):
+        self.streams = 2
         self._decode = decode
-        self._context = context
-        self._waiting = deque()  # (number of the chunk, tokens that end amid a character)
+        self._fresh = (context, len(decode(context)))  # what goes before a chunk that stands alone
         self._chunks = 0
-
-    def wait(self, tokens):
-        """Keep tokens that end amid a character."""
-        self._waiting.append((self._chunks, tokens))
+        self._waiting = deque()  # (number of its chunk, tokens that end amid a character, sent)
+        if first.unsent():
+            self._waiting.append((0, first.tokens, first.sent))
 
     def add(self, tokens):
         """The text that the new tokens of one of the streams complete."""
@@ -72,21 +74,21 @@ class SharedKey:
         overtaken = self._chunks - 8 * self.streams  # its stream is gone
         while self._waiting and self._waiting[0][0] < overtaken:
             self._waiting.popleft()
-        if self._decode(tokens).startswith(BROKEN):
-            tokens = self._continued(tokens)
-        text = self._decode(self._context + tokens)[len(self._decode(self._context)) :]
-        if text.endswith(BROKEN):
-            self.wait(tokens)
-            return ""
-        return text
+        start, sent = self._beginning(tokens)
+        text = self._decode(start + tokens)
+        whole = max(sent, len(text.rstrip(BROKEN)))
+        if whole < len(text):
+            self._waiting.append((self._chunks, start + tokens, whole))
+        return text[sent:whole]
 
-    def _continued(self, tokens):
-        for index, (_, start) in enumerate(self._waiting):
-            text = self._decode(start + tokens)
-            if text == BROKEN or not text.startswith(BROKEN):
-                del self._waiting[index]
-                return start + tokens
-        return tokens
+    def _beginning(self, tokens):
+        if self._decode(tokens).startswith(BROKEN):
+            for index, (_, start, sent) in enumerate(self._waiting):
+                text = self._decode(start + tokens)[sent:]
+                if text == BROKEN or not text.startswith(BROKEN):
+                    del self._waiting[index]
+                    return start, sent
+        return self._fresh
 
 
 class Detokenizer:
@@ -112,10 +114,7 @@ class Detokenizer:
             entry = known[1]
             entry.streams += 1
         else:
-            entry = SharedKey(self._decode, self._context)
-            entry.streams = 2
-            if self._decode(known[1].tokens).endswith(BROKEN):
-                entry.wait(known[1].tokens)
+            entry = SharedKey(self._decode, self._context, known[1])
         self._open[key] = [now, entry]
         if len(self._open) > self._capacity:
             self._open.popitem(last=False)
