@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -99,18 +100,23 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("conc.", lambda row: str(row["concurrency"])),
     ("score", lambda row: "-" if row["score"] is None else f"{row['score']:.3f}"),
     ("failed", lambda row: str(row["requests_failed"])),
-    ("TTFT p50 ms", lambda row: _figure(row, "time_to_first_token", "p50")),
-    ("TTFT p99 ms", lambda row: _figure(row, "time_to_first_token", "p99")),
-    ("ITL avg ms", lambda row: _figure(row, "inter_token_latency", "avg")),
-    ("tokens/s", lambda row: _figure(row, "output_token_throughput", "avg")),
-    ("requests/s", lambda row: _figure(row, "request_throughput", "avg")),
+    ("TTFT p50", lambda row: _figure(row, "time_to_first_token", "p50")),
+    ("TTFT p99", lambda row: _figure(row, "time_to_first_token", "p99")),
+    ("ITL avg", lambda row: _figure(row, "inter_token_latency", "avg")),
+    ("tok/s", lambda row: _figure(row, "output_token_throughput", "avg")),
+    ("req/s", lambda row: _figure(row, "request_throughput", "avg")),
     ("backend", lambda row: row["backend"]),
 )
 
 
 def print_summary(rows: list[Row], results: Path, console: Console) -> None:
     """One table over all cells and loads, and where the files are."""
-    table = Table(title="All cells", caption=f"details: {results}/", caption_justify="left")
+    table = Table(
+        title="All cells",
+        caption=f"times in ms; details: {results}/",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for name, _ in _COLUMNS:
         text = name in {"model", "precision", "backend"}
         table.add_column(name, justify="left" if text else "right", no_wrap=True)

@@ -142,6 +142,21 @@ def test_streams_side_by_side_say_what_the_model_says(
         assert answer.lengths == [1] * len(answer.ids) + [0]  # the end token leaves an empty chunk
 
 
+def test_every_prompt_s_streamed_text_is_the_decoding_of_its_ids(streaming: TritonServer) -> None:
+    lines = (EXAMPLE / "prompts.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) >= 200
+    right = 0
+    for start in range(0, len(rows), 16):
+        batch = rows[start : start + 16]
+        answers = send(streaming.grpc_url, [Ask(row["text_input"]) for row in batch])
+        for row, answer in zip(batch, answers, strict=True):
+            assert answer.error is None
+            assert answer.text == decoded(answer.ids)
+            right += answer.text.strip() == row["reference"]
+    assert right >= 0.99 * len(rows)
+
+
 @pytest.mark.parametrize("request_id", ["", "the same for all"])
 def test_requests_without_an_id_of_their_own_keep_their_characters(
     streaming: TritonServer, request_id: str
