@@ -111,17 +111,18 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 def print_summary(rows: list[Row], results: Path, console: Console) -> None:
     """One table over all cells and loads, and where the files are."""
+    models = {row["model"] for row in rows}
+    title = f"All cells of {models.pop()}" if len(models) == 1 else "All cells"
+    columns = _COLUMNS if models else _COLUMNS[1:]
+    caption = f"times in ms; details: {results}/"
     table = Table(
-        title="All cells",
-        caption=f"times in ms; details: {results}/",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
+        title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for name, _ in _COLUMNS:
+    for name, _ in columns:
         text = name in {"model", "precision", "backend"}
         table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(text(row) for _, text in _COLUMNS))
+        table.add_row(*(text(row) for _, text in columns))
     console.print(table)
     if any(row["backend"] == "reference" for row in rows):
         console.print(
