@@ -116,7 +116,12 @@ def print_summary(rows: list[Row], results: Path, console: Console) -> None:
     columns = _COLUMNS if models else _COLUMNS[1:]
     caption = f"times in ms; details: {results}/"
     table = Table(
-        title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
     )
     for name, _ in columns:
         text = name in {"model", "precision", "backend"}
