@@ -6,21 +6,28 @@ into records once the clock has stopped. All times are ``time.perf_counter_ns``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from client.tokens import Tokenizer
 from client.workload import Prompt
 
+_TOLERANCE = 0.01  # counts of one answer may differ by this share before it is flagged
+
 
 class Status(str, Enum):
-    """How a request ended: answered, refused or failed, broken off in mid-answer, out of time."""
+    """How a request ended.
+
+    Answered; failed, with the server's text; broken off after some tokens; out of time; refused
+    before anybody worked on it (nobody listens, or the server said so).
+    """
 
     OK = "ok"
     ERROR = "error"
     CUT = "cut"
     TIMEOUT = "timeout"
+    REFUSED = "refused"
 
 
 @dataclass(slots=True)
@@ -39,13 +46,18 @@ class Exchange:
 class Chunk:
     """One message, read. ``text`` is UTF-8 and may end inside a character.
 
-    ``tokens`` is the server's count of the tokens this message adds, ``None`` where it gives none.
+    ``tokens`` is the server's count of the tokens this message adds, ``None`` where it gives none;
+    ``ids`` the same, counted from its token ids. ``facts`` are totals and server times in ns, under
+    the names of Triton's tensors (``num_input_tokens``, ``arrival_time_ns``, …), and
+    ``total_tokens``, the whole answer's count so far.
     """
 
     text: bytes = b""
     tokens: int | None = None
+    ids: int | None = None
     final: bool = False
     error: str | None = None
+    facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -55,7 +67,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request, over. ``chunk_ns`` are the times of its non-empty responses."""
+    """One request, over. ``chunk_ns`` are the times of its non-empty responses.
+
+    Output tokens were counted by the server, from its token ids, and by the tokenizer. The server
+    splits its share of TTFT: ``queue_ns`` = first scheduled − arrival, ``prefill_ns`` = first
+    token − first scheduled (TensorRT-LLM's ``return_perf_metrics``).
+    """
 
     prompt: Prompt
     request_id: str
@@ -68,6 +85,11 @@ class Record:
     answer: str
     server_tokens: int | None
     tokenizer_tokens: int
+    ids_tokens: int | None = None
+    server_input_tokens: int | None = None
+    queue_ns: int | None = None
+    prefill_ns: int | None = None
+    kv_cache_reused_blocks: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,6 +100,23 @@ class Record:
     def output_tokens(self) -> int:
         """OSL: the server's own count when it gives one, else the tokenizer's."""
         return self.tokenizer_tokens if self.server_tokens is None else self.server_tokens
+
+    @property
+    def counts_differ(self) -> bool:
+        """Whether the ways of counting output tokens disagree by more than 1 %."""
+        counts = [
+            count
+            for count in (self.server_tokens, self.ids_tokens, self.tokenizer_tokens)
+            if count is not None
+        ]
+        return max(counts) - min(counts) > _TOLERANCE * self.output_tokens
+
+    @property
+    def network_ns(self) -> int | None:
+        """Ensemble and network: TTFT without the server's queue and prefill."""
+        if self.ttft_ns is None or self.queue_ns is None or self.prefill_ns is None:
+            return None
+        return self.ttft_ns - self.queue_ns - self.prefill_ns
 
     @property
     def ttft_ns(self) -> int | None:
@@ -122,6 +161,11 @@ def read_records(
             answer=reading.answer,
             server_tokens=reading.server_tokens,
             tokenizer_tokens=count,
+            ids_tokens=reading.ids_tokens,
+            server_input_tokens=reading.facts.get("num_input_tokens"),
+            queue_ns=_span(reading.facts, "arrival_time_ns", "first_scheduled_time_ns"),
+            prefill_ns=_span(reading.facts, "first_scheduled_time_ns", "first_token_time_ns"),
+            kv_cache_reused_blocks=reading.facts.get("kv_cache_reused_blocks"),
         )
         for exchange, prompt, reading, count in zip(
             exchanges, prompts, readings, counts, strict=True
@@ -136,19 +180,36 @@ class _Reading:
     chunk_ns: tuple[int, ...]
     answer: str
     server_tokens: int | None
+    ids_tokens: int | None
+    facts: Mapping[str, int]
 
 
 def _read(exchange: Exchange, parse: Callable[[bytes], Chunk]) -> _Reading:
     stamped = [(at, parse(message)) for at, message in exchange.messages]
     status, error = _outcome(exchange, [chunk for _, chunk in stamped])
-    counts = [chunk.tokens for _, chunk in stamped if chunk.tokens is not None]
+    facts: dict[str, int] = {}
+    for _, chunk in stamped:
+        facts.update(chunk.facts)  # totals: the last word counts
     return _Reading(
         status=status,
         error=error,
         chunk_ns=tuple(at for at, chunk in stamped if not chunk.empty),
         answer=b"".join(chunk.text for _, chunk in stamped).decode(errors="replace"),
-        server_tokens=sum(counts) if counts else None,
+        server_tokens=facts.get("total_tokens", _sum([chunk.tokens for _, chunk in stamped])),
+        ids_tokens=_sum([chunk.ids for _, chunk in stamped]),
+        facts=facts,
     )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _span(facts: Mapping[str, int], start: str, end: str) -> int | None:
+    """Nanoseconds between two of the server's times; 0 and −1 stand for none."""
+    first, last = facts.get(start, 0), facts.get(end, 0)
+    return last - first if 0 < first <= last else None
 
 
 def _outcome(exchange: Exchange, chunks: list[Chunk]) -> tuple[Status, str | None]:
@@ -163,3 +224,15 @@ def _outcome(exchange: Exchange, chunks: list[Chunk]) -> tuple[Status, str | Non
     if not chunks:
         return Status.ERROR, "the stream ended without a response"
     return Status.OK, None
+
+
+def shifted(seen: Exchange, by_ns: int) -> Exchange:
+    """The same exchange on a clock that is ``by_ns`` ahead."""
+    return Exchange(
+        request_id=seen.request_id,
+        scheduled_ns=seen.scheduled_ns + by_ns,
+        sent_ns=seen.sent_ns + by_ns,
+        end_ns=seen.end_ns + by_ns,
+        messages=[(at + by_ns, message) for at, message in seen.messages],
+        failure=seen.failure,
+    )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import platform
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from client.accuracy import Score
-from client.load import Load
+from client.health import Health
+from client.load import ONCE, Extent, Load
 from client.metrics import Metric
-from client.record import Record, Status
+from client.notes import TokenCounts, answer_notes, count_tokens, failure_notes
+from client.record import Record
 from client.transports import Endpoint
 from client.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was measured. ``metrics`` has genai-perf's keys; ``started_at`` is ISO 8601, UTC."""
+    """What was measured. ``metrics`` has genai-perf's keys; ``started_at`` is ISO 8601, UTC.
+
+    ``server`` is what the server says of itself, ``server_metrics`` what ``client.scrape`` saw.
+    """
 
     endpoint: Endpoint
     workload: Workload
@@ -27,6 +32,12 @@ class Run:
     records: tuple[Record, ...]
     metrics: dict[str, Metric]
     accuracy: Score | None
+    extent: Extent = ONCE
+    health: Health | None = None
+    remarks: tuple[str, ...] = ()  # what the runner has to say: cut short, resumed, held back
+    stopped: str | None = None  # why it ended before its time, if it did
+    server: Mapping[str, Any] = field(default_factory=dict)
+    server_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -35,7 +46,7 @@ class Run:
 
     @property
     def score(self) -> float | None:
-        """The share of answers that equal their reference; ``None`` without references."""
+        """The mean score, 0 to 1; ``None`` without references."""
         return self.accuracy.value if self.accuracy else None
 
     @property
@@ -49,80 +60,52 @@ class Run:
         return len(self.records) - self.requests_ok
 
     @property
+    def token_counts(self) -> TokenCounts:
+        """Output tokens as the server and the tokenizer count them."""
+        return count_tokens(self.records)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures should know, a sentence each."""
-        return tuple(note for note in (*self._failure_notes(), *self._answer_notes()) if note)
+        return (*self.remarks, *failure_notes(self.records), *answer_notes(self.records))
 
     def to_json(self) -> dict[str, Any]:
         """Give everything but the records: genai-perf's metric keys and what was measured how."""
-        score = self.accuracy
         return {
             **self.metrics,
             "requests_ok": self.requests_ok,
             "requests_failed": self.requests_failed,
-            "exact_match": score
-            and {
-                "value": score.value,
-                "correct": score.correct,
-                "n": score.n,
-                "by_category": {
-                    name: {"correct": correct, "n": n}
-                    for name, (correct, n) in score.by_category.items()
-                },
-            },
-            "token_counts": self._token_counts(),
+            "score": self.accuracy and self.accuracy.to_json(),
+            "token_counts": asdict(self.token_counts),
             "notes": self.notes,
+            **self.description(),
+        }
+
+    def description(self) -> dict[str, Any]:
+        """Say what was measured with what: it stands in every export."""
+        return {
             "endpoint": {
                 "url": self.endpoint.url,
                 "protocol": self.endpoint.protocol,
                 "model": self.endpoint.model,
             },
-            "load": {"kind": "concurrency", "value": self.load.n},
+            "load": {**self.load.to_json(), **self.extent.to_json()},
+            "health": self.health and self.health.to_json(),
+            "stopped": self.stopped,
             "workload": {
-                "path": str(self.workload.path),
+                "source": self.workload.source,
                 "sha256": self.workload.sha256,
                 "prompts": len(self.workload.prompts),
                 "tokenizer": str(self.workload.tokenizer.path),
+                "seed": self.workload.seed,
             },
+            "server": dict(self.server),
+            "server_metrics": dict(self.server_metrics),
             "started_at": self.started_at,
-            "client": {"llm_perf": version("trtllm-deploy"), "python": platform.python_version()},
+            "client": {
+                "llm_perf": version("trtllm-deploy"),
+                "python": platform.python_version(),
+                "host": platform.platform(),
+                "clock": "time.perf_counter_ns",
+            },
         }
-
-    def _token_counts(self) -> dict[str, int | str]:
-        """Output tokens of the answered requests, counted both ways, and who disagrees."""
-        answered = [record for record in self.records if record.ok]
-        counted = [record for record in answered if record.server_tokens is not None]
-        return {
-            "source": "server" if counted else "tokenizer",
-            "server": sum(record.server_tokens or 0 for record in counted),
-            "tokenizer": sum(record.tokenizer_tokens for record in answered),
-            "mismatches": sum(r.server_tokens != r.tokenizer_tokens for r in counted),
-        }
-
-    def _failure_notes(self) -> list[str]:
-        failed = [record for record in self.records if not record.ok]
-        if not failed:
-            return []
-        kinds = Counter(record.status for record in failed)
-        told = ", ".join(f"{kinds[status]} {status.value}" for status in Status if kinds[status])
-        return [f"failed requests: {told}; the first: {failed[0].error}"]
-
-    def _answer_notes(self) -> list[str]:
-        answered = [record for record in self.records if record.ok]
-        counts = self._token_counts()
-        n = len(answered)
-        limited = sum(record.output_tokens >= record.prompt.max_tokens for record in answered)
-        broken = sum("\ufffd" in record.answer for record in answered)
-        echoes = bool(answered) and all(r.answer.startswith(r.prompt.text) for r in answered)
-        facts = (
-            (n and counts["source"] == "tokenizer", "output tokens counted by the tokenizer"),
-            (
-                counts["mismatches"],
-                f"server and tokenizer count {counts['mismatches']} of {n} answers differently "
-                f"({counts['server']} and {counts['tokenizer']} tokens in all)",
-            ),
-            (limited, f"{limited} of {n} answers reached max_tokens"),
-            (broken, f"{broken} of {n} answers hold U+FFFD: characters were cut between responses"),
-            (echoes, "all answers begin with their prompt: the server echoes its input"),
-        )
-        return [note for true, note in facts if true]

@@ -1,87 +1,212 @@
-"""The clock: serialized requests, a load and a transport in, exchanges out.
+"""The clock: an order of requests in, exchanges out, on one event loop.
 
-Between its start and its end nothing is parsed, counted or collected.
+Requests are connected for and serialized before the start; between start and end no answer is read
+and no garbage collected. Whether other loops do the rest of the order is no concern of this one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from time import perf_counter_ns
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter_ns, process_time_ns
 
-from client.load import Load
+from client.health import LoopSample
+from client.journal import Journal
+from client.ledger import Ledger, Requests
+from client.pacer import Pacer
+from client.progress import Watch
 from client.record import Exchange
-from client.transports import Transport
+from client.schedule import Closed, Open, Order
+from client.transports import Dialect, Endpoint, connect
+from client.workload import Prompt
 
 _WATCH_EVERY_S = 0.5
+_PROBE_EVERY_NS = 20_000_000
+_AHEAD = 200_000  # requests serialized before the start: a bound for the memory
+_STREAMS_AHEAD = 1024  # of an open loop, whose streams nobody knows, connections are made for these
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a load is; ``broken`` streams failed (errors within are read later)."""
+class Job:
+    """What one event loop is to do; it can be sent to another process."""
 
-    done: int
-    total: int
-    broken: int
+    endpoint: Endpoint
+    prompts: tuple[Prompt, ...]
+    order: Order
+    timeout_s: float
+    max_in_flight: int
+    stop_after_failures: int | None = None
+    journal: Path | None = None
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
 
-Watch = Callable[[Progress], None]
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job: exchanges by number, how the loop fared, how to read the messages.
+
+    ``stopped`` says why the job ended before its time; what was in flight then is left out.
+    ``held`` are the numbers that ``max_in_flight`` kept from being sent when they were due.
+    """
+
+    exchanges: dict[int, Exchange]
+    sample: LoopSample
+    dialect: Dialect
+    stopped: str | None = None
+    remark: str | None = None
+    held: tuple[int, ...] = ()
 
 
-async def run_load(
-    transport: Transport,
-    requests: Sequence[tuple[str, bytes]],
-    load: Load,
-    timeout_s: float,
-    watch: Watch | None = None,
-) -> list[Exchange]:
-    """Send all requests (id, bytes) in order under ``load``; exchange i is of request i."""
-    exchanges = [Exchange(request_id) for request_id, _ in requests]
-    waiting = iter(range(len(requests)))
-    count = _Count(len(requests))
+Begin = Callable[[], Awaitable[int]]
+"""Called when all is ready; gives the ``perf_counter_ns`` of the start."""
 
-    async def slot() -> None:
-        for index in waiting:
-            seen = exchanges[index]
-            seen.scheduled_ns = perf_counter_ns()  # closed loop: due as soon as a slot is free
-            await transport.stream(requests[index][1], seen, timeout_s)
-            count.note(seen)
 
-    watcher = asyncio.create_task(count.report(watch)) if watch else None
+async def carry_out(
+    job: Job, begin: Begin, stop: asyncio.Future[str], watch: Watch | None = None
+) -> Outcome:
+    """Do a job, or what can be done of it before ``stop`` has a result.
+
+    ``watch`` is called in a thread, twice a second. Raises ``UserError`` when nothing answers at
+    the endpoint, or the model is unknown or unfit.
+    """
+    streams = min(job.order.streams, _STREAMS_AHEAD, job.max_in_flight)
+    streams = job.order.streams if isinstance(job.order, Closed) else streams
+    transport = await connect(job.endpoint, max(streams, 1), job.defaults)
     try:
-        with _no_collector():
-            await asyncio.gather(*(slot() for _ in range(min(load.n, len(requests)))))
+        requests = Requests(transport.dialect, job.prompts)
+        requests.prepare(_first(job.order, len(job.prompts)))
+        with Journal(job.journal) if job.journal else nullcontext() as journal:
+            ledger = Ledger(
+                transport, requests, stop, job.timeout_s, job.stop_after_failures, journal
+            )
+            sample = await _run(ledger, job, begin, watch)
     finally:
-        if watcher:
-            watcher.cancel()
+        await transport.close()
+    return Outcome(
+        exchanges=ledger.finished,
+        sample=sample,
+        dialect=transport.dialect,
+        stopped=stop.result() if stop.done() else None,
+        remark=journal.failure if journal else None,
+        held=tuple(ledger.held),
+    )
+
+
+async def _run(ledger: Ledger, job: Job, begin: Begin, watch: Watch | None) -> LoopSample:
+    offer = _offer_closed if isinstance(job.order, Closed) else _offer_open
+    lags: list[int] = []
+    with _no_collector():
+        start_ns = await begin()
+        aside = [asyncio.create_task(_probe(start_ns, lags))]
+        if watch:
+            aside.append(asyncio.create_task(_report(ledger, job.order.total, watch)))
+        cpu, wall = process_time_ns(), perf_counter_ns()
+        offering = asyncio.create_task(offer(job, ledger, start_ns))
+        await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
+        cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
+        for task in (offering, *aside):
+            task.cancel()
+        ended = await asyncio.gather(offering, *aside, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):  # a cancellation is none
+            raise error
     if watch:
-        watch(count.progress)
-    return exchanges
+        await asyncio.to_thread(watch, ledger.look(job.order.total))
+    return LoopSample(tuple(lags), cpu, wall)
 
 
-class _Count:
-    """Counts what has ended, and tells about it now and then."""
+async def _offer_closed(job: Job, ledger: Ledger, start_ns: int) -> None:
+    order = job.order
+    assert isinstance(order, Closed)
+    numbers = _hand_out(order, start_ns)
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._broken = 0
+    async def slot(offset_ns: int) -> None:
+        await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
+        for number in numbers:
+            if ledger.stop.done():
+                return
+            await ledger.ask(number, perf_counter_ns())  # due as soon as a slot is free
 
-    def note(self, seen: Exchange) -> None:
-        self._done += 1
-        self._broken += seen.failure is not None
+    await asyncio.gather(*(slot(offset_ns) for offset_ns in order.slots))
 
-    @property
-    def progress(self) -> Progress:
-        return Progress(self._done, self._total, self._broken)
 
-    async def report(self, watch: Watch) -> None:
+def _hand_out(order: Closed, start_ns: int) -> Iterator[int]:
+    """Give the numbers in turn, as long as their time lasts."""
+    for number in order.warmup:
+        if order.warmup_ns is not None and perf_counter_ns() - start_ns >= order.warmup_ns:
+            break
+        yield number
+    begin_ns = perf_counter_ns()
+    for number in order.numbers:
+        if order.duration_ns is not None and perf_counter_ns() - begin_ns >= order.duration_ns:
+            break
+        yield number
+
+
+async def _offer_open(job: Job, ledger: Ledger, start_ns: int) -> None:
+    order = job.order
+    assert isinstance(order, Open)
+    room = asyncio.Semaphore(job.max_in_flight)
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    def over(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        room.release()
+        if not task.cancelled() and (error := task.exception()) and not ledger.stop.done():
+            ledger.stop.set_exception(error)
+
+    free_ns = 0  # when there was room again after there had been none
+    pacer = Pacer()
+    try:
+        for number, offset_ns in order.dues:
+            await pacer.until(start_ns + offset_ns)
+            full = room.locked()
+            await room.acquire()
+            free_ns = perf_counter_ns() if full else free_ns
+            if start_ns + offset_ns < free_ns:  # it, or one before it, waited for room
+                ledger.held.append(number)
+            task = asyncio.create_task(ledger.ask(number, start_ns + offset_ns))
+            tasks.add(task)
+            task.add_done_callback(over)
+            await asyncio.sleep(0)  # it is sent now, and answers are read between sends
+        await asyncio.gather(*tasks)
+    finally:
+        pacer.close()
+        for task in tasks:
+            task.cancel()
+
+
+def _first(order: Order, prompts: int) -> Iterable[int]:
+    """Number those that are serialized ahead: of an endless order, the data set once."""
+    if isinstance(order, Open):
+        return (number for number, _ in order.dues[:_AHEAD])
+    many = prompts if order.total is None else _AHEAD
+    return (*order.warmup[:prompts], *order.numbers[:many])
+
+
+async def _report(ledger: Ledger, total: int | None, watch: Watch) -> None:
+    while True:
+        await asyncio.to_thread(watch, ledger.look(total))
+        await asyncio.sleep(_WATCH_EVERY_S)
+
+
+async def _probe(start_ns: int, lags: list[int]) -> None:
+    """Note how late the loop comes back from a sleep, fifty times a second."""
+    pacer = Pacer()
+    due = max(start_ns, perf_counter_ns())
+    try:
         while True:
-            watch(self.progress)
-            await asyncio.sleep(_WATCH_EVERY_S)
+            due += _PROBE_EVERY_NS
+            await pacer.until(due)
+            now = perf_counter_ns()
+            lags.append(now - due)
+            due = max(due, now)  # what a stall has made late counts once
+    finally:
+        pacer.close()
 
 
 @contextmanager

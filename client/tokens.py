@@ -1,10 +1,11 @@
-"""The model's tokenizer, here only to count: text in, number of tokens out.
+"""The model's tokenizer, here to count and to know its vocabulary: text in, numbers out.
 
 Reads ``tokenizer.json`` with the Rust ``tokenizers`` library; nothing else of the model is needed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,21 @@ class Tokenizer:
             encodings = self._encoder.encode_batch_fast(batch, add_special_tokens=special)
             counts += [len(encoding) for encoding in encodings]
         return counts
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of one text."""
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def token(self, number: int) -> str:
+        """The token with this id as the vocabulary spells it."""
+        return str(self._encoder.id_to_token(number))
+
+    def vocabulary(self) -> list[str]:
+        """The text of each token by itself, special tokens left out; the order is the ids'."""
+        ids = sorted(self._encoder.get_vocab(with_added_tokens=False).values())
+        texts: list[str] = self._encoder.decode_batch([[each] for each in ids])
+        return texts
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -59,3 +75,40 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     encoder.no_padding()
     encoder.no_truncation()  # some files carry a limit, and counts must not
     return Tokenizer(file, encoder)
+
+
+def stop_ids(path: Path) -> dict[str, int]:
+    """``end_id`` and ``pad_id`` of the model whose ``tokenizer.json`` this is.
+
+    From ``eos_token_id`` and ``pad_token_id`` of ``generation_config.json``, else ``config.json``.
+    Of several ends the tokenizer's own ``eos_token`` counts, else the first; without a pad the end
+    pads. Empty where the files don't say: the server then has to know by itself where to stop.
+    """
+    known = {**_read(path, "config.json"), **_read(path, "generation_config.json")}
+    ends = known.get("eos_token_id")
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
+    if not ends:
+        return {}
+    own = _own_end(path) if len(ends) > 1 else None
+    end = next((end for end in ends if end == own), ends[0])
+    pad = known.get("pad_token_id")
+    return {"end_id": end, "pad_id": pad if type(pad) is int else end}
+
+
+def _own_end(path: Path) -> int | None:
+    """The id of ``eos_token`` in ``tokenizer_config.json``."""
+    name = _read(path, "tokenizer_config.json").get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    added = _read(path, path.name).get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    return next((token.get("id") for token in tokens if token.get("content") == name), None)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.with_name(name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # a null says no more than a missing key does
+    known = config if isinstance(config, dict) else {}
+    return {key: value for key, value in known.items() if value is not None}

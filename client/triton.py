@@ -7,7 +7,8 @@ the ``llmapi`` model. Knows the protobufs of the KServe protocol, but neither ch
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -17,56 +18,128 @@ from client.errors import UserError
 from client.record import Chunk
 from client.workload import Prompt
 
-# Prompt attribute or constant that fills an input tensor, by the names of all releases
-# (inflight_batcher_llm ensemble 0.11 … 1.2; sampling_param_*: the llmapi model).
-_FILL: Final[dict[str, str | bool]] = {
+_SAMPLING: Final = (
+    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "seed", "end_id", "pad_id"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "stop_words", "bad_words"),
+)
+# Input tensors of all releases (inflight_batcher_llm ensemble 0.11 … 1.2; sampling_param_*: the
+# llmapi model) and the parameter that fills them …
+_PARAMETERS: Final[dict[str, str]] = {
     "text_input": "text",
-    "max_tokens": "max_tokens",
-    "sampling_param_max_tokens": "max_tokens",
+    **{name: name for name in _SAMPLING},
+    **{f"sampling_param_{name}": name for name in _SAMPLING},
+    "min_length": "min_tokens",
+    "random_seed": "seed",
+    "sampling_param_stop": "stop_words",
+}
+# … or the value that they always get.
+_ALWAYS: Final[dict[str, bool]] = {
     "stream": True,
     "streaming": True,
     "exclude_input_in_output": True,
     "sampling_param_exclude_input_from_output": True,
+    "return_num_input_tokens": True,
     "return_num_output_tokens": True,
+    "return_perf_metrics": True,
+    "sampling_param_return_perf_metrics": True,
 }
-# Outputs that count the new tokens of a response, best first: a scalar, lengths, the ids.
-_COUNTS: Final = ("num_output_tokens", "sequence_length", "output_ids")
-
-_NUMBERS: Final = {"BOOL": "?", "INT32": "i", "INT64": "q", "UINT32": "I", "UINT64": "Q"}
+_COUNTS: Final = ("num_output_tokens", "sequence_length")  # of a response's new tokens, best first
+# Outputs that are read as facts, and the inputs one of which must be there to turn them on:
+# asked for without it, a server of some releases never answers.
+_FACTS: Final[dict[str, tuple[str, ...]]] = {
+    "num_input_tokens": ("return_num_input_tokens",),
+    **dict.fromkeys(
+        (
+            *("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns"),
+            "kv_cache_reused_blocks",
+        ),
+        ("return_perf_metrics", "sampling_param_return_perf_metrics"),
+    ),
+}
+_FORMATS: Final = {
+    **{"BOOL": "?", "INT32": "i", "INT64": "q", "UINT32": "I", "UINT64": "Q"},
+    **{"FP16": "e", "FP32": "f", "FP64": "d"},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a request: ``shape`` with the batch dimension where the model has one."""
+    """An input: ``fill`` is the parameter that it takes its value from, or its constant value.
+
+    ``rank`` counts the batch dimension where the model has one.
+    """
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    rank: int
     fill: str | bool
+    optional: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TritonModel:
-    """How to ask one model and how to read what it answers; a ``Dialect``."""
+    """How to ask one model and how to read what it answers; a ``Dialect``.
+
+    ``count_output`` is the tensor that counts tokens, if any; ``ids_output`` says whether there
+    are token ids; ``facts`` are the outputs with totals and times.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
+    decoupled: bool
     count_output: str | None
+    ids_output: bool
+    facts: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self, prompt: Prompt) -> list[tuple[Tensor, Any]]:
+        """The inputs to send for a prompt.
+
+        Raises ``UserError`` when the prompt sets a parameter that the model has no input for, or
+        leaves out one that it requires.
+        """
+        asked = {
+            "text": prompt.text,
+            "max_tokens": prompt.max_tokens,
+            **({} if prompt.min_tokens is None else {"min_tokens": prompt.min_tokens}),
+            **prompt.sampling,
+        }
+        if lost := asked.keys() - {tensor.fill for tensor in self.inputs}:
+            raise UserError(
+                f"model {self.name!r} has no input for {', '.join(sorted(lost))}",
+                fix="leave it out of the options and the prompts",
+            )
+        given: dict[Any, Any] = {True: True, False: False, **self.defaults, **asked}
+        for tensor in self.inputs:
+            if tensor.fill not in given and not tensor.optional:
+                raise UserError(
+                    f"model {self.name!r} requires the input {tensor.name}",
+                    fix=f"give {tensor.fill} with the prompts",
+                )
+        return [(each, given[each.fill]) for each in self.inputs if each.fill in given]
 
     def request(self, prompt: Prompt, request_id: str) -> bytes:
         """Serialize one ``ModelInferRequest``, asking for the outputs that are read and no more."""
         request: Any = service_pb2.ModelInferRequest(model_name=self.name, id=request_id)
         # without it the end of some models (BLS) can't be seen before the end of the stream
         request.parameters["triton_enable_empty_final_response"].bool_param = True
-        for tensor in self.inputs:
-            request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-            value = tensor.fill if isinstance(tensor.fill, bool) else getattr(prompt, tensor.fill)
-            request.raw_input_contents.append(_encode(value, tensor.datatype))
-        request.outputs.add(name="text_output")
-        if self.count_output:
-            request.outputs.add(name=self.count_output)
+        for tensor, value in self.values(prompt):
+            elements = value if isinstance(value, list | tuple) else [value]
+            shape = [1] * (tensor.rank - 1) + [len(elements)] if tensor.rank else []
+            request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+            request.raw_input_contents.append(
+                b"".join(encode_element(each, tensor) for each in elements)
+            )
+        for name in self.outputs:
+            request.outputs.add(name=name)
         data: bytes = request.SerializeToString()
         return data
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The output tensors that are read."""
+        count = (self.count_output,) if self.count_output else ()
+        return ("text_output", *count, *(("output_ids",) if self.ids_output else ()), *self.facts)
 
     def parse(self, message: bytes) -> Chunk:
         """Read one ``ModelStreamInferResponse``; a tensor that is not there reads as nothing.
@@ -82,21 +155,27 @@ class TritonModel:
         if response.error_message:
             return Chunk(error=response.error_message)
         answer = response.infer_response
-        text, tokens = b"", None
+        text, tokens, ids = b"", None, None
+        facts: dict[str, int] = {}
         for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=False):
             if tensor.name == "text_output":
                 text = _join_strings(raw)
             elif tensor.name == self.count_output:
-                tokens = _count(tensor.name, tensor.datatype, raw)
+                tokens = sum(_numbers(tensor.datatype, raw))
+            elif tensor.name == "output_ids":
+                ids = len(_numbers(tensor.datatype, raw))
+            elif tensor.name in self.facts and raw:
+                facts[tensor.name] = int(_numbers(tensor.datatype, raw)[0])
         final = answer.parameters["triton_final_response"].bool_param
-        return Chunk(text, tokens, final)
+        return Chunk(text, ids if tokens is None else tokens, ids, final, facts=facts)
 
 
-def model_from_config(config: Any) -> TritonModel:
+def model_from_config(config: Any, defaults: Mapping[str, Any] | None = None) -> TritonModel:
     """Plan requests for a model from its ``ModelConfig`` protobuf.
 
-    Asks to stream where the model is decoupled (a served ensemble says so when one of its models
-    is), since TensorRT-LLM refuses it elsewhere.
+    ``defaults`` are parameters for prompts that leave them out. Asks to stream where the model is
+    decoupled (a served ensemble says so when one of its models is), since TensorRT-LLM refuses it
+    elsewhere.
     Raises ``UserError`` for a model that doesn't take and give text, or whose required inputs
     nothing here can fill.
     """
@@ -111,7 +190,8 @@ def model_from_config(config: Any) -> TritonModel:
                 f"model {config.name!r} has no {what} {name} (it has: {', '.join(has) or 'none'})",
                 fix="measure the model that takes and gives text, as a rule the ensemble",
             )
-    unknown = [name for name, it in declared.items() if not it.optional and name not in _FILL]
+    fills: dict[str, str | bool] = {**_PARAMETERS, **_ALWAYS}
+    unknown = [name for name, it in declared.items() if not it.optional and name not in fills]
     if unknown:
         raise UserError(
             f"model {config.name!r} requires the input {', '.join(unknown)}, "
@@ -119,20 +199,29 @@ def model_from_config(config: Any) -> TritonModel:
             fix="make it optional in the model's config.pbtxt",
         )
     decoupled = config.model_transaction_policy.decoupled
-    batch = (1,) if config.max_batch_size > 0 else ()
+    fills["stream"] = fills["streaming"] = decoupled
     return TritonModel(
         name=config.name,
         inputs=tuple(
             Tensor(
                 name,
                 _datatype(tensor.data_type),
-                (*batch, *(1 for _ in tensor.dims)),
-                decoupled if name in ("stream", "streaming") else _FILL[name],
+                (config.max_batch_size > 0) + len(tensor.dims),
+                fills[name],
+                tensor.optional,
             )
             for name, tensor in declared.items()
-            if name in _FILL
+            if name in fills
         ),
+        decoupled=decoupled,
         count_output=next((name for name in _COUNTS if name in outputs), None),
+        ids_output="output_ids" in outputs,
+        facts=tuple(
+            name
+            for name, on in _FACTS.items()
+            if name in outputs and any(i in declared for i in on)
+        ),
+        defaults=defaults or {},
     )
 
 
@@ -141,11 +230,18 @@ def _datatype(data_type: int) -> str:
     return "BYTES" if name == "STRING" else name
 
 
-def _encode(value: str | int, datatype: str) -> bytes:
-    if isinstance(value, str):
-        data = value.encode()
-        return struct.pack("<I", len(data)) + data
-    return struct.pack("<" + _NUMBERS[datatype], value)
+def encode_element(value: str | float, tensor: Tensor) -> bytes:
+    """One element of an input; raises ``UserError`` for a value that its type can't hold."""
+    try:
+        if tensor.datatype == "BYTES":
+            data = str(value).encode()
+            return struct.pack("<I", len(data)) + data
+        return struct.pack("<" + _FORMATS[tensor.datatype], value)
+    except (struct.error, OverflowError) as error:
+        raise UserError(
+            f"{tensor.fill} {value!r} does not fit the input {tensor.name} ({tensor.datatype})",
+            fix="give another value",
+        ) from error
 
 
 def _join_strings(raw: bytes) -> bytes:
@@ -158,7 +254,6 @@ def _join_strings(raw: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _count(name: str, datatype: str, raw: bytes) -> int:
-    code = _NUMBERS[datatype]
-    count = len(raw) // struct.calcsize("<" + code)
-    return count if name == "output_ids" else sum(struct.unpack(f"<{count}{code}", raw))
+def _numbers(datatype: str, raw: bytes) -> tuple[int, ...]:
+    code = _FORMATS[datatype]
+    return struct.unpack(f"<{len(raw) // struct.calcsize('<' + code)}{code}", raw)

@@ -1,19 +1,24 @@
-"""The prompts of a run: a jsonl file in, prompts with token counts and a hash out.
+"""The prompts of a run: a data set or lengths in, prompts with token counts and a hash out.
 
-One JSON object a line: ``text_input`` (required), ``max_tokens``, ``reference`` (the right answer)
-and ``category``; other keys are ignored. Knows nothing of servers or time.
+Knows nothing of servers or time. Formats are ``client.datasets``' affair, texts that are made up
+``client.synthetic``'s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from client.datasets import Line, read_lines
 from client.errors import UserError
+from client.lengths import Lengths
+from client.synthetic import make_texts, make_texts_of_blocks
 from client.tokens import Tokenizer, load_tokenizer
 
 DEFAULT_MAX_TOKENS = 512
@@ -21,7 +26,11 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request to make. ``input_tokens`` counts special tokens too: the model sees them."""
+    """One request to make. ``input_tokens`` counts special tokens too: the model sees them.
+
+    ``sampling`` has canonical keys (``client.datasets.SAMPLING``), ``at_s`` is when a trace sent
+    it, in seconds from the trace's start; ``messages`` are the chat it came from, if any.
+    """
 
     index: int
     text: str
@@ -29,16 +38,29 @@ class Prompt:
     max_tokens: int
     reference: str | None = None
     category: str | None = None
+    min_tokens: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    at_s: float | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether the answer has to have exactly ``max_tokens``."""
+        return self.min_tokens == self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The prompts, in the order they are sent; ``sha256`` is over everything that is sent."""
+    """The prompts, in the order they are sent; ``sha256`` is over everything that is sent.
 
-    path: Path
+    ``source`` says where they came from, ``seed`` what was drawn with it, if anything was.
+    """
+
+    source: str
     prompts: tuple[Prompt, ...]
     sha256: str
     tokenizer: Tokenizer = field(repr=False, compare=False)
+    seed: int | None = None
 
 
 def load_workload(
@@ -46,88 +68,145 @@ def load_workload(
     tokenizer_path: str | Path,
     max_tokens: int | None = None,
     limit: int | None = None,
+    *,
+    output_tokens: Lengths | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    chat_template: bool = False,
+    seed: int = 0,
 ) -> Workload:
     """Read, check and tokenize the prompts; only the first ``limit`` of them when given.
 
-    ``max_tokens`` overrides the lines' own; where neither is given it is ``DEFAULT_MAX_TOKENS``.
+    ``max_tokens`` and ``sampling`` override the lines' own; where no limit is given it is
+    ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
+    ``seed``. ``chat_template`` renders each prompt as a chat of the model.
     Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
     """
-    path = Path(path)
     tokenizer = load_tokenizer(tokenizer_path)
-    lines = _read_lines(path)[:limit]
-    counts = tokenizer.count([line["text_input"] for line in lines], special=True)
-    prompts = tuple(
-        Prompt(
-            index=index,
-            text=line["text_input"],
-            input_tokens=count,
-            max_tokens=max_tokens or line.get("max_tokens") or DEFAULT_MAX_TOKENS,
-            reference=line.get("reference"),
-            category=line.get("category"),
-        )
-        for index, (line, count) in enumerate(zip(lines, counts, strict=True))
-    )
-    return Workload(path, prompts, _hash(prompts), tokenizer)
+    lines = _in_trace_order(read_lines(path)[:limit], path)
+    random = np.random.default_rng(seed)
+    bare = [line for line in lines if not line.text]
+    if bare:
+        lines = _with_texts(lines, tokenizer, random)
+    if chat_template:
+        lines = _as_chats(lines, tokenizer_path, tokenizer)
+    lengths = output_tokens.draw(len(lines), random) if output_tokens else None
+    prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {})
+    drawn = seed if output_tokens or bare else None
+    return Workload(str(path), prompts, _hash(prompts), tokenizer, drawn)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
+def synthetic_workload(
+    tokenizer_path: str | Path,
+    isl: Lengths,
+    osl: Lengths,
+    n: int,
+    *,
+    shared_prefix_tokens: int = 0,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Workload:
+    """Make up ``n`` prompts of exactly ``isl`` tokens that ask for exactly ``osl``.
+
+    The first ``shared_prefix_tokens`` are the same in all. Raises ``UserError`` when the
+    tokenizer doesn't load or can't give such lengths.
+    """
+    if shared_prefix_tokens >= isl.mean:
         raise UserError(
-            f"can't be read: {error.strerror}", where=path, fix="give a jsonl file of prompts"
-        ) from error
-    lines = [
-        parse_line(raw, path, number)
-        for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-        if raw.strip()
+            f"{shared_prefix_tokens} tokens leave nothing of a prompt of {isl.mean}",
+            where="--shared-prefix-tokens",
+            fix="make the prefix shorter than --isl",
+        )
+    tokenizer = load_tokenizer(tokenizer_path)
+    random = np.random.default_rng(seed)
+    wanted = isl.draw(n, random, least=shared_prefix_tokens + 1)
+    lengths = osl.draw(n, random)
+    lines = [Line(text) for text in make_texts(tokenizer, wanted, shared_prefix_tokens, random)]
+    prompts = _prompts(lines, tokenizer, None, lengths, sampling or {})
+    shared = f", shared prefix {shared_prefix_tokens}" if shared_prefix_tokens else ""
+    source = f"synthetic: ISL {isl}, OSL {osl}{shared}"
+    return Workload(source, prompts, _hash(prompts), tokenizer, seed)
+
+
+def _prompts(
+    lines: Sequence[Line],
+    tokenizer: Tokenizer,
+    max_tokens: int | None,
+    lengths: Sequence[int] | None,
+    sampling: Mapping[str, Any],
+) -> tuple[Prompt, ...]:
+    counts = tokenizer.count([line.text for line in lines], special=True)
+    start_ms = min((line.timestamp_ms or 0.0 for line in lines), default=0.0)
+    prompts = []
+    for index, (line, count) in enumerate(zip(lines, counts, strict=True)):
+        limit = lengths[index] if lengths else max_tokens or line.max_tokens or DEFAULT_MAX_TOKENS
+        least = limit if lengths else line.min_tokens
+        at_ms = line.timestamp_ms
+        prompts.append(
+            Prompt(
+                index=index,
+                text=line.text,
+                input_tokens=count,
+                max_tokens=limit,
+                reference=line.reference,
+                category=line.category,
+                min_tokens=None if least is None else min(least, limit),
+                sampling={**line.sampling, **sampling},
+                at_s=None if at_ms is None else (at_ms - start_ms) / 1000,
+                messages=line.messages,
+            )
+        )
+    return tuple(prompts)
+
+
+def _in_trace_order(lines: list[Line], path: str | Path) -> list[Line]:
+    """Sort a trace by its timestamps; all lines have one, or none has."""
+    stamped = sum(line.timestamp_ms is not None for line in lines)
+    if stamped not in (0, len(lines)):
+        raise UserError(
+            f"{stamped} of {len(lines)} lines have a timestamp",
+            where=path,
+            fix="give every line one, or none",
+        )
+    return sorted(lines, key=lambda line: line.timestamp_ms or 0.0)
+
+
+def _with_texts(
+    lines: Sequence[Line], tokenizer: Tokenizer, random: np.random.Generator
+) -> list[Line]:
+    """Make up the texts of lines that only say how long they are."""
+    wanted = [(line.input_tokens, line.blocks) for line in lines if line.input_tokens]
+    texts = iter(make_texts_of_blocks(tokenizer, wanted, random))
+    return [line if line.text else replace(line, text=next(texts)) for line in lines]
+
+
+def _as_chats(
+    lines: Sequence[Line], tokenizer_path: str | Path, tokenizer: Tokenizer
+) -> list[Line]:
+    from client.chat import load_chat_template
+
+    render = load_chat_template(tokenizer_path)
+    chats = [line.messages or ({"role": "user", "content": line.text},) for line in lines]
+    texts = [_once_begun(render(chat), tokenizer) for chat in chats]
+    return [
+        replace(line, text=text, messages=chat)
+        for line, text, chat in zip(lines, texts, chats, strict=True)
     ]
-    if not lines:
-        raise UserError(
-            "holds no prompts", where=path, fix='write one {"text_input": "…"} object a line'
-        )
-    return lines
 
 
-def parse_line(raw: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Read one line into its known keys, checked; raises ``UserError`` with file and line."""
-    fix = 'write an object like {"text_input": "…", "max_tokens": 64, "reference": "…"}'
-    try:
-        line = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=path, line=number, fix=fix) from error
-    if not isinstance(line, dict):
-        raise UserError("not a JSON object", where=path, line=number, fix=fix)
-    if "text_input" not in line:
-        raise UserError("lacks text_input", where=path, line=number, fix=fix)
-    known = {key: line[key] for key in _CHECKS if line.get(key) is not None or key == "text_input"}
-    for key, value in known.items():
-        kind, right = _CHECKS[key]
-        if not right(value):
-            raise UserError(f"{key} is not {kind}", where=path, line=number, fix=fix)
-    return known
-
-
-def _is_text(value: object) -> bool:
-    # JSON can spell half a surrogate pair, and UTF-8 can't
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _is_limit(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**31  # the tensor is INT32
-
-
-_CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "text_input": ("text with something in it", lambda value: _is_text(value) and value != ""),
-    "max_tokens": ("a whole number above 0", _is_limit),
-    "reference": ("text", _is_text),
-    "category": ("text", _is_text),
-}
+def _once_begun(text: str, tokenizer: Tokenizer) -> str:
+    """Take the template's BOS away where the tokenizer would put a second one before it."""
+    ids = tokenizer.encode(text, special=True)
+    bare = tokenizer.encode(text, special=False)
+    doubled = len(ids) > len(bare) and ids[:2] == [bare[0], bare[0]]
+    return text.removeprefix(tokenizer.token(bare[0])) if doubled else text
 
 
 def _hash(prompts: tuple[Prompt, ...]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
-        sent = [prompt.text, prompt.max_tokens, prompt.reference, prompt.category]
-        digest.update(json.dumps(sent, ensure_ascii=False).encode() + b"\n")
+        sent = [
+            *(prompt.text, prompt.max_tokens, prompt.min_tokens, prompt.reference),
+            *(prompt.category, prompt.sampling, prompt.at_s, prompt.messages),
+        ]
+        digest.update(json.dumps(sent, ensure_ascii=False, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

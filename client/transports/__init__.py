@@ -7,48 +7,122 @@ reads responses after it has stopped. Nothing outside this package asks which ki
 from __future__ import annotations
 
 import importlib
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 from client.errors import UserError
 from client.record import Chunk, Exchange
 from client.workload import Prompt
 
-_MODULES = {"grpc": "client.transports.grpc_aio"}  # imported when asked for: gRPC loads slowly
+# protocol → transport → module; the first is the default. Imported when asked for: gRPC is slow
+# to load.
+_MODULES: Final[dict[str, dict[str, str]]] = {
+    "grpc": {
+        "grpc": "client.transports.grpc_h2",
+        "tritonclient": "client.transports.stock",
+        "grpc.aio": "client.transports.grpc_aio",
+    },
+    "http": {"http": "client.transports.triton_http"},
+    "openai": {
+        "completions": "client.transports.openai_http",
+        "chat": "client.transports.openai_http",
+    },
+}
+Headers = tuple[tuple[str, str], ...]
 PROTOCOLS = tuple(_MODULES)
+TRANSPORTS = {protocol: tuple(modules) for protocol, modules in _MODULES.items()}
+_PLACE = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+_BASE = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files: who is trusted (the system's when ``None``), and who we are."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens, what it speaks there, and which of its models is meant."""
+    """Where a server listens, what it speaks there, and which of its models is meant.
+
+    ``url`` is HOST:PORT; over HTTP it may be a base like ``https://host/v1``. ``headers`` go with
+    every request (gRPC: metadata); ``api_key_env`` names the environment variable of the key.
+    """
 
     url: str
     protocol: str
     model: str
+    transport: str | None = None
+    headers: Headers = ()
+    tls: Tls | None = None
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        """Check ``HOST:PORT`` and the protocol; raises ``UserError``."""
-        host, colon, port = self.url.rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        right = bool(colon and bare) and not set("/[] ") & set(bare)
-        right = right and (":" not in bare or bare is not host)  # IPv6 wants its brackets
-        right = right and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-        if not right:
-            raise UserError(f"{self.url!r} is no HOST:PORT", fix="write it like localhost:8001")
+        """Check the place, the protocol and the transport; raises ``UserError``."""
         if self.protocol not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
             raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
+        if not _is_place(self.url) and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):
+            raise UserError(f"{self.url!r} is no HOST:PORT", fix="write it like localhost:8001")
+        if self.transport is not None and self.transport not in TRANSPORTS[self.protocol]:
+            known = ", ".join(TRANSPORTS[self.protocol])
+            raise UserError(
+                f"unknown transport {self.transport!r} for {self.protocol}",
+                fix=f"use one of: {known}",
+            )
+        if self.tls is not None and self.transport == "grpc":
+            raise UserError("the transport grpc is plaintext", fix="use --transport tritonclient")
+
+    @property
+    def chosen(self) -> str:
+        """The transport in use: the one asked for, else the protocol's default."""
+        if self.transport is None and self.protocol == "grpc" and self.tls is not None:
+            return "tritonclient"
+        return self.transport or TRANSPORTS[self.protocol][0]
+
+    @property
+    def base(self) -> str:
+        """Where HTTP paths begin, without a slash at the end."""
+        if _BASE.fullmatch(self.url):
+            return self.url.rstrip("/")
+        return f"{'http' if self.tls is None else 'https'}://{self.url}"
+
+
+def extra_headers(endpoint: Endpoint) -> Headers:
+    """The user's headers, and the key from the environment as a bearer token; names in lower case.
+
+    Raises ``UserError`` when the variable isn't set.
+    """
+    headers = tuple((name.lower(), value) for name, value in endpoint.headers)
+    if endpoint.api_key_env is None:
+        return headers
+    key = os.environ.get(endpoint.api_key_env)
+    if not key:
+        raise UserError(f"the environment variable {endpoint.api_key_env} is not set")
+    return (*headers, ("authorization", f"Bearer {key}"))
+
+
+def _is_place(url: str) -> bool:
+    place = _PLACE.fullmatch(url)
+    return place is not None and 0 < int(place["port"]) < 65536
 
 
 class Dialect(Protocol):
     """How requests are written and responses read. Pure; no network, no clock."""
 
     def request(self, prompt: Prompt, request_id: str) -> bytes:
-        """Serialize one request."""
+        """Serialize one request; raises ``UserError`` for what this server can't be asked."""
         ...
 
     def parse(self, message: bytes) -> Chunk:
-        """Read one message of a response stream."""
+        """Read one message of a response stream; never raises."""
         ...
 
 
@@ -72,11 +146,15 @@ class Transport(Protocol):
         ...
 
 
-async def connect(endpoint: Endpoint, streams: int) -> Transport:
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int] | None = None
+) -> Transport:
     """Connect and warm up for ``streams`` requests at once.
 
+    ``defaults`` are sampling parameters (``end_id``, ``pad_id``) for prompts that leave them out,
+    sent where the server takes them.
     Raises ``UserError`` when nothing answers there, or the model is unknown or unfit.
     """
-    module = importlib.import_module(_MODULES[endpoint.protocol])
-    transport: Transport = await module.connect(endpoint, streams)
+    module = importlib.import_module(_MODULES[endpoint.protocol][endpoint.chosen])
+    transport: Transport = await module.connect(endpoint, streams, defaults or {})
     return transport

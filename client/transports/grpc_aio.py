@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
 
 import grpc
 
-from client.record import Exchange, Status
-from client.transports import Endpoint
-from client.transports.triton_rpc import SERVICE, describe, open_channel
+from client.record import Exchange
+from client.transports import Endpoint, Headers, extra_headers
+from client.transports.triton_rpc import SERVICE, describe, fail, open_channel
 from client.triton import TritonModel
 
 _STREAMS_PER_CHANNEL = 32  # one HTTP/2 connection is one socket and one flow-control window
@@ -24,8 +24,11 @@ _STREAMS_PER_CHANNEL = 32  # one HTTP/2 connection is one socket and one flow-co
 class GrpcTransport:
     """Streams over a few warm channels, in turn."""
 
-    def __init__(self, dialect: TritonModel, channels: Sequence[grpc.aio.Channel]) -> None:
+    def __init__(
+        self, dialect: TritonModel, channels: Sequence[grpc.aio.Channel], metadata: Headers
+    ) -> None:
         self.dialect = dialect
+        self._metadata = metadata
         self._channels = channels
         self._stubs = itertools.cycle(
             [channel.stream_stream(SERVICE + "ModelStreamInfer") for channel in channels]
@@ -36,7 +39,7 @@ class GrpcTransport:
         stub = next(self._stubs)
         note = seen.messages.append
         seen.sent_ns = perf_counter_ns()
-        call = stub(timeout=timeout_s)
+        call = stub(timeout=timeout_s, metadata=self._metadata)
         try:
             await call.write(request)
             await call.done_writing()  # half-closed, so that the stream's end always comes
@@ -47,7 +50,7 @@ class GrpcTransport:
         code = await call.code()
         seen.end_ns = perf_counter_ns()
         if code is not grpc.StatusCode.OK:
-            seen.failure = _status(code, seen), f"{code.name}: {await call.details()}"
+            fail(seen, code, await call.details() or "")
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -55,15 +58,9 @@ class GrpcTransport:
             await channel.close()
 
 
-async def connect(endpoint: Endpoint, streams: int) -> GrpcTransport:
+async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> GrpcTransport:
     """See ``transports.connect``."""
-    dialect = await describe(endpoint)
+    dialect = await describe(endpoint, defaults)
     count = -(-streams // _STREAMS_PER_CHANNEL)
     channels = await asyncio.gather(*(open_channel(endpoint) for _ in range(count)))
-    return GrpcTransport(dialect, channels)
-
-
-def _status(code: grpc.StatusCode, seen: Exchange) -> Status:
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Status.TIMEOUT
-    return Status.CUT if seen.messages else Status.ERROR
+    return GrpcTransport(dialect, channels, extra_headers(endpoint))

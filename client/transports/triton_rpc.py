@@ -5,6 +5,7 @@ All transports that speak to Triton's gRPC port share it; only their streams dif
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -12,11 +13,12 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
 from client.errors import UserError
-from client.transports import Endpoint
+from client.record import Exchange, Status
+from client.transports import Endpoint, Tls, extra_headers
 from client.triton import TritonModel, model_from_config
 
 SERVICE = "/inference.GRPCInferenceService/"
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment would be measured as well
@@ -24,20 +26,37 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else all channels share one connection
 )
 _PATIENCE_S = 10.0
+# how gRPC's library words it: nobody listens, REFUSED_STREAM, GOAWAY before the stream was begun
+_REFUSALS = ("failed to connect", "error code 7", "goaway received")
 
 
 async def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
     """Connect, and make a first call; raises ``UserError`` when no Triton answers."""
-    channel = grpc.aio.insecure_channel(endpoint.url, options=_OPTIONS)
+    if endpoint.tls is None:
+        channel = grpc.aio.insecure_channel(endpoint.url, options=CHANNEL_OPTIONS)
+    else:
+        credentials = grpc.ssl_channel_credentials(*read_pem(endpoint.tls))
+        channel = grpc.aio.secure_channel(endpoint.url, credentials, options=CHANNEL_OPTIONS)
     try:
-        await _call(channel, "ServerLive")
+        await _call(channel, endpoint, "ServerLive")
     except grpc.aio.AioRpcError as error:
         await channel.close()
         raise _no_server(endpoint, error) from error
     return channel
 
 
-async def _call(channel: grpc.aio.Channel, method: str, **fields: Any) -> Any:
+def read_pem(tls: Tls) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The bytes of CA, key and certificate, in gRPC's order; raises ``UserError``."""
+    found: list[bytes | None] = []
+    for path in (tls.ca, tls.key, tls.cert):
+        try:
+            found.append(None if path is None else path.read_bytes())
+        except OSError as error:
+            raise UserError(f"can't be read: {error.strerror}", where=path) from error
+    return found[0], found[1], found[2]
+
+
+async def _call(channel: grpc.aio.Channel, endpoint: Endpoint, method: str, **fields: Any) -> Any:
     """Make one unary call: ``ModelConfig`` sends a ``ModelConfigRequest`` with ``fields``."""
     request_type: type[Message] = getattr(service_pb2, f"{method}Request")
     response_type = getattr(service_pb2, f"{method}Response")
@@ -46,21 +65,33 @@ async def _call(channel: grpc.aio.Channel, method: str, **fields: Any) -> Any:
         request_serializer=request_type.SerializeToString,
         response_deserializer=response_type.FromString,
     )
-    return await stub(request_type(**fields), timeout=_PATIENCE_S)
+    return await stub(request_type(**fields), timeout=_PATIENCE_S, metadata=extra_headers(endpoint))
 
 
-async def describe(endpoint: Endpoint) -> TritonModel:
-    """Find out how to ask ``endpoint.model``.
+async def describe(endpoint: Endpoint, defaults: Mapping[str, int]) -> TritonModel:
+    """Find out how to ask ``endpoint.model``; ``defaults`` as in ``transports.connect``.
 
     Raises ``UserError`` when no Triton answers, or it has no such model (then it says which it
     has), or the model is not ready or not fit.
     """
     async with await open_channel(endpoint) as channel:
         try:
-            config = (await _call(channel, "ModelConfig", name=endpoint.model)).config
+            config = (await _call(channel, endpoint, "ModelConfig", name=endpoint.model)).config
         except grpc.aio.AioRpcError as error:
             raise await _no_model(channel, endpoint, error) from error
-    return model_from_config(config)
+    return model_from_config(config, defaults)
+
+
+def fail(seen: Exchange, code: grpc.StatusCode, details: str) -> None:
+    """Note why gRPC's library gave a call up; its messages are in ``seen`` already."""
+    refused = any(words in details.lower() for words in _REFUSALS)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        status = Status.TIMEOUT
+    elif seen.messages:
+        status = Status.CUT
+    else:
+        status = Status.REFUSED if refused else Status.ERROR
+    seen.failure = status, f"{code.name}: {details}"
 
 
 def _no_server(endpoint: Endpoint, error: grpc.aio.AioRpcError) -> UserError:
@@ -79,7 +110,10 @@ async def _no_model(
     channel: grpc.aio.Channel, endpoint: Endpoint, error: grpc.aio.AioRpcError
 ) -> UserError:
     try:
-        known = {model.name: model for model in (await _call(channel, "RepositoryIndex")).models}
+        known = {
+            model.name: model
+            for model in (await _call(channel, endpoint, "RepositoryIndex")).models
+        }
     except grpc.aio.AioRpcError:  # servers may forbid it
         known = {}
     if endpoint.model in known:

@@ -122,6 +122,7 @@ class ScriptedTriton:
     script: Callable[[str], list[Step]]
     models: tuple[str, ...] = MODELS
     hold: int = 1
+    credentials: grpc.ServerCredentials | None = None
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     in_flight: int = 0
@@ -138,7 +139,12 @@ class ScriptedTriton:
         }
         self._server = grpc.server(ThreadPoolExecutor(max_workers=64))
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        place = "127.0.0.1:0"
+        if self.credentials is None:
+            port = self._server.add_insecure_port(place)
+        else:
+            port = self._server.add_secure_port(place, self.credentials)
+        self.url = f"127.0.0.1:{port}"
         self._server.start()
         return self
 

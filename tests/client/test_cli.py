@@ -30,7 +30,7 @@ def llm_perf(
     tokenizer_folder: Path,
     write_prompts: Callable[..., Path],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(prompts: list[object] | None = None, **flags: object):
+    def run(prompts: list[object] | None = None, code: str | None = None, **flags: object):
         chosen = {
             "url": server.url,
             "protocol": "grpc",
@@ -39,9 +39,13 @@ def llm_perf(
             "input_data": write_prompts(*(prompts or ["a", "b", "c"])),
             **flags,
         }
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+        words = [
+            f"--{name.replace('_', '-')}{'' if value is None else f'={value}'}"
+            for name, value in chosen.items()
+        ]
+        program = ["-c", code] if code else ["-m", "client.cli"]
         return subprocess.run(
-            [sys.executable, "-m", "client.cli", *words],
+            [sys.executable, *program, *words],
             cwd=tmp_path,
             env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
             capture_output=True,
@@ -76,7 +80,8 @@ def test_one_load_writes_the_table_the_json_and_the_lines(llm_perf, tmp_path: Pa
 def test_several_loads_write_a_file_each(llm_perf, tmp_path: Path) -> None:
     done = llm_perf(concurrency="1,2", profile_export_file=tmp_path / "out" / "x.json")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.json*"))
+    assert [name for name in written if "answers" not in name] == [
         "x_concurrency1.json",
         "x_concurrency1.jsonl",
         "x_concurrency2.json",
@@ -84,6 +89,54 @@ def test_several_loads_write_a_file_each(llm_perf, tmp_path: Path) -> None:
     ]
     loads = [json.loads(path.read_text())["load"] for path in (tmp_path / "out").glob("*.json")]
     assert sorted(load["value"] for load in loads) == [1, 2]
+    both = llm_perf(request_rate="50,inf", profile_export_file=tmp_path / "open" / "x.json")
+    assert both.returncode == 0, both.stderr
+    loads = [json.loads(path.read_text())["load"] for path in (tmp_path / "open").glob("*.json")]
+    assert {load["value"] for load in loads} == {50, None}
+
+
+def test_every_load_flag_reaches_the_load(llm_perf, server: ScriptedTriton, tmp_path: Path) -> None:
+    done = llm_perf(
+        **{"request_rate": "100", "arrival": "gamma", "burstiness": "2", "seed": "7"},
+        **{"ramp": "0.1", "warmup_requests": "2", "repeat": "3", "max_in_flight": "4"},
+        **{"workers": "1", "stop_after_failures": "5", "request_timeout": "9"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(server.asked) == 2 + 9
+    assert "Note: 2 warm-up requests are left out" in done.stdout
+    document = json.loads((tmp_path / "artifacts/profile_export.json").read_text())
+    assert document["load"] == {
+        "kind": "request_rate",
+        "value": 100.0,
+        "arrival": "gamma",
+        "burstiness": 2.0,
+        "seed": 7,
+        "ramp_s": 0.1,
+        "requests": 9,
+        "duration_s": None,
+        "warmup_requests": 2,
+        "warmup_s": 0.0,
+    }
+    assert document["health"]["workers"] == 1
+
+
+def test_a_trace_is_replayed_from_the_prompts_times(llm_perf, tmp_path: Path) -> None:
+    prompts = [{"text_input": "a", "timestamp": 0}, {"text_input": "b", "timestamp": 30}]
+    done = llm_perf(prompts, trace_replay=None)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "artifacts/profile_export.json").read_text())
+    assert (document["load"]["kind"], document["requests_ok"]) == ("trace", 2)
+
+
+def test_strict_turns_a_client_that_can_not_keep_up_into_code_three(llm_perf) -> None:
+    code = (
+        "import client.health as health; health.CPU_LIMIT = 0.0\n"
+        "from client.cli import main; main()"
+    )
+    assert llm_perf(code=code, strict=None).returncode == 3
+    done = llm_perf(code=code)
+    assert done.returncode == 0
+    assert "CLIENT-BOUND (CPU share" in done.stdout
 
 
 def test_some_failures_are_a_result_and_only_failures_are_not(llm_perf) -> None:
@@ -115,6 +168,20 @@ def test_some_failures_are_a_result_and_only_failures_are_not(llm_perf) -> None:
         ({"max_tokens": "0"}, "Invalid value for '--max-tokens'"),
         ({"request_timeout": "0"}, "Invalid value for '--request-timeout'"),
         ({"nosuch": "1"}, "No such option"),
+        ({"request_rate": "-1"}, "--request-rate: '-1' is no request-rate"),
+        ({"request_rate": "nan"}, "--request-rate: 'nan' is no request-rate"),
+        ({"request_rate": "2", "concurrency": "2"}, "--concurrency and --request-rate are"),
+        ({"request_rate": "2", "arrival": "uniform"}, "unknown arrival 'uniform'"),
+        ({"request_rate": "2", "burstiness": "2"}, "poisson arrivals have no burstiness"),
+        ({"request_rate": "inf", "duration": "2"}, "no duration ends it"),
+        ({"trace_replay": None}, "3 of 3 prompts have no time to replay"),
+        ({"num_requests": "2", "repeat": "2"}, "--num-requests and --repeat both"),
+        ({"warmup_requests": "2", "warmup_seconds": "2"}, "a warm-up has a number"),
+        ({"workers": "0"}, "'0' is neither a number above 0 nor auto"),
+        ({"header": "nocolon"}, "'nocolon' is no NAME:VALUE"),
+        ({"transport": "carrier-pigeon"}, "unknown transport 'carrier-pigeon'"),
+        ({"endpoint_type": "chat"}, "--endpoint-type is for -i openai"),
+        ({"ssl_ca": "nosuch.pem"}, "nosuch.pem: can't be read"),
     ],
 )
 def test_bad_flags_are_one_line_and_code_two(llm_perf, flags: dict[str, str], said: str) -> None:
@@ -129,7 +196,7 @@ def test_bad_flags_are_one_line_and_code_two(llm_perf, flags: dict[str, str], sa
     ("name", "content", "said"),
     [
         ("prompts.jsonl", '{"text_input": "a"}\nnot json\n', "prompts.jsonl:2: not JSON"),
-        ("prompts.jsonl", '{"prompt": "a"}\n', "prompts.jsonl:1: lacks text_input"),
+        ("prompts.jsonl", '{"number": "a"}\n', "prompts.jsonl:1: lacks text_input"),
         ("prompts.jsonl", "\n", "prompts.jsonl: holds no prompts"),
         ("tokenizer.json", "{}", "tokenizer.json: the tokenizer does not load"),
     ],
@@ -157,7 +224,7 @@ def test_a_server_that_is_not_there_is_one_line_with_its_place(llm_perf) -> None
     assert done.stderr.count("\n") == 1
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy_and_stands_by_theme() -> None:
     heavy = {"grpc", "numpy", "tritonclient", "tokenizers", "rich", "torch", "transformers"}
     probe = (
         "import sys; from client import cli\n"
@@ -166,8 +233,18 @@ def test_help_loads_nothing_heavy() -> None:
         f"print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    assert "--concurrency" in done.stdout
     assert done.stderr.strip() == "[]"
+    themes = [line for line in done.stdout.splitlines() if line[:1].strip() and line[-1] == ":"]
+    assert themes == ["Server:", "Data:", "Load:", "Run:", "Results:", "Other:"]
+
+
+@pytest.mark.parametrize("name", ["selftest", "compare"])
+def test_other_commands_are_named_first_and_have_their_own_help(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "client.cli", name, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: llm_perf {name} ")
 
 
 def test_measuring_loads_neither_torch_nor_transformers() -> None:

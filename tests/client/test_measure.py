@@ -95,12 +95,9 @@ def test_known_chunks_give_known_counts_and_ordered_times(ask: Callable[..., Run
     assert run.metrics["inter_token_latency"]["avg"] == pytest.approx(
         (record.latency_ns - record.ttft_ns) / 8 / 1e6
     )
-    assert run.to_json()["token_counts"] == {
-        "source": "server",
-        "server": 9,
-        "tokenizer": 7,
-        "mismatches": 1,
-    }
+    counts = run.to_json()["token_counts"]
+    assert (counts["source"], counts["server"], counts["tokenizer"]) == ("server", 9, 7)
+    assert counts["mismatches"] == 1
 
 
 @pytest.mark.parametrize("ending", ["null final", "end of stream", "final on data"])
@@ -178,7 +175,7 @@ def test_the_server_sees_what_the_workload_says(ask: Callable[..., Run]) -> None
     assert asked.tensors == {"text_input": "三", "max_tokens": 2, "stream": True}
     assert asked.shapes == {"text_input": [1, 1], "max_tokens": [1, 1], "stream": [1, 1]}
     assert asked.wants_empty_final
-    assert asked.outputs == ["text_output", "sequence_length"]
+    assert set(asked.outputs) == {"text_output", "sequence_length", "output_ids"}
 
 
 def test_a_model_that_is_not_decoupled_answers_in_one_piece(ask: Callable[..., Run]) -> None:
@@ -208,7 +205,10 @@ def test_the_score_is_exact_match_on_stripped_text(ask: Callable[..., Run]) -> N
         run = ask(server, *prompts)
     assert run.score == 0.5
     assert run.accuracy is not None
-    assert (run.accuracy.n, run.accuracy.by_category) == (2, {"a": (1, 2)})
+    assert run.accuracy.n == 2
+    assert {name: (part.value, part.n) for name, part in run.accuracy.by_category.items()} == {
+        "a": (0.5, 2)
+    }
 
 
 def test_without_references_there_is_no_score(ask: Callable[..., Run]) -> None:
@@ -220,7 +220,7 @@ def test_progress_ends_at_the_total(ask: Callable[..., Run]) -> None:
     seen: list[Progress] = []
     with ScriptedTriton(SCRIPTS.__getitem__) as server:
         ask(server, "null final", "cut", "null final", watch=seen.append)
-    assert seen[-1] == Progress(done=3, total=3, broken=1)
+    assert (seen[-1].done, seen[-1].total, seen[-1].broken) == (3, 3, 1)
 
 
 def test_a_run_is_written_whole_and_reads_back(ask: Callable[..., Run], tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_a_run_is_written_whole_and_reads_back(ask: Callable[..., Run], tmp_path
     assert sorted(file.name for file in path.parent.iterdir()) == ["export.json", "export.jsonl"]
     document = json.loads(path.read_text())
     assert document == json.loads(json.dumps(run.to_json()))
-    assert set(document["time_to_first_token"]) == {
+    assert set(document["time_to_first_token"]) >= {
         *("unit", "count", "avg", "min", "max", "std"),
         *("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99"),
     }
-    assert document["exact_match"]["value"] == 1
+    assert document["score"]["value"] == 1
     first, second = (json.loads(line) for line in lines.read_text().splitlines())
     assert (first["answer"], first["reference"], first["status"]) == ("三", "三", "ok")
     assert first["chunk_ns"] == list(run.records[0].chunk_ns)
@@ -270,7 +270,7 @@ def test_a_server_that_goes_away_in_mid_run_leaves_records(ask: Callable[..., Ru
                 server._server.stop(None)
 
         run = ask(server, "null final", "hangs", "null final", watch=stop)
-    assert [record.status.value for record in run.records] == ["ok", "cut", "error"]
+    assert [record.status.value for record in run.records] == ["ok", "cut", "refused"]
 
 
 def test_no_server_names_the_place(ask: Callable[..., Run]) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.metrics import PERCENTILES, compute_metrics, window_ns
+from client.metrics import PERCENTILES, compute_metrics, metric_rows, window_ns
 from client.record import Record, Status
 from client.workload import Prompt
 
@@ -18,19 +20,22 @@ def record(
     tokens: int = 0,
     status: Status = Status.OK,
     input_tokens: int = 5,
+    scheduled_ms: int | None = None,
+    **more: int,
 ) -> Record:
     return Record(
         prompt=Prompt(index=0, text="p", input_tokens=input_tokens, max_tokens=100),
         request_id="r",
         status=status,
         error=None if status is Status.OK else "broken",
-        scheduled_ns=sent_ms * MS,
+        scheduled_ns=(sent_ms if scheduled_ms is None else scheduled_ms) * MS,
         sent_ns=sent_ms * MS,
         end_ns=max((sent_ms, *chunks_ms)) * MS + 7,
         chunk_ns=tuple(at * MS for at in chunks_ms),
         answer="a",
         server_tokens=tokens,
         tokenizer_tokens=99,
+        **more,
     )
 
 
@@ -46,6 +51,7 @@ def test_one_request_gives_the_guides_figures() -> None:
     assert metrics["request_throughput"]["avg"] == pytest.approx(1 / 0.090)
     assert metrics["output_sequence_length"]["avg"] == 5
     assert metrics["input_sequence_length"]["avg"] == 5
+    assert metrics["time_to_second_token"]["avg"] == pytest.approx(10)
     assert metrics["inter_chunk_latency"]["max"] == pytest.approx(30)
     assert metrics["inter_chunk_latency"]["count"] == 2
 
@@ -118,6 +124,55 @@ def test_the_tokenizer_counts_where_the_server_does_not() -> None:
     assert compute_metrics([silent])["output_sequence_length"]["avg"] == 7
 
 
+def test_in_an_open_loop_waiting_at_the_client_counts_from_the_schedule() -> None:
+    # due at 100 ms, sent at 400 ms, responses at 450 and 490 ms
+    late = record(400, (450, 490), tokens=5, scheduled_ms=100)
+    metrics = compute_metrics([late], open_loop=True)
+    assert metrics["time_to_first_token"]["avg"] == pytest.approx(50)
+    assert metrics["time_to_first_token_from_schedule"]["avg"] == pytest.approx(350)
+    assert metrics["request_latency"]["avg"] == pytest.approx(90)
+    assert metrics["request_latency_from_schedule"]["avg"] == pytest.approx(390)
+    assert "time_to_first_token_from_schedule" not in compute_metrics([late])
+
+
+def test_the_servers_own_times_split_ttft() -> None:
+    split = record(0, (50, 60), tokens=2, queue_ns=20 * MS, prefill_ns=25 * MS)
+    metrics = compute_metrics([split, record(0, (70, 80), tokens=2)])
+    for key, value in (
+        ("server_queue_time", 20),
+        ("server_prefill_time", 25),
+        ("ensemble_network_overhead", 5),
+    ):
+        assert (metrics[key]["avg"], metrics[key]["count"]) == (pytest.approx(value), 1)
+    assert "server_queue_time" not in compute_metrics([record(0, (70, 80), tokens=2)])
+
+
+def test_a_failed_request_is_infinitely_late_in_the_adjusted_percentiles() -> None:
+    good = [record(0, (at, 2 * at), tokens=2) for at in range(1, 9)]  # TTFT 1 … 8 ms
+    failed = [record(0, (), status=Status.TIMEOUT)] * 2
+    ttft = compute_metrics(good + failed)["time_to_first_token"]
+    # of ten: ranks 0 … 9, p50 is rank 4.5 → 4, p90 rank 8.1 → 8
+    assert (ttft["adjusted_p50"], ttft["adjusted_p90"]) == (pytest.approx(5), "inf")
+    assert ttft["p99"] == pytest.approx(np.percentile(range(1, 9), 99))
+    assert "adjusted_p50" not in compute_metrics(good)["time_to_first_token"]
+    assert "adjusted_p50" not in compute_metrics(good + failed)["output_sequence_length"]
+
+
+def test_a_request_that_was_never_sent_does_not_stretch_the_run() -> None:
+    good = record(5000, (5100, 6000), tokens=9)
+    refused = record(0, (), status=Status.REFUSED)
+    assert window_ns([good, refused]) == 1000 * MS
+
+
+def test_every_metric_has_a_formula_and_a_source() -> None:
+    split = record(0, (1, 2), tokens=2, queue_ns=1, prefill_ns=1, kv_cache_reused_blocks=1)
+    metrics = compute_metrics([split], open_loop=True)
+    rows = metric_rows()
+    assert {key for key, *_ in rows} == {*metrics, "request_goodput"}
+    assert all(unit == metrics[key]["unit"] for key, unit, *_ in rows if key in metrics)
+    assert all(formula and source for _, _, formula, source in rows)
+
+
 _streams = st.builds(
     lambda sent, gaps, tokens: record(
         sent, tuple(int(at) for at in sent + np.cumsum(gaps)), tokens=tokens
@@ -167,3 +222,10 @@ def test_figures_do_not_depend_on_the_clocks_origin(records: list[Record], shift
         for r in records
     ]
     assert compute_metrics(moved) == compute_metrics(records)
+
+
+def test_the_documentation_has_every_metric_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    for key, unit, formula, source in metric_rows():
+        assert f"| `{key}` | {unit} | {formula} | {source} |\n" in page
+    assert page.count("\n| `") == len(metric_rows()) + 5  # and the files
