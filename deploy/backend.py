@@ -1,66 +1,48 @@
-"""How a cell is served: what its engine is, and how it is made.
+"""The seam between a cell and what serves it: one protocol, three ways.
 
-A backend knows nothing of the store, of other cells, or of Triton's templates.
+A backend says what checkpoint it takes, what its engine is, how that is made, and what Triton gets
+to see. It knows nothing of the store or of other cells; nothing else asks which one it is.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from deploy.spec import BuildSpec, Cell
-from deploy.store import write_json
+from deploy.backends.jobs import EngineJob, RepositoryJob
+from deploy.backends.llmapi import LlmApiBackend
+from deploy.backends.reference import ReferenceBackend
+from deploy.backends.tensorrt import TensorrtBackend
+from deploy.gpu import Gpu
+from deploy.spec import Cell, DeploymentFile
 
 
 class Backend(Protocol):
-    """One way to turn a TensorRT-LLM checkpoint into something that serves."""
+    """One way to turn a checkpoint into something that serves."""
 
-    def build_config(self, cell: Cell, build: BuildSpec) -> Mapping[str, Any]:
-        """The ``build_config`` of the engine's config.json; part of what the engine's key is."""
+    checkpoint_kind: Literal["trtllm", "hf"]
+    compiles: bool
+    """an engine is built on the GPUs that will serve it, and is for their kind only"""
 
-    def make_engine(
-        self, checkpoint: Path, build_config: Mapping[str, Any], release: str, target: Path
-    ) -> None:
-        """Fill ``target`` with the engine of ``checkpoint``."""
+    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+        """Refuse what can't work, before anything is made. Raises UserError with line and fix."""
 
+    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
+        """What an engine is made with; part of its key."""
 
-class ReferenceBackend:
-    """Serves the checkpoint itself with transformers: no GPU, no TensorRT-LLM needed.
+    def command(self, job: EngineJob) -> tuple[str, ...] | None:
+        """The command line that makes the engine; None where no process is needed."""
 
-    The engine is a ``config.json`` of the shape that trtllm-build writes, and a link to the
-    checkpoint.
-    """
+    def make_engine(self, job: EngineJob, log_file: Path, on_line: Callable[[str], None]) -> None:
+        """Fill ``job.target`` with the engine and check it. Raises UserError."""
 
-    def build_config(self, cell: Cell, build: BuildSpec) -> Mapping[str, Any]:
-        """Limits under the names that trtllm-build uses; lengths in tokens."""
-        return {
-            "max_input_len": cell.isl,
-            "max_seq_len": cell.isl + cell.osl,
-            "max_batch_size": cell.max_batch_size,
-            "max_beam_width": 1,
-            "max_num_tokens": build.max_num_tokens,
-            "kv_cache_type": "PAGED",
-            "plugin_config": {
-                "tokens_per_block": build.tokens_per_block,
-                "paged_kv_cache": True,
-                "use_paged_context_fmha": True,
-            },
-        }
-
-    def make_engine(
-        self, checkpoint: Path, build_config: Mapping[str, Any], release: str, target: Path
-    ) -> None:
-        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
-        config = {
-            "version": release,
-            "pretrained_config": json.loads((checkpoint / "config.json").read_text("utf-8")),
-            "build_config": build_config,
-        }
-        write_json(target / "config.json", config)
-        (target / "checkpoint").symlink_to(os.path.relpath(checkpoint, target))
+    def make_repository(self, job: RepositoryJob) -> None:
+        """Fill ``job.target`` with Triton's model repository. Raises UserError."""
 
 
-BACKENDS: Mapping[str, Backend] = {"reference": ReferenceBackend()}
+BACKENDS: Mapping[str, Backend] = {
+    "reference": ReferenceBackend(),
+    "tensorrt": TensorrtBackend(),
+    "llmapi": LlmApiBackend(),
+}

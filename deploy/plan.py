@@ -1,36 +1,48 @@
 """The plan: which artifacts the cells need, each once, and what each is made from.
 
-Pure: deployment values, resolved sources and tool versions go in, stages come out. Knows nothing
-of whether an artifact exists, of processes, or of GPUs.
+Pure: deployment values, resolved sources, GPUs and tool versions go in, stages come out. Knows
+nothing of whether an artifact exists, or of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from client.errors import UserError
 from deploy.backend import BACKENDS
+from deploy.backends.refusals import can_do
 from deploy.fetch import Source
+from deploy.gpu import Gpu
 from deploy.precision import PRECISIONS
+from deploy.shape import ModelShape
 from deploy.spec import Cell, DeploymentFile
 from deploy.store import content_key
 
-_CHECKPOINT_FORMAT = 1  # raise it when the checkpoint stage writes something else than before
+_CHECKPOINT_FORMAT = 2  # raise it when the checkpoint stage writes something else than before
+_ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
 
 StageKind = Literal["fetch", "checkpoint", "engine", "repository"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One artifact to make. ``cell`` is the first cell that needs it."""
+    """One artifact to make. ``cell`` is the first cell that needs it.
+
+    ``inputs`` are the keys of the stages that must be there before; ``gpus`` it takes at most.
+    """
 
     kind: StageKind
     key: str
     made_from: Mapping[str, Any]
     cell: Cell
     title: str
+    inputs: tuple[str, ...] = ()
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,77 +68,165 @@ class Facts:
     sources: Mapping[str, Source]
     """by model name"""
     calibration_digest: str | None
-    """SHA-256 of the calibration file"""
+    """identity of the calibration data"""
     tools: Mapping[str, str]
     """versions that change what a checkpoint looks like"""
     templates_digest: str
     workspace: Path
     """absolute: a repository holds absolute paths into it"""
+    gpus: tuple[Gpu, ...] = ()
+    """those that engines are built for; none where they aren't known"""
+    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
+    """by model name, where known"""
 
 
 def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
-    """The stages of every cell; equal stages of different cells have equal keys."""
-    return [_plan_cell(file, facts, cell) for cell in file.cells()]
+    """The stages of every cell; equal stages of different cells have equal keys.
+
+    Raises:
+        UserError: the backend refuses a combination, with the line that asks for it.
+    """
+    cells = _settled(file, facts.gpus)
+    BACKENDS[file.deployment.backend].check(file, cells, facts.gpus)
+    planner = _planner(file, facts)
+    return [planner(cell) for cell in cells]
+
+
+def find_plan(plans: Sequence[CellPlan], file: DeploymentFile, name: str) -> CellPlan:
+    """The plan of the cell with that name.
+
+    Raises:
+        UserError: there is none; the nearest name is given.
+    """
+    names = {each.cell.name: each for each in plans}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+        raise UserError(
+            f"there is no cell {name!r}", where=file.path, fix=f"did you mean {near!r}?"
+        )
+    return names[name]
 
 
 def distinct(plans: Iterable[CellPlan]) -> list[Stage]:
     """Each stage once, inputs before what needs them: all of one kind, then the next."""
-    columns = zip(*(each.stages for each in plans), strict=True)
-    return list({stage.key: stage for column in columns for stage in column}.values())
+    found: dict[str, Stage] = {}
+    for column in zip(*(each.stages for each in plans), strict=True):
+        for stage in column:
+            found.setdefault(stage.key, stage)
+    return list(found.values())
 
 
-def _stage(kind: StageKind, made_from: Mapping[str, Any], cell: Cell, title: str) -> Stage:
-    return Stage(kind, content_key(made_from), made_from, cell, title)
-
-
-def _plan_cell(file: DeploymentFile, facts: Facts, cell: Cell) -> CellPlan:
-    spec = file.deployment
-    model, precision = spec.models[cell.model], PRECISIONS[cell.precision]
-    backend = BACKENDS[spec.backend]
-    source = {**facts.sources[cell.model].identity, "remote_code": model.trust_remote_code}
-    fetch = _stage("fetch", source, cell, cell.model)
-    calibration = spec.calibration if precision.calibrated else None
-    checkpoint = _stage(
-        "checkpoint",
-        {
-            "format": _CHECKPOINT_FORMAT,
-            "fetch": fetch.key,
-            "precision": cell.precision,
-            "tp": cell.tp,
-            "pp": cell.pp,
-            "calibration": calibration
-            and {
-                "data": facts.calibration_digest,
-                "samples": calibration.samples,
-                "max_length": calibration.max_length,
-            },
-            "tools": dict(facts.tools),
-        },
-        cell,
-        f"{cell.model} {cell.precision} tp{cell.tp} pp{cell.pp}",
+def _settled(file: DeploymentFile, gpus: Sequence[Gpu]) -> list[Cell]:
+    """The cells, those in fp8 replaced by ``fallback`` where the GPUs can't; each once."""
+    spec, cells = file.deployment, file.cells()
+    if spec.fallback is None:
+        return cells
+    able = {each: can_do(each, spec.kv_cache_dtype.get(each), gpus) for each in spec.precisions}
+    settled = (
+        cell if able[cell.precision] else replace(cell, precision=spec.fallback) for cell in cells
     )
-    engine = _stage(
-        "engine",
-        {
-            "checkpoint": checkpoint.key,
+    return list(dict.fromkeys(settled))
+
+
+def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
+    """A function from a cell to its plan, which makes what cells share only once."""
+    spec = file.deployment
+    backend = BACKENDS[spec.backend]
+    capability = facts.gpus[0].capability if facts.gpus and backend.compiles else None
+    triton = spec.triton.model_dump(exclude_none=True)
+
+    fetched: dict[str, Stage] = {}
+    quantized: dict[tuple[str, str], Stage] = {}
+
+    def planned(cell: Cell) -> CellPlan:
+        if cell.model not in fetched:
+            fetched[cell.model] = _fetch(file, facts, cell)
+        if (cell.model, cell.precision) not in quantized:
+            checkpoint = _checkpoint(file, facts, cell, fetched[cell.model])
+            quantized[cell.model, cell.precision] = checkpoint
+        before = quantized[cell.model, cell.precision]
+        engine_from = {
+            "checkpoint": before.key,
             "backend": spec.backend,
             "release": spec.release,
-            "build_config": backend.build_config(cell, spec.build),
-        },
-        cell,
-        cell.name,
-    )
-    repository = _stage(
-        "repository",
-        {
+            "capability": capability,
+            "build_config": backend.build_config(file, cell),
+        }
+        engine = Stage(
+            "engine",
+            content_key(engine_from),
+            engine_from,
+            cell,
+            cell.name,
+            inputs=(before.key,),
+            gpus=cell.world_size if backend.compiles else 0,
+        )
+        repository_from = {
             "engine": engine.key,
-            "tokenizer": fetch.key,
+            "tokenizer": fetched[cell.model].key,
             "max_batch_size": cell.max_batch_size,
-            "triton": spec.triton.model_dump(exclude_none=True),
+            "triton": triton,
             "templates": facts.templates_digest,
             "workspace": str(facts.workspace),
-        },
+        }
+        repository = Stage(
+            "repository",
+            content_key(repository_from),
+            repository_from,
+            cell,
+            cell.name,
+            inputs=(engine.key, fetched[cell.model].key),
+        )
+        return CellPlan(cell, fetched[cell.model], before, engine, repository)
+
+    return planned
+
+
+def _fetch(file: DeploymentFile, facts: Facts, cell: Cell) -> Stage:
+    trusted = file.deployment.models[cell.model].trust_remote_code
+    made_from = {**facts.sources[cell.model].identity, "remote_code": trusted}
+    return Stage("fetch", content_key(made_from), made_from, cell, cell.model)
+
+
+def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) -> Stage:
+    spec = file.deployment
+    kv_cache_dtype = spec.kv_cache_dtype.get(cell.precision)
+    scripts = spec.checkpoint_with == "scripts"
+    calibrated = PRECISIONS[cell.precision].calibrated or kv_cache_dtype is not None
+    made_from = {
+        "format": _CHECKPOINT_FORMAT,
+        "kind": BACKENDS[spec.backend].checkpoint_kind,
+        "with": spec.checkpoint_with,
+        "release": spec.release if scripts else None,
+        "fetch": fetched.key,
+        "precision": cell.precision,
+        "kv_cache_dtype": kv_cache_dtype,
+        "tp": cell.tp,
+        "pp": cell.pp,
+        "calibration": {
+            "data": facts.calibration_digest,
+            "samples": spec.calibration.samples,
+            "max_length": spec.calibration.max_length,
+        }
+        if calibrated
+        else None,
+        "tools": dict(facts.tools),
+    }
+    return Stage(
+        "checkpoint",
+        content_key(made_from),
+        made_from,
         cell,
-        cell.name,
+        f"{cell.model} {cell.precision} tp{cell.tp} pp{cell.pp}",
+        inputs=(fetched.key,),
+        gpus=_gpus_to_calibrate(cell, facts) if calibrated or scripts else 0,
     )
-    return CellPlan(cell, fetch, checkpoint, engine, repository)
+
+
+def _gpus_to_calibrate(cell: Cell, facts: Facts) -> int:
+    """As many GPUs as the 16-bit model fills; those that will serve it at most."""
+    shape = facts.shapes.get(cell.model)
+    if shape is None or not facts.gpus:
+        return cell.world_size
+    needed = shape.parameters * 2 * _ROOM_TO_CALIBRATE / facts.gpus[0].memory
+    return min(cell.world_size, math.ceil(needed))

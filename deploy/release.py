@@ -1,4 +1,4 @@
-"""What one TensorRT-LLM release expects, as data: the tensors, parameters and wiring of its models.
+"""What one TensorRT-LLM release expects, as data: its models' tensors, its commands' flags.
 
 In: the name of a release. Out: a frozen ``Release`` read from ``releases/<name>.yaml``. It knows
 nothing of a cell, a template or a machine.
@@ -6,6 +6,7 @@ nothing of a cell, a template or a machine.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from client.errors import UserError
+from deploy.commands import Command, read_command
 
 _TENSOR = re.compile(
     r"(?P<dtype>TYPE_\w+|\$\{\w+\})\[(?P<dims>[-\d, ]+)\](?P<marks>( optional| reshape| ragged)*)"
@@ -74,6 +76,29 @@ class Release:
 
     name: str
     models: Mapping[str, TritonModel]
+    commands: Mapping[str, Command]
+    examples: str
+    """where its container has the scripts"""
+    all_models: str
+    """where its container has Triton's models"""
+    backends: tuple[str, ...]
+    cannot: frozenset[str]
+
+    def script(self, command: str) -> str:
+        """Path of a command's script; ``TRTLLM_EXAMPLES`` says where the examples folder is.
+
+        Raises:
+            UserError: the release has no such script.
+        """
+        found = self.commands.get(command)
+        if found is None or found.script is None:
+            raise UserError(f"TensorRT-LLM {self.name} has no script for {command}")
+        return f"{os.environ.get('TRTLLM_EXAMPLES', self.examples).rstrip('/')}/{found.script}"
+
+    def llmapi_model(self) -> str:
+        """Path of Triton's llmapi model; ``TRTLLM_ALL_MODELS`` says where all_models is."""
+        root = os.environ.get("TRTLLM_ALL_MODELS", self.all_models)
+        return f"{root.rstrip('/')}/llmapi/tensorrt_llm"
 
 
 def release_names() -> tuple[str, ...]:
@@ -96,9 +121,16 @@ def load_release(name: str) -> Release:
             f"unknown TensorRT-LLM release {name!r}", fix=f"known are {', '.join(release_names())}"
         )
     text = (resources.files("deploy") / "releases" / f"{name}.yaml").read_text(encoding="utf-8")
-    data = yaml.safe_load(text)
-    models = {key: _model(key, value) for key, value in data["model_repository"].items()}
-    return Release(name=data["name"], models=models)
+    data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Release(
+        name=data["name"],
+        models={key: _model(key, value) for key, value in data["model_repository"].items()},
+        commands={key: read_command(key, value) for key, value in data["commands"].items()},
+        examples=data["examples"],
+        all_models=data["all_models"],
+        backends=tuple(data["backends"]),
+        cannot=frozenset(data.get("cannot", ())),
+    )
 
 
 def _model(name: str, data: Mapping[str, Any]) -> TritonModel:

@@ -15,16 +15,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from functools import cache
-from importlib import resources
+from dataclasses import asdict, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jinja2
-from google.protobuf import text_format
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.errors import UserError
 from deploy.release import Release, Step, Tensor, TritonModel, tensor
@@ -224,12 +221,22 @@ def render_config(model: TritonModel, values: Mapping[str, str]) -> str:
     where = f"{model.name}/config.pbtxt"
     try:
         text = _environment().get_template(f"{where}.j2").render(model=settled, values=known)
-        text_format.Parse(text, ModelConfig())
     except jinja2.UndefinedError as error:
         raise UserError(f"a value is missing: {error}", where=where) from error
+    check_config(text, where)
+    return text
+
+
+@lru_cache(maxsize=64)  # it takes 20 ms, and cells have most of their configs in common
+def check_config(text: str, where: str) -> None:
+    """See that a config.pbtxt is a ModelConfig. Raises UserError with ``where`` and the line."""
+    from google.protobuf import text_format  # with tritonclient 0.2 s to import
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        text_format.Parse(text, ModelConfig())
     except text_format.ParseError as error:
         raise UserError(str(error), where=where, line=error.GetLine()) from error
-    return text
 
 
 def _settled(tensors: tuple[Tensor, ...], values: Mapping[str, str]) -> tuple[Tensor, ...]:
@@ -245,18 +252,18 @@ def templates() -> Path:
     return _INSTALLED_TEMPLATES if _INSTALLED_TEMPLATES.is_dir() else _CHECKOUT_TEMPLATES
 
 
-def templates_digest() -> str:
+def templates_digest(release: Release) -> str:
     """SHA-256 over everything a repository is made from besides its settings."""
-    digest = hashlib.sha256()
-    releases = Path(str(resources.files("deploy") / "releases"))
-    for root in (templates(), releases):
-        for file in sorted(each for each in root.rglob("*") if each.suffix in _SOURCES):
-            digest.update(f"{file.relative_to(root)}\0".encode())
-            digest.update(file.read_bytes())
+    models = {name: asdict(model) for name, model in release.models.items()}
+    text = json.dumps(models, default=sorted, sort_keys=True)  # sorted: settings are a set
+    digest = hashlib.sha256(text.encode())
+    for file in sorted(each for each in templates().rglob("*") if each.suffix in _SOURCES):
+        digest.update(f"{file.relative_to(templates())}\0".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-_SOURCES = {".j2", ".py", ".yaml"}
+_SOURCES = {".j2", ".py"}
 
 
 @cache

@@ -1,7 +1,7 @@
 """The deployment file: from the user's YAML to checked values and the cells of the matrix.
 
-Here text from outside becomes values; nothing behind this module checks types again. Knows
-nothing of how stages run.
+Nothing behind this module checks values of the file by themselves again. Knows nothing of how
+stages run.
 """
 
 from __future__ import annotations
@@ -12,136 +12,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from client.errors import UserError
+from deploy.commands import Scalar
 from deploy.located import KeyPath, Located, load_located
-from deploy.precision import PRECISIONS
-from deploy.release import release_names
-from deploy.repository import TritonSettings
+from deploy.release import load_release, release_names
+from deploy.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
 
-BackendName = Literal["reference"]
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _unique(values: list[Any]) -> list[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} is listed twice")
-    if not values:
-        raise ValueError("the list is empty")
-    return values
-
-
-def _isl_osl(value: Any) -> Any:
-    """``2048,1024`` or ``[2048, 1024]``."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or len(parts) != 2:
-        raise ValueError("write input and output length as ISL,OSL, for example 2048,1024")
-    return tuple(parts)
-
-
-def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in names:
-            near = difflib.get_close_matches(str(value), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-            raise ValueError(f"there is no {kind} {value!r}; {hint}")
-        return value
-
-    return BeforeValidator(check)
-
-
-Tokens = Annotated[int, Field(gt=0, strict=True)]
-Count = Annotated[int, Field(gt=0, strict=True)]
-Precision = Annotated[str, _known("precision", tuple(PRECISIONS))]
-IslOsl = Annotated[
-    tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_isl_osl)
-]
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Block):
-    """One model of the matrix."""
-
-    source: str = Field(description="local folder (relative to this file) or Hugging Face id")
-    revision: str = Field(default="main", description="branch, tag or commit on the hub")
-    tp: Count = Field(default=1, description="tensor parallel size")
-    pp: Count = Field(default=1, description="pipeline parallel size")
-    trust_remote_code: bool = Field(
-        default=False, description="run code that the checkpoint brings along"
-    )
-
-
-class CalibrationSpec(_Block):
-    """Prompts that quantization looks at."""
-
-    data: str = Field(description="jsonl with text_input (or text), relative to this file")
-    samples: Count = Field(default=512, description="prompts to use at most")
-    max_length: Tokens = Field(default=512, description="tokens of each prompt to use at most")
-
-
-class MatrixSpec(_Block):
-    """What is varied; each combination is a cell, for each model and precision."""
-
-    max_batch_size: Annotated[list[Count], BeforeValidator(_as_list), AfterValidator(_unique)] = (
-        Field(description="requests that one step of the engine may hold")
-    )
-    isl_osl: Annotated[list[IslOsl], BeforeValidator(_as_list), AfterValidator(_unique)] = Field(
-        description="input and output length that an engine is built for, in tokens"
-    )
-
-
-class BuildSpec(_Block):
-    """Engine build flags that are the same for all cells."""
-
-    max_num_tokens: Tokens = Field(default=8192, description="tokens of one forward pass at most")
-    tokens_per_block: Tokens = Field(default=32, description="tokens of one KV-cache block")
-
-
-class MeasureSpec(_Block):
-    """What ``run`` measures at each cell."""
-
-    data: str = Field(description="jsonl with text_input and, for a score, reference")
-    concurrency: Annotated[list[Count], BeforeValidator(_as_list), AfterValidator(_unique)] = Field(
-        default=[1], description="requests kept in flight; one load for each number"
-    )
-    max_tokens: Tokens | None = Field(
-        default=None, description="output limit; default: OSL of the cell"
-    )
-    request_timeout: float = Field(
-        default=120, gt=0, description="seconds until a request counts as lost"
-    )
-
-
-class Deployment(_Block):
-    """A whole deployment file."""
-
-    backend: Annotated[BackendName, _known("backend", get_args(BackendName))] = Field(
-        default="reference", description="how cells are served"
-    )
-    release: Annotated[str, _known("release", tuple(release_names()))] = Field(
-        default="1.2", description="TensorRT-LLM release, in quotes"
-    )
-    models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
-    precisions: Annotated[list[Precision], BeforeValidator(_as_list), AfterValidator(_unique)] = (
-        Field(description="see the table of precisions")
-    )
-    calibration: CalibrationSpec | None = None
-    matrix: MatrixSpec
-    build: BuildSpec = BuildSpec()
-    triton: TritonSettings = TritonSettings()
-    measure: MeasureSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +38,21 @@ class Cell:
     isl: int
     osl: int
     max_batch_size: int
+    build: tuple[tuple[str, Scalar], ...] = ()
+    """build flags that the matrix varies"""
+
+    @property
+    def world_size(self) -> int:
+        """GPUs that serve the cell."""
+        return self.tp * self.pp
 
     @property
     def name(self) -> str:
         """The user's handle, for example ``qwen2_7b_fp8_tp1_pp1_isl2048_osl1024_bs8``."""
+        varied = "".join(f"_{flag}-{_UNNAMEABLE.sub('-', str(x))}" for flag, x in self.build)
         return (
             f"{self.model}_{self.precision}_tp{self.tp}_pp{self.pp}"
-            f"_isl{self.isl}_osl{self.osl}_bs{self.max_batch_size}"
+            f"_isl{self.isl}_osl{self.osl}_bs{self.max_batch_size}{varied}"
         )
 
 
@@ -191,32 +82,48 @@ class DeploymentFile:
             fix=fix,
         )
 
+    def calibration_data(self) -> Path | str:
+        """A jsonl or a data set's folder; a string is the hub's name of a data set."""
+        data = self.deployment.calibration.data
+        path = self.resolve(data)
+        return path if path.exists() else data
+
     def cells(self) -> list[Cell]:
         """All cells, in the order of the file."""
         spec = self.deployment
+        varied = spec.matrix.model_extra or {}
+        flags = [
+            tuple(zip(varied, values, strict=True))
+            for values in itertools.product(*map(as_list, varied.values()))
+        ]
         return [
-            Cell(name, precision, model.tp, model.pp, isl, osl, batch)
-            for (name, model), precision, (isl, osl), batch in itertools.product(
+            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build)
+            for (name, model), precision, (isl, osl), batch, build in itertools.product(
                 spec.models.items(),
                 spec.precisions,
                 spec.matrix.isl_osl,
                 spec.matrix.max_batch_size,
+                flags,
             )
         ]
 
-    def cell(self, name: str) -> Cell:
-        """The cell of that name.
+    def given_flags(self, cell: Cell) -> dict[str, Any]:
+        """The flags of trtllm-build that the file decides; lengths in tokens."""
+        return {
+            "max_batch_size": cell.max_batch_size,
+            "max_input_len": cell.isl,
+            "max_seq_len": cell.isl + cell.osl,
+            **self.deployment.build,
+            **dict(cell.build),
+        }
 
-        Raises:
-            UserError: there is none; the nearest name is given.
-        """
-        cells = {cell.name: cell for cell in self.cells()}
-        if name not in cells:
-            near = difflib.get_close_matches(name, cells, n=1, cutoff=0)
-            raise UserError(
-                f"there is no cell {name!r}", where=self.path, fix=f"did you mean {near[0]!r}?"
-            )
-        return cells[name]
+    def flag(self, cell: Cell, name: str) -> Any:
+        """What a flag of trtllm-build will be: given, else the release's default, None without."""
+        given = self.given_flags(cell)
+        if name in given:
+            return given[name]
+        known = load_release(self.deployment.release).commands["trtllm-build"].flags.get(name)
+        return known.default if known else None
 
 
 def load_deployment(path: Path) -> DeploymentFile:
@@ -257,9 +164,18 @@ def _first_error(located: Located, error: ValidationError) -> UserError:
         fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
     elif detail["type"] == "missing":
         what = f"the key {str(detail['loc'][-1])!r} is missing"
+        fix = _near_miss(located.value, key, str(detail["loc"][-1]))
     return UserError(
         f"{dotted}: {what}" if dotted else what, where=located.file, line=line, fix=fix
     )
+
+
+def _near_miss(value: Any, key: KeyPath, missing: str) -> str | None:
+    """A hint, where a block that takes any key has one that looks like the missing one."""
+    for step in key:
+        value = value[step]
+    near = difflib.get_close_matches(missing, [str(each) for each in value], n=1)
+    return f"did you write {near[0]!r} for it?" if near else None
 
 
 def _key_path(value: Any, loc: tuple[str | int, ...]) -> KeyPath:
@@ -305,20 +221,68 @@ def _check(file: DeploymentFile) -> None:
     spec = file.deployment
     for name, model in spec.models.items():
         _check_model(file, name, model)
-    calibrated = [name for name in spec.precisions if PRECISIONS[name].calibrated]
-    if calibrated and spec.calibration is None:
+    if spec.backend not in load_release(spec.release).backends:
         raise file.error(
-            ("precisions",),
-            f"{calibrated[0]} needs calibration prompts",
-            "add a 'calibration:' block with 'data: FILE.jsonl'",
+            ("backend",),
+            f"TensorRT-LLM {spec.release} has no {spec.backend}",
+            f"choose from {', '.join(load_release(spec.release).backends)}, or another release",
         )
-    data: Mapping[KeyPath, str | None] = {
-        ("calibration", "data"): spec.calibration.data if spec.calibration else None,
+    _check_flags(file)
+    data = spec.calibration.data
+    is_name = _HUB_ID.fullmatch(data) and not data.endswith((".jsonl", ".json"))
+    if not isinstance(file.calibration_data(), Path) and not is_name:
+        raise file.error(
+            ("calibration", "data"),
+            f"there is no file {file.resolve(data)}, and {data!r} names no data set",
+            f"name a jsonl, a folder, or a data set such as {DEFAULT_CALIBRATION}",
+        )
+    files: Mapping[KeyPath, str | None] = {
         ("measure", "data"): spec.measure.data if spec.measure else None,
+        **{("models", name, "shape"): model.shape for name, model in spec.models.items()},
     }
-    for key, path in data.items():
+    for key, path in files.items():
         if path is not None and not file.resolve(path).is_file():
             raise file.error(key, f"there is no file {file.resolve(path)}", "check the path")
+
+
+_OURS = {
+    *("checkpoint_dir", "output_dir", "model_config", "build_config", "model_cls_file"),
+    *("model_cls_name", "input_timing_cache", "output_timing_cache", "workers", "dry_run"),
+    "visualize_network",
+}
+"""Flags that this program gives trtllm-build itself."""
+
+
+def _check_flags(file: DeploymentFile) -> None:
+    """Every flag, of ``build:`` and of the matrix, is one that the release's trtllm-build takes."""
+    spec = file.deployment
+    varied = spec.matrix.model_extra or {}
+    given: list[tuple[KeyPath, Any]] = [
+        (("build", key), value) for key, value in spec.build.items()
+    ]
+    for flag, values in varied.items():
+        if flag in spec.build:
+            raise file.error(("matrix", flag), "stands in 'build:' too", "keep one of them")
+        try:
+            unique(as_list(values))
+        except ValueError as error:
+            raise file.error(("matrix", flag), str(error)) from None
+        given += [(("matrix", flag), value) for value in as_list(values)]
+    command = load_release(spec.release).commands["trtllm-build"]
+    for key, value in given:
+        flag = str(key[-1])
+        if flag in _OURS:
+            raise file.error(key, "trtllm-deploy sets it", "remove it")
+        wrong = command.mistake(flag, value)
+        if wrong:
+            what, fix = wrong
+            others = [name for name in release_names() if _takes(name, flag, value)]
+            also = f" (TensorRT-LLM {', '.join(others)} takes it)" if others else ""
+            raise file.error(key, f"TensorRT-LLM {spec.release}: {what}{also}", fix)
+
+
+def _takes(release: str, flag: str, value: Any) -> bool:
+    return load_release(release).commands["trtllm-build"].mistake(flag, value) is None
 
 
 def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,12 +192,21 @@ def test_a_misspelt_setting_is_refused() -> None:
 def test_a_changed_template_changes_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = templates_digest()
+    before = templates_digest(load_release("1.2"))
     installed = tmp_path / "templates"
     shutil.copytree(repository.templates(), installed)
     monkeypatch.setattr(repository, "_INSTALLED_TEMPLATES", installed)
     assert repository.templates() == installed
-    assert templates_digest() == before
+    assert templates_digest(load_release("1.2")) == before
     code = installed / "postprocessing/1/model.py"
     code.write_text(code.read_text() + "\n")
-    assert templates_digest() != before
+    assert templates_digest(load_release("1.2")) != before
+
+
+def test_only_the_models_of_its_own_release_change_the_digest() -> None:
+    release = load_release("1.2")
+    digest = templates_digest(release)
+    assert templates_digest(replace(release, commands={}, cannot=frozenset({"x"}))) == digest
+    fewer = {name: model for name, model in release.models.items() if name != "tensorrt_llm_bls"}
+    assert templates_digest(replace(release, models=fewer)) != digest
+    assert templates_digest(load_release("0.11.0")) != digest

@@ -53,6 +53,52 @@ def test_the_matrix_is_model_by_precision_by_lengths_by_batch(folder: Path) -> N
     assert names[-1] == "tiny_fp8_tp2_pp1_isl256_osl32_bs8"
 
 
+def test_lists_of_build_flags_multiply_the_cells_and_show_in_their_names(folder: Path) -> None:
+    flags = "  max_beam_width: [1, 4]\n  use_paged_context_fmha: [enable, disable]\nbuild:"
+    cells = load_deployment(write(folder, GOOD.replace("build:", flags))).cells()
+    names = [cell.name for cell in cells]
+    assert len(names) == len(set(names)) == 8 * 4
+    assert names[0].endswith("_bs4_max_beam_width-1_use_paged_context_fmha-enable")
+    assert dict(cells[-1].build) == {"max_beam_width": 4, "use_paged_context_fmha": "disable"}
+
+
+def test_a_flag_is_what_the_file_says_else_what_the_cell_says_else_the_default(
+    folder: Path,
+) -> None:
+    file = load_deployment(write(folder, GOOD))
+    cell = file.cells()[0]
+    assert file.given_flags(cell) == {
+        "max_batch_size": 4,
+        "max_input_len": 128,
+        "max_seq_len": 128 + 64,
+        "max_num_tokens": 1024,
+    }
+    assert file.flag(cell, "tokens_per_block") == 32  # of 1.2
+    old = load_deployment(write(folder, f'release: "0.11.0"\n{GOOD}'))
+    assert old.flag(cell, "tokens_per_block") == 64
+    wider = GOOD.replace("max_num_tokens: 1024", "max_seq_len: 4096")
+    assert load_deployment(write(folder, wider)).flag(cell, "max_seq_len") == 4096
+
+
+def test_a_flag_of_another_release_is_told_as_such(folder: Path) -> None:
+    text = GOOD.replace("max_num_tokens: 1024", "kv_cache_type: paged")
+    load_deployment(write(folder, text))
+    with pytest.raises(
+        UserError, match=r"has no flag kv_cache_type \(TensorRT-LLM 1\.2 takes it\)"
+    ):
+        load_deployment(write(folder, f'release: "0.11.0"\n{text}'))
+
+
+def test_calibration_data_is_a_file_a_folder_or_the_name_of_a_data_set(folder: Path) -> None:
+    def data(text: str) -> object:
+        return load_deployment(write(folder, GOOD.replace(*text.split("|")))).calibration_data()
+
+    assert data("  data: prompts.jsonl|  data: prompts.jsonl") == folder / "prompts.jsonl"
+    assert data("  data: prompts.jsonl\nmatrix|  data: model\nmatrix") == folder / "model"
+    assert data("  data: prompts.jsonl\nmatrix|  data: abisee/x\nmatrix") == "abisee/x"
+    assert data("calibration:\n  data: prompts.jsonl\n|") == "cnn_dailymail"
+
+
 def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(folder, GOOD)
     monkeypatch.chdir("/")
@@ -85,7 +131,26 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
         ("source: model", "source: .", 4, "has no config.json"),
         ("  tiny:", "  ti/ny:", 3, "use letters, digits"),
         ("  data: prompts.jsonl\nmatrix", "  data: nothing.jsonl\nmatrix", 8, "there is no file"),
-        ("calibration:\n  data: prompts.jsonl\n", "", 6, "fp8 needs calibration prompts"),
+        ("max_batch_size", "max_batch_siz", 9, "did you write 'max_batch_siz' for it?"),
+        ("max_num_tokens: 1024", "max_num_tokens: many", 13, "write a whole number"),
+        ("max_num_tokens: 1024", "max_num_tokens: true", 13, "write a whole number"),
+        ("max_num_tokens: 1024", "max_output_len: 64", 13, "write max_seq_len"),
+        ("max_num_tokens: 1024", "tp_size: 2", 13, "set tp of the model"),
+        ("max_num_tokens: 1024", "use_custom_all_reduce: enable", 13, "remove it"),
+        ("max_num_tokens: 1024", "use_paged_context_fmha: on", 13, "write one of: enable, disable"),
+        ("max_num_tokens: 1024", "max_decoder_seq_len: 9", 13, "write max_seq_len"),
+        ("max_num_tokens: 1024", "output_dir: x", 13, "trtllm-deploy sets it"),
+        (
+            'isl_osl: ["128,64", [256, 32]]',
+            'isl_osl: "1,1"\n  fast_build: [true, 2]',
+            12,
+            "write true",
+        ),
+        ('isl_osl: ["128,64", [256, 32]]', 'isl_osl: "1,1"\n  fast_build: []', 12, "is empty"),
+        ("  max_batch_size", "  max_num_tokens: 8\n  max_batch_size", 10, "stands in 'build:' too"),
+        ("backend: reference", 'backend: llmapi\nrelease: "0.11.0"', 1, "0.11.0 has no llmapi"),
+        ("calibration:\n  data: prompts.jsonl", "calibration:\n  data: a/b/c", 8, "no data set"),
+        ("precisions: [fp16, fp8]", "precisions: [fp16, fp8]\nfallback: fp17", 7, "did you mean"),
         ("    tp: 2", "    tp: 2\n    tp: 1", 6, "key 'tp' stands twice (first on line 5)"),
         ("fp16, fp8]", "fp16, fp8", 7, "not valid YAML at column 12"),
         ("enable_kv_cache_reuse: true", "enable_kv_cache_reuse: enable", 15, "valid boolean"),
@@ -108,12 +173,6 @@ def test_a_mistake_is_named_with_its_line(
 def test_what_is_no_mapping_is_no_deployment_file(folder: Path, text: str) -> None:
     with pytest.raises(UserError, match="isn't a deployment file"):
         load_deployment(write(folder, text))
-
-
-def test_an_unknown_cell_gets_the_nearest_name(folder: Path) -> None:
-    file = load_deployment(write(folder, GOOD))
-    with pytest.raises(UserError, match="did you mean 'tiny_fp8_tp2_pp1_isl128_osl64_bs8'"):
-        file.cell("tiny_fp8_tp2_pp1_isl128_osl64_bs9")
 
 
 keys = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=4)

@@ -1,0 +1,131 @@
+"""TensorRT-LLM's LLM API: no engine build; Triton's python model ``llmapi`` loads the checkpoint.
+
+The engine is a ``config.json`` with the limits and a link to a Hugging Face checkpoint. The
+repository is one model, ``tensorrt_llm``: the release's own, copied from its container, with a
+``1/model.yaml`` that holds the arguments of ``LLM()``. Of the ``triton:`` block the settings that
+``LLM()`` knows are taken; the others belong to the C++ backend.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from client.errors import UserError
+from deploy.backends.jobs import EngineJob, RepositoryJob
+from deploy.backends.reference import write_linked_engine
+from deploy.backends.refusals import refuse_fp8
+from deploy.gpu import Gpu
+from deploy.precision import PRECISIONS
+from deploy.release import load_release
+from deploy.repository import TritonSettings, check_config
+from deploy.spec import Cell, DeploymentFile
+from deploy.trtllm_checkpoint import read_json_object
+
+
+class LlmApiBackend:
+    """Of the build flags, the limits hold here too; the rest is trtllm-build's alone."""
+
+    checkpoint_kind: Literal["trtllm", "hf"] = "hf"
+    compiles = False
+
+    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+        """Refuse what the LLM API can't load.
+
+        Raises:
+            UserError: a precision without a Hugging Face form, or the container's scripts, which
+                write TensorRT-LLM checkpoints only.
+        """
+        if file.deployment.checkpoint_with == "scripts":
+            raise file.error(
+                ("checkpoint_with",),
+                "the scripts make checkpoints for trtllm-build, which llmapi doesn't load",
+                "write 'checkpoint_with: modelopt'",
+            )
+        for precision in file.deployment.precisions:
+            if not PRECISIONS[precision].as_hf:
+                able = ", ".join(name for name, each in PRECISIONS.items() if each.as_hf)
+                raise file.error(
+                    ("precisions",), f"llmapi can't load {precision}", f"choose from {able}"
+                )
+        refuse_fp8(file, cells, gpus)
+
+    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
+        """The limits, under the names that both trtllm-build and ``LLM()`` use."""
+        names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+        return {
+            **{name: file.flag(cell, name) for name in names},
+            "tokens_per_block": file.flag(cell, "tokens_per_block"),
+            "tensor_parallel_size": cell.tp,
+            "pipeline_parallel_size": cell.pp,
+        }
+
+    def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
+        """None: two files are written."""
+        return None
+
+    def make_engine(
+        self,
+        job: EngineJob,
+        log_file: Path,  # noqa: ARG002
+        on_line: Callable[[str], None],  # noqa: ARG002
+    ) -> None:
+        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
+        write_linked_engine(job, read_json_object(job.checkpoint / "config.json"))
+
+    def make_repository(self, job: RepositoryJob) -> None:
+        """One model, from the engine's limits and the ``triton:`` block."""
+        limits = read_json_object(job.engine_dir / "config.json")["build_config"]
+        arguments = model_arguments(limits, job.engine_dir / "checkpoint", job.settings)
+        target = job.target / "tensorrt_llm"
+        source = Path(load_release(job.release).llmapi_model())
+        if not (source / "1" / "model.py").is_file():
+            raise UserError(
+                "Triton's llmapi model isn't there",
+                where=source,
+                fix="run this in the TensorRT-LLM container, or set TRTLLM_ALL_MODELS to the"
+                " folder all_models of its release",
+            )
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+        config = target / "config.pbtxt"
+        check_config(config.read_text(encoding="utf-8"), str(source / config.name))
+        text = yaml.safe_dump(arguments, sort_keys=False)
+        if yaml.safe_load(text) != arguments:
+            raise UserError("model.yaml doesn't read back as it was meant", where=target)
+        (target / "1" / "model.yaml").write_text(text, encoding="utf-8")
+
+
+def model_arguments(
+    limits: Mapping[str, Any], checkpoint: Path, settings: TritonSettings
+) -> dict[str, Any]:
+    """What model.yaml says: keyword arguments of ``LLM()``, and ``triton_config``.
+
+    ``triton_config.max_batch_size`` is 0: the model batches requests itself. Names: TensorRT-LLM's
+    llmapi/llm_args.py (BaseLlmArgs, KvCacheConfig, SchedulerConfig).
+    """
+    window, policy = settings.max_attention_window_size, settings.batch_scheduler_policy
+    cache = {
+        "free_gpu_memory_fraction": settings.kv_cache_free_gpu_mem_fraction,
+        "enable_block_reuse": settings.enable_kv_cache_reuse,
+        "max_tokens": settings.max_tokens_in_paged_kv_cache,
+        "max_attention_window": [window] if window else None,
+        "tokens_per_block": limits["tokens_per_block"],
+    }
+    arguments = {
+        "model": str(checkpoint.absolute()),
+        "backend": "pytorch",
+        **{name: value for name, value in limits.items() if name != "tokens_per_block"},
+        "enable_chunked_prefill": settings.enable_chunked_context,
+        "scheduler_config": {"capacity_scheduler_policy": policy.upper()} if policy else None,
+        "kv_cache_config": _set(cache),
+        "triton_config": {"max_batch_size": 0, "decoupled": settings.decoupled_mode},
+    }
+    return _set(arguments)
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
