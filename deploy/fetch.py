@@ -18,14 +18,11 @@ from typing import Any, TypeVar
 
 from client.errors import UserError
 from deploy.store import write_json
+from deploy.trtllm_checkpoint import check_shard, read_json_object
 
 T = TypeVar("T")
 
-PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -33,6 +30,15 @@ PATTERNS = (
     "vocab.json",
     "merges.txt",
     "*.tiktoken",
+)
+"""Patterns of what a tokenizer may be kept in."""
+
+PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
 )
 """Files of a checkpoint that later stages read; Python files only where the user trusts them."""
 
@@ -107,9 +113,10 @@ def fetch(source: Source, remote_code: bool, target: Path, partial: Path) -> Non
     on where this one ended.
 
     Raises:
-        UserError: no access, no network, or the source has no config.json or no safetensors.
+        UserError: no access, no network, or the source has no config.json or no whole weights.
     """
     if source.folder is not None:
+        check_weights(source.folder)
         for path in _needed(source.folder, remote_code):
             if path.stat().st_size > _LINK_FROM:
                 (target / path.name).symlink_to(path.resolve())
@@ -117,6 +124,7 @@ def fetch(source: Source, remote_code: bool, target: Path, partial: Path) -> Non
                 shutil.copyfile(path, target / path.name)
     else:
         _download(source, remote_code, partial)
+        check_weights(partial)
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         for path in partial.iterdir():
             path.rename(target / path.name)
@@ -128,6 +136,22 @@ def fetch(source: Source, remote_code: bool, target: Path, partial: Path) -> Non
                 where=source.folder or source.identity["repo"],
                 fix="choose a checkpoint in the safetensors format of Hugging Face",
             )
+
+
+def check_weights(folder: Path) -> None:
+    """Each weight file of a Hugging Face checkpoint is there and whole; no weights are read.
+
+    Raises:
+        UserError: a shard is missing, truncated or no safetensors file.
+    """
+    shards = set(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        listed = read_json_object(index).get("weight_map")
+        if not isinstance(listed, dict):
+            raise UserError("has no weight_map", where=index)
+        shards |= {folder / name for name in listed.values()}
+    for shard in sorted(shards):
+        check_shard(shard)
 
 
 def _download(source: Source, remote_code: bool, partial: Path) -> None:
@@ -177,6 +201,11 @@ def _ask_hub(repo: str, question: Callable[[], T]) -> T:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise UserError(f"the hub refuses {repo} (HTTP {status})", fix=token) from None
+        if status == 429:
+            raise UserError(
+                f"the hub has had too many requests from here, the last for {repo} (HTTP 429)",
+                fix="run the same command again in some minutes; with HF_TOKEN set it allows more",
+            ) from None
         raise _UnreachableError(f"HTTP {status}") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise _UnreachableError(type(error).__name__) from None

@@ -1,35 +1,48 @@
-"""From a Hugging Face model to a TensorRT-LLM checkpoint, with NVIDIA modelopt.
+"""From a Hugging Face model to a checkpoint, with NVIDIA modelopt.
 
-Comes in: a checked job. Goes out: ``rank<N>.safetensors`` and, last of all, ``config.json`` in the
-job's output folder, so that a folder with a config.json is complete. Runs in a process of its own
-(:mod:`deploy.quantize`), on the GPU where there is one and the precision is calibrated.
+Comes in: a checked job. Goes out: in the job's output folder a TensorRT-LLM checkpoint
+(``rank<N>.safetensors``) or one for the LLM API, and last of all ``config.json``, so that a folder
+with a config.json is complete. Runs in a process of its own (:mod:`deploy.quantize`), on the GPU
+where there is one and the job is calibrated.
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import json
-import random
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import modelopt.torch.quantization as mtq
 import torch
-from modelopt.torch.export import export_tensorrt_llm_checkpoint
+from modelopt.torch.export import export_hf_checkpoint, export_tensorrt_llm_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client.errors import UserError
+from deploy.calibration import choose, read_prompts
+from deploy.checkpoint_job import CheckpointJob
+from deploy.fetch import TOKENIZER_FILES
 from deploy.precision import Precision, find_precision
-from deploy.quantize import CheckpointJob, read_prompts
 from deploy.trtllm_checkpoint import ARCHITECTURES, CONFIG, complete_config, read_json_object
 
 Progress = Callable[[str], None]
 
+_KV_BITS: dict[str, Any] = {"fp8": (4, 3), "int8": 8}  # e4m3: 4 bits of exponent, 3 of mantissa
+_ALL_OFF: dict[str, Any] = {
+    "quant_cfg": [{"quantizer_name": "*", "enable": False}],
+    "algorithm": "max",
+}
 
-def export_checkpoint(job: CheckpointJob, progress: Progress) -> None:
+
+def export_checkpoint(job: CheckpointJob, progress: Progress) -> dict[str, float]:
     """Load, quantize, export, complete the config.
+
+    Returns the largest input of each linear that calibration measured, by its name in the model.
 
     Raises:
         UserError: the model or its tokenizer doesn't load.
@@ -39,15 +52,25 @@ def export_checkpoint(job: CheckpointJob, progress: Progress) -> None:
     progress("0% load model")
     model = _load(job, precision)
     hf_config: dict[str, Any] = model.config.to_dict()
-    if precision.modelopt_config:
-        model = _quantize(model, job, precision.modelopt_config, progress)
+    if job.needs_calibration:
+        model = _quantize(model, job, _recipe(precision, job.kv_cache_dtype), progress)
+    measured = _measured(model)
     progress("80% export")
-    _export(model, job, precision, hf_config)
-    progress("100% done")
+    # modelopt writes config.json before the last weights, so it works in a folder aside
+    aside = job.output_dir / ".export"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with torch.no_grad():
+        (_export_hf if job.kind == "hf" else _export)(model, job, precision, hf_config, aside)
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    _move(aside, job.output_dir)
+    return measured
 
 
 def _load(job: CheckpointJob, precision: Precision) -> Any:
-    on_gpu = precision.calibrated and torch.cuda.is_available()
+    on_gpu = job.needs_calibration and torch.cuda.is_available()
     spread = on_gpu and find_spec("accelerate") is not None  # device_map needs accelerate
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -68,17 +91,27 @@ def _load(job: CheckpointJob, precision: Precision) -> Any:
     return model if spread or not on_gpu else model.to("cuda")
 
 
-def _quantize(model: Any, job: CheckpointJob, preset: str, progress: Progress) -> Any:
+def _recipe(precision: Precision, kv_cache_dtype: str | None) -> dict[str, Any]:
+    """modelopt's preset, and after it the quantizers of keys and values."""
+    preset = precision.modelopt_config
+    recipe = copy.deepcopy(getattr(mtq, preset) if preset else _ALL_OFF)
+    if kv_cache_dtype is not None:
+        cfg = {"num_bits": _KV_BITS[kv_cache_dtype], "axis": None}
+        kv = {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": cfg}
+        recipe["quant_cfg"] = [*recipe["quant_cfg"], kv]
+    return recipe
+
+
+def _quantize(model: Any, job: CheckpointJob, recipe: dict[str, Any], progress: Progress) -> Any:
     assert job.calibration is not None  # check_job saw to it
+    assert not isinstance(job.calibration.data, str)  # the parent fetched it
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             job.model_dir, trust_remote_code=job.trust_remote_code, local_files_only=True
         )
     except Exception as error:  # a broken tokenizer file raises nearly anything
         raise UserError(f"the tokenizer doesn't load: {error}", where=job.model_dir) from error
-    prompts = list(read_prompts(job.calibration.path))
-    if len(prompts) > job.calibration.samples:
-        prompts = random.Random(job.seed).sample(prompts, job.calibration.samples)
+    prompts = choose(list(read_prompts(job.calibration.data)), job.calibration.samples, job.seed)
     length = job.calibration.max_length
     passes = itertools.count(1)
 
@@ -93,29 +126,45 @@ def _quantize(model: Any, job: CheckpointJob, preset: str, progress: Progress) -
                 model(input_ids=batch["input_ids"].to(model.device), use_cache=False)
 
     with torch.no_grad():
-        return mtq.quantize(model, getattr(mtq, preset), measure)
+        return mtq.quantize(model, recipe, measure)
+
+
+def _measured(model: Any) -> dict[str, float]:
+    found = {}
+    for name, module in model.named_modules():
+        quantizer = getattr(module, "input_quantizer", None)
+        if quantizer is not None and quantizer.is_enabled and quantizer.amax is not None:
+            found[name] = quantizer.amax.max().item()
+    return found
 
 
 def _export(
-    model: Any, job: CheckpointJob, precision: Precision, hf_config: dict[str, Any]
+    model: Any, job: CheckpointJob, precision: Precision, hf_config: dict[str, Any], aside: Path
 ) -> None:
-    # modelopt writes config.json before the last rank's weights, so it works in a folder aside.
-    aside = job.output_dir / ".export"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with torch.no_grad():
-        export_tensorrt_llm_checkpoint(
-            model,
-            ARCHITECTURES[hf_config["architectures"][0]].decoder_type,
-            getattr(torch, precision.dtype),
-            export_dir=aside,
-            inference_tensor_parallel=job.tp,
-            inference_pipeline_parallel=job.pp,
-        )
+    export_tensorrt_llm_checkpoint(
+        model,
+        ARCHITECTURES[hf_config["architectures"][0]].decoder_type,
+        getattr(torch, precision.dtype),
+        export_dir=aside,
+        inference_tensor_parallel=job.tp,
+        inference_pipeline_parallel=job.pp,
+    )
     config = complete_config(read_json_object(aside / CONFIG), hf_config, precision.quant_algo)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for shard in aside.glob("rank*.safetensors"):
-        shard.chmod((aside / CONFIG).stat().st_mode)  # safetensors makes files for the owner only
-        shard.replace(job.output_dir / shard.name)
-    (aside / CONFIG).replace(job.output_dir / CONFIG)
-    shutil.rmtree(aside)
+
+
+def _export_hf(
+    model: Any, job: CheckpointJob, precision: Precision, _: dict[str, Any], aside: Path
+) -> None:
+    export_hf_checkpoint(model, dtype=getattr(torch, precision.dtype), export_dir=aside)
+    for pattern in TOKENIZER_FILES:
+        for file in job.model_dir.glob(pattern):
+            shutil.copyfile(file, aside / file.name)
+
+
+def _move(aside: Path, target: Path) -> None:
+    mode = (aside / CONFIG).stat().st_mode
+    for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG):
+        file.chmod(mode)  # safetensors makes files for the owner only
+        file.replace(target / file.name)
+    aside.rmdir()

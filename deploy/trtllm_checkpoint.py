@@ -64,6 +64,8 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "quantization.kv_cache_quant_algo": (str, type(None)),
 }
 
+_WITHOUT = {"rotary_base": " (TensorRT-LLM would take 10000)"}
+
 # TensorRT-LLM field -> Hugging Face field; modelopt must have exported the same value.
 _SAME = {
     "hidden_size": "hidden_size",
@@ -96,29 +98,88 @@ def complete_config(
                 f" {theirs}={hf_config.get(theirs)}",
                 where=architecture,
             )
-    rope = dict(hf_config.get("rope_parameters") or {})
+    rope = _rope(hf_config)
     if "rope_theta" not in rope:
         raise UserError(
             "the model's config has no rope_theta", where=architecture, fix="add it to config.json"
         )
-    kind = rope.get("rope_type", "default")
-    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
     return {
         **exported,
         "architecture": architecture,
         **ARCHITECTURES[architecture].extra,
-        "norm_epsilon": hf_config["rms_norm_eps"],
-        "rotary_base": float(rope["rope_theta"]),
-        # both names of the kind: releases differ in which they read
-        "rotary_scaling": None
-        if kind == "default"
-        else {"type": kind, "rope_type": kind, **scaling},
-        # Qwen2 has biases on q, k, v whatever its config says; Llama says it
-        "attn_bias": architecture == "Qwen2ForCausalLM"
-        or bool(hf_config.get("attention_bias", False)),
-        "mlp_bias": bool(hf_config.get("mlp_bias", False)),
+        **_from_model(hf_config),
+        "rotary_scaling": _rotary_scaling(rope),
         "quantization": {**exported["quantization"], "quant_algo": quant_algo},
     }
+
+
+def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as TensorRT-LLM's own scripts write it, with what they leave to its defaults.
+
+    The defaults are those of PretrainedConfig, QWenConfig and LLaMAConfig. There is none for
+    rotary_base here: its default is wrong for nearly every model.
+    """
+    qwen = config.get("architecture") == "Qwen2ForCausalLM"
+    heads = config.get("num_attention_heads") or 1
+    return {
+        "head_size": (config.get("hidden_size") or 0) // heads,
+        "logits_dtype": "float32",
+        "rotary_scaling": None,
+        "attn_bias": qwen,
+        "mlp_bias": False,
+        **({"qwen_type": "qwen2"} if qwen else {}),
+        **config,
+    }
+
+
+def config_differences(config: Mapping[str, Any], hf_config: Mapping[str, Any]) -> list[str]:
+    """Where a checkpoint's config and the model's contradict each other, a sentence each.
+
+    ``config`` is taken as it stands, so that a missing field shows here first.
+    """
+    expected = {ours: hf_config.get(theirs) for ours, theirs in _SAME.items()}
+    expected |= {"vocab_size": hf_config["vocab_size"], **_from_model(hf_config)}
+    told = []
+    for name, value in expected.items():
+        if name not in config or config[name] is None:
+            told.append(f"{name} is missing{_WITHOUT.get(name, '')}, the model has {value}")
+        elif config[name] != value:
+            told.append(f"{name} is {config[name]}, the model has {value}")
+    scaling, ours = _rotary_scaling(_rope(hf_config)), config.get("rotary_scaling")
+    if _plain(scaling) != _plain(ours):
+        told.append(f"rotary_scaling is {ours}, the model has {scaling}")
+    return told
+
+
+def _plain(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without its kind, which releases keep under one name or another."""
+    if scaling is None:
+        return None
+    return {key: scaling[key] for key in scaling if key not in ("type", "rope_type")}
+
+
+def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(hf_config.get("rope_parameters") or {})
+
+
+def _from_model(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that modelopt leaves out or may get wrong."""
+    return {
+        "norm_epsilon": hf_config["rms_norm_eps"],
+        "rotary_base": float(_rope(hf_config)["rope_theta"]),
+        # Qwen2 has biases on q, k, v whatever its config says; Llama says it
+        "attn_bias": hf_config["architectures"][0] == "Qwen2ForCausalLM"
+        or bool(hf_config.get("attention_bias", False)),
+        "mlp_bias": bool(hf_config.get("mlp_bias", False)),
+    }
+
+
+def _rotary_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return None
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+    return {"type": kind, "rope_type": kind, **scaling}  # releases differ in which they read
 
 
 def read_config(directory: Path) -> dict[str, Any]:

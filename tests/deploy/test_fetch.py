@@ -18,9 +18,13 @@ from client.errors import UserError
 from deploy.fetch import fetch, resolve_folder
 
 COMMIT = "c" * 40
+HEADER = json.dumps(
+    {"weight": {"dtype": "U8", "shape": [300_000], "data_offsets": [0, 300_000]}}
+).encode()
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"w" * 300_000
 FILES = {
     "config.json": b"{}",
-    "model.safetensors": b"w" * 300_000,
+    "model.safetensors": WEIGHTS,
     "tokenizer.json": b"{}",
     "pytorch_model.bin": b"not needed",
     "README.md": b"not needed",
@@ -165,6 +169,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path) ->
         (404, "RepoNotFound", "has no model acme/tiny, or it is private"),
         (404, "RevisionNotFound", "has no such revision"),
         (403, "", "refuses acme/tiny (HTTP 403)"),
+        (429, "", "too many requests from here, the last for acme/tiny (HTTP 429); run the same"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
@@ -230,7 +235,7 @@ def test_the_same_bytes_elsewhere_are_the_same_source(checkpoint: Path, tmp_path
     first = resolve_folder(checkpoint, False, memory)
     moved = checkpoint.rename(tmp_path / "moved")
     assert resolve_folder(moved, False, memory).identity == first.identity
-    (moved / "model.safetensors").write_bytes(b"v" * 300_000)
+    (moved / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"v")
     assert resolve_folder(moved, False, memory).identity != first.identity
 
 
@@ -254,3 +259,26 @@ def test_a_checkpoint_without_config_or_weights_is_refused(
         UserError, match=f"has no {lost.partition('.')[0].replace('model', 'safe')}"
     ):
         fetch(source, False, target, tmp_path / "partial")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 200_000])
+def test_a_truncated_shard_is_refused_and_nothing_is_copied(
+    checkpoint: Path, tmp_path: Path, kept: int
+) -> None:
+    (checkpoint / "model.safetensors").write_bytes(WEIGHTS[:kept])
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(UserError, match=r"model\.safetensors: .*truncated"):
+        fetch(source, False, target, tmp_path / "partial")
+    assert not list(target.iterdir())
+
+
+def test_a_shard_that_the_index_names_and_nobody_has_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    with pytest.raises(UserError, match=r"model-2\.safetensors: can't be read: No such file"):
+        fetch(source, False, tmp_path, tmp_path / "partial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from client.errors import UserError
+from deploy.calibration import read_prompts
+from deploy.checkpoint_job import Calibration, CheckpointJob, Verification, check_job
 from deploy.precision import PRECISIONS, find_precision
-from deploy.quantize import Calibration, CheckpointJob, check_job, read_prompts, run_checkpoint
+from deploy.quantize import main, run_checkpoint
 from deploy.trtllm_checkpoint import check_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "number-words"
@@ -161,7 +164,9 @@ def test_the_child_makes_a_complete_checkpoint_and_says_how_far_it_is(
     assert sorted(file.name for file in job.output_dir.iterdir()) == [
         "config.json",
         *(f"rank{rank}.safetensors" for rank in range(4)),
+        "verify.json",
     ]
+    assert json.loads((job.output_dir / "verify.json").read_text())["top1"] > 0.95
     with safe_open(job.output_dir / "rank2.safetensors", framework="pt") as second_stage:
         names = set(second_stage.keys())
     assert "transformer.layers.0.attention.qkv.weight" in names  # numbered from 0 on each stage
@@ -194,11 +199,9 @@ def test_a_broken_tokenizer_is_one_line(job: CheckpointJob, tmp_path: Path) -> N
 def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_the_log(
     job: CheckpointJob, tmp_path: Path
 ) -> None:
-    model = edited_model(tmp_path / "model")
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100_000])
+    model = edited_model(tmp_path / "model", hidden_act="no such function")
     log = tmp_path / "log"
-    with pytest.raises(UserError, match="quantization to fp16 failed: Safetensor") as caught:
+    with pytest.raises(UserError, match="quantization to fp16 failed: KeyError") as caught:
         run_checkpoint(replace(job, model_dir=model), log)
     assert str(log) in str(caught.value)
     assert "Traceback" in log.read_text()
@@ -234,3 +237,52 @@ def test_the_child_ends_with_a_killed_parent(job: CheckpointJob, tmp_path: Path)
     psutil.wait_procs([child], timeout=60)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not (job.output_dir / "config.json").exists()
+
+
+def test_a_truncated_shard_is_one_line_before_the_start(job: CheckpointJob, tmp_path: Path) -> None:
+    model = edited_model(tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"model\.safetensors: has 100000 bytes, .*truncated"):
+        run_checkpoint(replace(job, model_dir=model), tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_checkpoint_that_fails_verification_is_one_line_with_figures_and_cause(
+    job: CheckpointJob, tmp_path: Path
+) -> None:
+    strict = replace(job, precision="int4_awq", verification=Verification(min_top1=1.0))
+    with pytest.raises(UserError, match=r"top tokens agree at .* 100\.0% are asked for; likely"):
+        run_checkpoint(strict, tmp_path / "log")
+    assert not (job.output_dir / "verify.json").exists()
+
+
+def test_a_job_that_is_not_calibrated_is_verified_on_built_in_texts(
+    job: CheckpointJob, tmp_path: Path
+) -> None:
+    run_checkpoint(replace(job, kind="hf", calibration=None), tmp_path / "log")
+    report = json.loads((job.output_dir / "verify.json").read_text())
+    assert (report["top1"], report["prompts"]) == (1.0, 16)
+    assert (job.output_dir / "tokenizer.json").is_file()
+
+
+def test_the_llm_api_takes_only_some_precisions(job: CheckpointJob) -> None:
+    with pytest.raises(UserError, match="takes no int8_sq checkpoint; use fp16, bf16, fp8"):
+        check_job(replace(job, kind="hf", precision="int8_sq"))
+
+
+def test_a_full_disk_is_one_line(
+    job: CheckpointJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "rank0.safetensors")
+
+    monkeypatch.setattr("deploy.modelopt_export.export_checkpoint", full)
+    file = tmp_path / "job.json"
+    file.write_text(job.to_json())
+    assert main([str(file)]) == 2
+    assert "error: " in (said := capsys.readouterr().out)
+    assert "can't be written: [Errno 28] No space left on device" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,16 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
 from client.errors import UserError
+from deploy.checkpoint_job import Calibration, CheckpointJob
+from deploy.checkpoint_tensors import unpack_int4, weight_only_int8
 from deploy.modelopt_export import export_checkpoint
-from deploy.quantize import Calibration, CheckpointJob
-from deploy.readback import (
-    _unpack_int4,
-    compare_logits,
-    load_model,
-    round_to,
-    weight_only_int8,
-)
+from deploy.readback import compare_logits, load_model, round_to
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "number-words"
 CALIBRATION = Calibration(EXAMPLE / "calibration.jsonl", samples=6, max_length=48)
@@ -158,6 +155,46 @@ def test_each_linear_computes_what_modelopt_simulates(
             expected = theirs(inputs)
             # a few weights lie on the edge between two steps; a wrong scale is off by far more
             assert (ours(inputs) - expected).norm() < 0.01 * expected.norm(), name
+
+
+@pytest.mark.parametrize("kv", ["fp8", "int8"])
+def test_keys_and_values_are_rounded_as_the_cache_keeps_them(
+    make: Make, tmp_path: Path, batches: list[Tensor], original: Tensor, kv: str
+) -> None:
+    job = CheckpointJob(EXAMPLE / "model", tmp_path, "fp16", calibration=CALIBRATION)
+    export_checkpoint(replace(job, kv_cache_dtype=kv), lambda _: None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization"] == {"quant_algo": None, "kv_cache_quant_algo": kv.upper()}
+    agreement = compare_logits(logits(load_model(tmp_path), batches), original)
+    assert agreement.top1 > 0.97
+    assert agreement.mean_abs_err > 0.001
+    # the rounding is the module's own: a model without it computes as before
+    plain = compare_logits(logits(load_model(make("fp16")), batches), original)
+    assert plain.max_abs_err < 1e-5
+
+
+def test_a_kv_cache_of_coarse_steps_shows_in_continuous_batching_too(tmp_path: Path) -> None:
+    job = CheckpointJob(EXAMPLE / "model", tmp_path, "fp16", calibration=CALIBRATION)
+    export_checkpoint(replace(job, kv_cache_dtype="int8"), lambda _: None)
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLE / "model")
+    rows = [json.loads(line) for line in (EXAMPLE / "prompts.jsonl").read_text().splitlines()]
+    prompts = [tokenizer(row["text_input"])["input_ids"] for row in rows[:4]]
+    assert generate(load_model(tmp_path), prompts) == generate(whole(), prompts)
+    tensors = load_file(tmp_path / "rank0.safetensors")
+    for layer in range(4):
+        tensors[f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"] *= 100
+    save_file(tensors, tmp_path / "rank0.safetensors")
+    assert generate(load_model(tmp_path), prompts) != generate(whole(), prompts)
+
+
+def whole() -> Any:
+    return AutoModelForCausalLM.from_pretrained(EXAMPLE / "model", dtype=torch.float32).eval()
+
+
+def generate(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    answers = model.generate_batch(inputs=prompts, generation_config=config)
+    return [answers[name].generated_tokens for name in sorted(answers)]
 
 
 def test_int8_wo_stores_full_precision_weights(make: Make) -> None:
@@ -293,7 +330,7 @@ def test_weight_only_int8_of_an_all_zero_channel_is_zero() -> None:
 def test_int4_unpacks_to_what_modelopt_packed(numbers: list[int]) -> None:
     steps = torch.tensor(numbers, dtype=torch.float32).reshape(4, 4)
     packed = pack_int4_in_uint8(steps, torch.ones(4, 1), 4).view(torch.int8)
-    assert torch.equal(_unpack_int4(packed), steps)
+    assert torch.equal(unpack_int4(packed), steps)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.errors import UserError
-from deploy.trtllm_checkpoint import check_checkpoint, check_shard, complete_config
+from deploy.trtllm_checkpoint import (
+    add_defaults,
+    check_checkpoint,
+    check_shard,
+    complete_config,
+    config_differences,
+)
 
 CONFIG: dict[str, Any] = {
     "architecture": "Qwen2ForCausalLM",
@@ -166,3 +172,25 @@ def test_an_export_that_contradicts_the_model_is_refused() -> None:
 def test_a_model_without_a_rope_theta_is_refused() -> None:
     with pytest.raises(UserError, match="rope_theta"):
         complete_config(CONFIG, {**HF_CONFIG, "rope_parameters": None}, None)
+
+
+def test_a_config_that_is_the_models_has_no_differences() -> None:
+    assert config_differences(CONFIG, {**HF_CONFIG, "vocab_size": 320}) == []
+
+
+def test_the_kind_of_rope_scaling_may_stand_under_either_name() -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}
+    hf = {**HF_CONFIG, "vocab_size": 320, "rope_parameters": rope}
+    ours = {**CONFIG, "rotary_base": 500000.0, "rotary_scaling": {"type": "llama3", "factor": 8.0}}
+    assert config_differences(ours, hf) == []
+    ours["rotary_scaling"] = {"type": "llama3", "factor": 4.0}
+    assert "rotary_scaling is" in config_differences(ours, hf)[0]
+
+
+def test_what_the_scripts_leave_out_gets_tensorrt_llms_defaults_but_no_rotary_base() -> None:
+    optional = ("head_size", "logits_dtype", "rotary_scaling", "attn_bias", "mlp_bias", "qwen_type")
+    written = {key: value for key, value in CONFIG.items() if key not in optional}
+    assert add_defaults(written) == {**CONFIG, "logits_dtype": "float32"}
+    assert add_defaults(CONFIG) == CONFIG
+    del written["rotary_base"]
+    assert "rotary_base" not in add_defaults(written)

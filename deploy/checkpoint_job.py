@@ -1,0 +1,178 @@
+"""A checkpoint to make: what is asked for, and what can be known to be wrong with it beforehand.
+
+Comes in: a Hugging Face model folder, a precision, a split over GPUs. Goes out: a checked job.
+Reads configs only; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from client.errors import UserError
+from deploy.calibration import read_prompts
+from deploy.fetch import check_weights
+from deploy.precision import PRECISIONS, Precision, find_precision
+from deploy.trtllm_checkpoint import ARCHITECTURES, CONFIG, read_json_object
+
+CheckpointKind = Literal["trtllm", "hf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Prompts to measure activations on.
+
+    ``data`` is a jsonl with ``text_input`` or ``text``, the folder of a data set, or the name of
+    one on the hub. At most ``samples`` prompts are used, each cut to ``max_length`` tokens.
+    """
+
+    data: Path | str
+    samples: int = 512
+    max_length: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How the checkpoint is compared with the model.
+
+    ``min_top1`` is the share of positions with the same top token to ask for, None for the
+    precision's own. ``text`` is a jsonl of prompts for a job without calibration data; None takes
+    built-in texts.
+    """
+
+    prompts: int = 32
+    min_top1: float | None = None
+    text: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointJob:
+    """A Hugging Face model folder to turn into a checkpoint for ``tp`` x ``pp`` GPUs.
+
+    ``kind`` is trtllm, for trtllm-build and the reference backend, or hf, for the LLM API.
+    ``release`` names the TensorRT-LLM release whose own scripts make the checkpoint; None: modelopt
+    in this environment. ``seed`` chooses prompts where there are more than asked for.
+    """
+
+    model_dir: Path
+    output_dir: Path
+    precision: str
+    tp: int = 1
+    pp: int = 1
+    calibration: Calibration | None = None
+    trust_remote_code: bool = False
+    seed: int = 1234
+    kv_cache_dtype: str | None = None
+    kind: CheckpointKind = "trtllm"
+    release: str | None = None
+    verification: Verification | None = Verification()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations or the KV cache are measured on prompts."""
+        return PRECISIONS[self.precision].calibrated or self.kv_cache_dtype is not None
+
+    def to_json(self) -> str:
+        """The job as JSON, paths absolute."""
+        return json.dumps(asdict(self), default=lambda path: str(Path(path).absolute()), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointJob:
+        """The job that :meth:`to_json` wrote; calibration data is a file by then.
+
+        Raises:
+            ValueError, TypeError: the text isn't such a job.
+        """
+        fields: dict[str, Any] = json.loads(text)
+        calibration, verification = fields.pop("calibration"), fields.pop("verification")
+        if calibration is not None:
+            calibration = Calibration(**{**calibration, "data": Path(calibration["data"])})
+        if verification is not None:
+            prompts = verification["text"]
+            text_file = None if prompts is None else Path(prompts)
+            verification = Verification(**{**verification, "text": text_file})
+        fields |= {name: Path(fields[name]) for name in ("model_dir", "output_dir")}
+        return cls(**fields, calibration=calibration, verification=verification)
+
+
+def check_job(job: CheckpointJob) -> None:
+    """Find what would make the job fail, without loading the model.
+
+    Raises:
+        UserError: the model folder, the architecture, tp or pp, the calibration data, or an
+            output folder that isn't free.
+    """
+    precision = find_precision(job.precision)
+    if (job.output_dir / CONFIG).exists() or any(job.output_dir.glob("rank*.safetensors")):
+        raise UserError("already holds a checkpoint", where=job.output_dir)
+    file = job.model_dir / CONFIG
+    if not file.is_file():
+        raise UserError("is no Hugging Face model: it has no config.json", where=job.model_dir)
+    config = read_json_object(file)
+    architectures = config.get("architectures") or ["none"]
+    if architectures[0] not in ARCHITECTURES:
+        raise UserError(
+            f"architecture '{architectures[0]}' isn't supported",
+            where=file,
+            fix=f"one of: {', '.join(ARCHITECTURES)}",
+        )
+    if job.kind == "hf" and not precision.as_hf:
+        known = ", ".join(each.name for each in PRECISIONS.values() if each.as_hf)
+        raise UserError(f"the LLM API takes no {precision.name} checkpoint", fix=f"use {known}")
+    _check_division(job, precision, config, file)
+    check_weights(job.model_dir)
+    _check_calibration(job)
+
+
+def _check_calibration(job: CheckpointJob) -> None:
+    if not job.needs_calibration:
+        return
+    if job.calibration is None:
+        raise UserError(
+            f"precision '{job.precision}' needs calibration prompts",
+            fix="name a jsonl with text_input under 'calibration'",
+        )
+    data = job.calibration.data
+    if isinstance(data, Path) and not data.is_dir() and not list(read_prompts(data)):
+        raise UserError("no calibration prompts in it", where=data)
+
+
+def _check_division(
+    job: CheckpointJob, precision: Precision, config: Mapping[str, Any], file: Path
+) -> None:
+    """Each GPU takes whole heads, whole channels, whole layers, whole groups."""
+    try:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        kv_heads = config.get("num_key_value_heads") or heads
+        width = heads * (config.get("head_dim") or hidden // heads)
+        channels = {
+            "hidden_size": hidden,
+            "intermediate_size": config["intermediate_size"],
+            "attention width": width,
+        }
+        counts = {"num_attention_heads": heads, **channels}
+        layers = config["num_hidden_layers"]
+    except KeyError as error:
+        raise UserError(f"required field {error} is missing", where=file) from None
+    for name, count in counts.items():
+        if count % job.tp:
+            raise UserError(f"tp {job.tp} doesn't divide {name} {count}", where=file)
+    if kv_heads % job.tp and job.tp % kv_heads:
+        raise UserError(
+            f"tp {job.tp} and num_key_value_heads {kv_heads} don't divide each other", where=file
+        )
+    if layers % job.pp:
+        raise UserError(f"pp {job.pp} doesn't divide num_hidden_layers {layers}", where=file)
+    if precision.name == "int8_sq" and job.tp > kv_heads:
+        raise UserError(
+            f"int8_sq can't repeat key-value heads: tp {job.tp} is more than {kv_heads}", where=file
+        )
+    for name, count in channels.items():
+        if precision.group_size and count % (precision.group_size * job.tp):
+            raise UserError(
+                f"{precision.name} needs {name} {count} divisible by tp x {precision.group_size}",
+                where=file,
+            )
