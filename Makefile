@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.10 to 3.12 is needed, $(PYTHON) is another; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	$(RUN)/pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)  ## build, serve and measure the tiny example model

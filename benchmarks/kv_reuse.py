@@ -11,6 +11,8 @@ is the reference one: the figures show that reuse works, not what TensorRT-LLM g
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,19 +20,16 @@ from statistics import median
 from typing import Any
 
 import yaml
-from rich.console import Console
+
+sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
 
 from client import api
-from deploy.build import build, gather
 from deploy.launch import TritonServer, free_ports
-from deploy.plan import CellPlan, plan
-from deploy.progress import BuildProgress
-from deploy.spec import load_deployment
 from deploy.store import write_json
-from deploy.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+CELL = "number_words_fp16_tp1_pp1_isl1024_osl64_bs4"
 
 
 def deployment(folder: Path, reuse: bool) -> Path:
@@ -46,14 +45,11 @@ def deployment(folder: Path, reuse: bool) -> Path:
     return file
 
 
-def built(file: Path, workspace: Workspace) -> CellPlan:
-    """The only cell of a deployment file, built."""
-    loaded = load_deployment(file)
-    facts = gather(loaded, workspace)
-    plans = plan(loaded, facts)
-    with BuildProgress(Console(stderr=True)) as progress:
-        build(plans, loaded, facts, workspace, progress)
-    return plans[0]
+def built(file: Path, workspace: Path) -> Path:
+    """The model repository of a deployment file's only cell."""
+    command = ["trtllm-deploy", "build", str(file), "--workspace", str(workspace)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return (workspace / "ensemble_models" / CELL).resolve()
 
 
 def main() -> None:
@@ -63,24 +59,20 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    workspace = Workspace(options.workspace.absolute())
+    workspace = options.workspace.resolve()
+    model = EXAMPLES / "number-words"
+    workload = api.load_workload(model / "shared_prefix.jsonl", model / "model", 64)
     ttft: dict[bool, list[float]] = {False: [], True: []}
     scores: dict[bool, list[float]] = {False: [], True: []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
         for reuse in (False, True):
-            cell = built(deployment(folder, reuse), workspace)
-            workload = api.load_workload(
-                EXAMPLES / "number-words" / "shared_prefix.jsonl",
-                workspace.artifact(cell.fetch),
-                64,
-            )
             server = TritonServer(
-                workspace.artifact(cell.repository),
+                built(deployment(folder, reuse), workspace),
                 ports=free_ports(),
-                log_file=workspace.server_log(f"kv_reuse_{reuse}"),
-                cache_dir=workspace.triton,
+                log_file=workspace / "logs" / f"kv_reuse_{reuse}.log",
+                cache_dir=workspace / "triton",
             )
             servers[reuse] = stack.enter_context(server)
             server.wait_ready()

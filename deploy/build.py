@@ -1,32 +1,32 @@
-"""Making what the plan asks for and the store lacks.
+"""Making what the plan asks for and the store lacks: the schedule meets an executor.
 
-Here the plan meets the disk, the network and child processes.
+Here the build's state changes: artifacts, names, logs of failures. What a stage does is
+:mod:`deploy.make`; where it runs is the executor's.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from client.errors import UserError
-from deploy.backend import BACKENDS
-from deploy.fetch import Source, fetch, resolve_folder, resolve_hub
-from deploy.plan import CellPlan, Facts, Stage, StageKind, distinct
-from deploy.quantize import Calibration, CheckpointJob, run_checkpoint
-from deploy.release import load_release
-from deploy.repository import render_repository, templates_digest
-from deploy.spec import DeploymentFile
+from deploy.estimate import UNKNOWN_S, estimate
+from deploy.executor import Ended, Executor, Line
+from deploy.plan import CellPlan, Stage, distinct
+from deploy.schedule import Schedule, Task
 from deploy.workspace import Workspace
 
-_TOOLS = ("nvidia-modelopt", "transformers", "torch")
+_LOOK_EVERY_S = 1.0  # so that Ctrl-C and clocks on the screen are never far behind
+
+OpenExecutor: TypeAlias = Callable[[], Executor]
 
 
 class Watcher(Protocol):
     """Is told how a build goes."""
+
+    def planned(self, seconds: Mapping[str, float], stages: Sequence[Stage], had: int) -> None:
+        """What will be made, with estimates by key where known; ``had`` are there already."""
 
     def started(self, stage: Stage) -> None:
         """A stage starts."""
@@ -35,158 +35,126 @@ class Watcher(Protocol):
         """A stage said something."""
 
     def finished(self, stage: Stage, made: bool) -> None:
-        """A stage's artifact is there: made just now, or before."""
+        """A stage's artifact is there: made just now, or by another process."""
+
+    def failed(self, stage: Stage, error: str) -> None:
+        """A stage can't be made."""
+
+    def given_up(self, stages: Sequence[Stage]) -> None:
+        """Stages that won't be made: one that they need failed, or the build stops."""
+
+    def tick(self) -> None:
+        """Time passes."""
 
 
-def gather(file: DeploymentFile, workspace: Workspace, offline_ok: bool = False) -> Facts:
-    """Look up what the plan depends on: sources, calibration data, tool versions, templates.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a build ended: artifacts made, errors by key, the cells that are built, and not."""
 
-    ``offline_ok`` lets hub ids stay unresolved when the hub can't be reached, as a plan may.
-
-    Raises:
-        UserError: a source can't be resolved.
-    """
-    spec = file.deployment
-    return Facts(
-        sources={name: _resolve(file, name, workspace, offline_ok) for name in spec.models},
-        calibration_digest=_digest(file.resolve(spec.calibration.data))
-        if spec.calibration
-        else None,
-        tools={name: _version(name) for name in _TOOLS},
-        templates_digest=templates_digest(),
-        workspace=workspace.root,
-    )
+    made: int
+    failures: Mapping[str, str]
+    built: tuple[CellPlan, ...]
+    unbuilt: tuple[CellPlan, ...]
 
 
 def build(
     plans: Iterable[CellPlan],
-    file: DeploymentFile,
-    facts: Facts,
     workspace: Workspace,
+    executor: OpenExecutor,
     watcher: Watcher,
-) -> int:
-    """Make every missing artifact, then name the cells; returns how many were made.
+    *,
+    fail_fast: bool = False,
+) -> Outcome:
+    """Make every missing artifact, then name the cells that are whole.
 
-    Raises:
-        UserError: a stage failed; what was finished before stays.
+    A stage that fails takes along what depends on it; the rest goes on, unless ``fail_fast``.
+    ``executor`` is opened only if there is something to make.
     """
     plans = list(plans)
-    by_key = {stage.key: stage for each in plans for stage in each.stages}
-    made = 0
-    for stage in distinct(plans):
-        made += _make(_Context(stage, by_key, file, facts, workspace, watcher))
+    stages = distinct(plans)
+    missing = [stage for stage in stages if not workspace.has(stage)]
+    store = workspace.store
+    kinds = {stage.kind for stage in missing}
+    history = (manifest for kind in kinds for manifest in store.manifests(kind))
+    seconds = estimate(missing, history)
+    watcher.planned(seconds, missing, len(stages) - len(missing))
+    made, failures, unmade = 0, dict[str, str](), set[str]()
+    if missing:
+        with executor() as opened:
+            run = _Run(plans, missing, seconds, workspace, opened, watcher, fail_fast)
+            run.to_the_end()
+            made, failures, unmade = run.made, run.failures, run.unmade
+    built: list[CellPlan] = []
+    unbuilt: list[CellPlan] = []
     for each in plans:
-        workspace.name(each)
-    return made
+        whole = not any(stage.key in unmade for stage in each.stages)
+        (built if whole else unbuilt).append(each)
+        if whole:
+            workspace.name(each)
+    return Outcome(made, failures, tuple(built), tuple(unbuilt))
 
 
-def _make(context: _Context) -> bool:
-    stage, watcher = context.stage, context.watcher
+class _Run:
+    """One build that is going on."""
 
-    def maker(target: Path) -> None:
-        watcher.started(stage)
-        _MAKERS[stage.kind](context, target)
+    def __init__(
+        self,
+        plans: Iterable[CellPlan],
+        stages: Sequence[Stage],
+        seconds: Mapping[str, float],
+        workspace: Workspace,
+        executor: Executor,
+        watcher: Watcher,
+        fail_fast: bool,
+    ) -> None:
+        self._stages = {stage.key: stage for stage in stages}
+        self._cells = {each.repository.key: each for each in plans}
+        self._workspace, self._executor, self._watcher = workspace, executor, watcher
+        tasks = [
+            Task(stage.key, stage.inputs, stage.gpus, seconds.get(stage.key, UNKNOWN_S[stage.kind]))
+            for stage in stages
+        ]
+        self._schedule = Schedule(tasks, executor.nodes)
+        self._fail_fast = fail_fast
+        self.unmade = set(self._stages)
+        self._hopeless = False
+        self.made = 0
+        self.failures: dict[str, str] = {}
 
-    def waiting() -> None:
-        watcher.line(stage, "another process makes it; waiting")
+    def to_the_end(self) -> None:
+        """Start what is ready, listen to what runs, until there is neither."""
+        while not self._schedule.done:
+            for task, node in self._schedule.start(time.monotonic()):
+                stage = self._stages[task.key]
+                self._watcher.started(stage)
+                self._executor.start(stage, node, task.gpus)
+            for event in self._executor.wait(_LOOK_EVERY_S):
+                if isinstance(event, Line):
+                    self._watcher.line(self._stages[event.key], event.text)
+                elif event.error is None:
+                    self._finish(event)
+                else:
+                    self._fail(event, event.error)
+            self._watcher.tick()
 
-    _, new = context.workspace.store.make(stage.kind, stage.made_from, maker, waiting)
-    watcher.finished(stage, new)
-    return new
+    def _finish(self, event: Ended) -> None:
+        stage = self._stages[event.key]
+        self._schedule.finish(event.key)
+        self.unmade.discard(event.key)
+        self.made += event.made
+        self._workspace.failure(stage).unlink(missing_ok=True)
+        if event.key in self._cells:  # now, for a build may be cut
+            self._workspace.name(self._cells[event.key])
+        self._watcher.finished(stage, event.made)
 
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What a maker may look at."""
-
-    stage: Stage
-    by_key: Mapping[str, Stage]
-    file: DeploymentFile
-    facts: Facts
-    workspace: Workspace
-    watcher: Watcher
-
-    def input(self, kind: StageKind | str) -> Path:
-        """The folder of the artifact that the stage was planned on."""
-        return self.workspace.artifact(self.by_key[self.stage.made_from[kind]])
-
-
-def _make_fetch(context: _Context, target: Path) -> None:
-    name = context.stage.cell.model
-    model = context.file.deployment.models[name]
-    partial = context.workspace.partial(context.stage)
-    fetch(context.facts.sources[name], model.trust_remote_code, target, partial)
-
-
-def _make_checkpoint(context: _Context, target: Path) -> None:
-    stage, spec = context.stage, context.file.deployment
-    asked = stage.made_from["calibration"]
-    job = CheckpointJob(
-        model_dir=context.input("fetch"),
-        output_dir=target,
-        precision=stage.cell.precision,
-        tp=stage.cell.tp,
-        pp=stage.cell.pp,
-        calibration=Calibration(
-            context.file.resolve(spec.calibration.data), asked["samples"], asked["max_length"]
-        )
-        if asked and spec.calibration
-        else None,
-        trust_remote_code=spec.models[stage.cell.model].trust_remote_code,
-    )
-    run_checkpoint(
-        job,
-        log_file=context.workspace.log(stage),
-        on_line=lambda text: context.watcher.line(stage, text),
-    )
-
-
-def _make_engine(context: _Context, target: Path) -> None:
-    made_from = context.stage.made_from
-    BACKENDS[made_from["backend"]].make_engine(
-        context.input("checkpoint"), made_from["build_config"], made_from["release"], target
-    )
-
-
-def _make_repository(context: _Context, target: Path) -> None:
-    spec = context.file.deployment
-    render_repository(
-        target,
-        release=load_release(spec.release),
-        backend=spec.backend,
-        engine_dir=context.input("engine"),
-        tokenizer_dir=context.input("tokenizer"),
-        max_batch_size=context.stage.cell.max_batch_size,
-        settings=spec.triton,
-    )
-
-
-_MAKERS: dict[StageKind, Callable[[_Context, Path], None]] = {
-    "fetch": _make_fetch,
-    "checkpoint": _make_checkpoint,
-    "engine": _make_engine,
-    "repository": _make_repository,
-}
-
-
-def _resolve(file: DeploymentFile, name: str, workspace: Workspace, offline_ok: bool) -> Source:
-    model = file.deployment.models[name]
-    folder = file.resolve(model.source)
-    memory = workspace.root / "store" / "fetch"
-    if folder.is_dir():
-        return resolve_folder(folder, model.trust_remote_code, memory / "digests.json")
-    try:
-        return resolve_hub(model.source, model.revision, memory / "commits.json", offline_ok)
-    except UserError as error:
-        raise file.error(("models", name, "source"), str(error)) from None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    def _fail(self, event: Ended, error: str) -> None:
+        stage = self._stages[event.key]
+        given_up = self._schedule.fail(event.key, stop=self._fail_fast or event.hopeless)
+        self._watcher.given_up([self._stages[key] for key in given_up])
+        if event.hopeless and self._hopeless:
+            self._watcher.given_up([stage])  # as the stage before it, for the same reason
+            return
+        self._hopeless = self._hopeless or event.hopeless
+        self.failures[event.key] = error
+        self._workspace.note_failure(stage, error)
+        self._watcher.failed(stage, error)

@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from client.errors import UserError
+from deploy.cli_workspace import COMMANDS
+from deploy.options import (
+    Planned,
+    Where,
+    console,
+    deployment_file,
+    fail_fast,
+    planned,
+    where_to_run,
+    workspace_folder,
+)
+from deploy.store import UNWRITABLE
 
 if TYPE_CHECKING:
-    from deploy.plan import CellPlan, Facts
-    from deploy.spec import DeploymentFile
-    from deploy.workspace import Workspace
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _common(function: F) -> F:
-    """The argument and the option that every command has."""
-    file = click.argument("file", type=click.Path(path_type=Path))
-    workspace = click.option(
-        "--workspace",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("workspace"),
-        show_default=True,
-        help="Folder for artifacts, logs and results.",
-    )
-    return file(workspace(function))
+    from deploy.build import Outcome
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,26 +37,67 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
+for each in COMMANDS:
+    command.add_command(each)
+
+
 @command.command()
-@_common
-def plan(file: Path, workspace: Path) -> None:
-    """Show the cells of FILE and what is left to make."""
+@deployment_file
+@workspace_folder
+@where_to_run
+@click.option(
+    "--gpu-memory", help="Memory of a GPU, as 80GiB; default: that of the first one here."
+)
+def plan(
+    file: Path,
+    workspace: Path,
+    gpus: str | None,
+    ray: str | None,
+    jobs: int | None,
+    gpu_memory: str | None,
+) -> None:
+    """Show the cells of FILE, what is left to make, and what a GPU has to hold."""
+    from deploy.memory import memory_plans, parse_size
     from deploy.report import print_plan
 
-    _, _, plans, space = _planned(file, workspace, offline_ok=True)
-    print_plan(plans, space, _console())
+    size = parse_size(gpu_memory) if gpu_memory else None
+    asked = planned(file, workspace, Where(gpus, ray, jobs), offline_ok=True)
+    if size is None and asked.facts.gpus:
+        size = asked.facts.gpus[0].memory
+    cells = [each.cell for each in asked.plans]
+    memory = memory_plans(asked.file, cells, asked.facts.shapes, size)
+    print_plan(asked.plans, asked.workspace, console(), memory)
 
 
 @command.command()
-@_common
-def build(file: Path, workspace: Path) -> None:
+@deployment_file
+@workspace_folder
+@where_to_run
+@fail_fast
+@click.option("--dry-run", is_flag=True, help="Print a shell script that would do the same.")
+def build(
+    file: Path,
+    workspace: Path,
+    gpus: str | None,
+    ray: str | None,
+    jobs: int | None,
+    fail_fast: bool,
+    dry_run: bool,
+) -> int:
     """Make every artifact of FILE that isn't there yet."""
-    _build(file, workspace)
+    asked = planned(file, workspace, Where(gpus, ray, jobs), offline_ok=dry_run)
+    if dry_run:
+        from deploy.script import dry_run_script
+
+        click.echo(dry_run_script(asked.file, asked.plans, asked.facts, asked.workspace))
+        return 0
+    return 2 if _build(asked, fail_fast).unbuilt else 0
 
 
 @command.command()
-@_common
+@deployment_file
 @click.argument("cell")
+@workspace_folder
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--http-port", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--metrics-port", default=8002, show_default=True, type=click.IntRange(1, 65535))
@@ -79,10 +113,11 @@ def serve(
 ) -> int:
     """Serve the built CELL of FILE with Triton until Ctrl-C."""
     from deploy.launch import Ports, TritonServer
+    from deploy.plan import find_plan
 
-    deployment, _, plans, space = _planned(file, workspace)
-    name = deployment.cell(cell).name
-    chosen = next(each for each in plans if each.cell.name == name)
+    asked = planned(file, workspace)
+    chosen, space = find_plan(asked.plans, asked.file, cell), asked.workspace
+    name = chosen.cell.name
     server = TritonServer(
         space.repository(chosen),
         ports=Ports(grpc=grpc_port, http=http_port, metrics=metrics_port),
@@ -90,13 +125,13 @@ def serve(
         address=address,
         cache_dir=space.triton,
     )
-    console = _console()
+    out = console()
     try:
         with server:
-            console.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
+            out.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
             server.wait_ready()
-            console.print(f"ready: {name}", style="bold", soft_wrap=True)
-            console.print(
+            out.print(f"ready: {name}", style="bold", soft_wrap=True)
+            out.print(
                 f"  gRPC {server.grpc_url}  HTTP {server.http_url}"
                 f"  metrics http://{address}:{metrics_port}/metrics\n"
                 f"  llm_perf -u {server.grpc_url} -m ensemble --concurrency 1,4"
@@ -105,61 +140,63 @@ def serve(
             )
             code = server.wait()
     except KeyboardInterrupt:
-        console.print("stopped")
+        out.print("stopped")
         return 0
-    console.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
+    out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
     return code or 1
 
 
 @command.command()
-@_common
-def run(file: Path, workspace: Path) -> int:
-    """Build FILE, then serve and measure each cell."""
+@deployment_file
+@workspace_folder
+@where_to_run
+@fail_fast
+def run(
+    file: Path,
+    workspace: Path,
+    gpus: str | None,
+    ray: str | None,
+    jobs: int | None,
+    fail_fast: bool,
+) -> int:
+    """Build FILE, then serve and measure each cell that could be built."""
     from deploy.measure import measure_cells, print_summary
 
-    deployment, plans, space = _build(file, workspace)
-    settings = deployment.deployment.measure
+    asked = planned(file, workspace, Where(gpus, ray, jobs))
+    settings = asked.file.deployment.measure
     if settings is None:
         raise UserError(
             "there is no 'measure:' block, so nothing to measure",
             where=file,
             fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
         )
-    console = _console()
-    rows = measure_cells(plans, deployment, settings, space, console.print)
-    print_summary(rows, space.results, console)
+    outcome = _build(asked, fail_fast)
+    if not outcome.built:
+        return 2
+    out = console()
+    rows = measure_cells(outcome.built, asked.file, settings, asked.workspace, out.print)
+    print_summary(rows, asked.workspace.results, out)
+    if outcome.unbuilt:
+        return 2
     return 0 if any(row["requests_ok"] for row in rows) else 1
 
 
-def _planned(
-    file: Path, workspace: Path, offline_ok: bool = False
-) -> tuple[DeploymentFile, Facts, list[CellPlan], Workspace]:
-    from deploy.build import gather
-    from deploy.plan import plan as plan_cells
-    from deploy.spec import load_deployment
-    from deploy.workspace import Workspace
-
-    deployment = load_deployment(file)
-    space = Workspace(workspace.absolute())
-    facts = gather(deployment, space, offline_ok)
-    return deployment, facts, plan_cells(deployment, facts), space
-
-
-def _build(file: Path, workspace: Path) -> tuple[DeploymentFile, list[CellPlan], Workspace]:
+def _build(asked: Planned, fail_fast: bool) -> Outcome:
+    """Make what is missing; what couldn't be made is told on stderr, a line for each error."""
     from deploy.build import build as build_plans
     from deploy.progress import BuildProgress
 
-    deployment, facts, plans, space = _planned(file, workspace)
-    with BuildProgress(_console()) as progress:
-        build_plans(plans, deployment, facts, space, progress)
-    return deployment, plans, space
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width of its own
-    return console
+    asked.workspace.remember(asked.file.path.absolute())
+    with BuildProgress(console()) as progress:
+        outcome = build_plans(
+            asked.plans, asked.workspace, asked.executor, progress, fail_fast=fail_fast
+        )
+    for error in dict.fromkeys(outcome.failures.values()):
+        click.echo(f"trtllm-deploy: {error}", err=True)
+    if outcome.unbuilt:
+        cells = f"{len(outcome.unbuilt)} of {len(asked.plans)} cells"
+        click.echo(f"trtllm-deploy: {cells} aren't built; the same command goes on here", err=True)
+    return outcome
 
 
 def _interrupt(*_: object) -> None:
@@ -173,6 +210,11 @@ def main() -> None:
         code = command.main(standalone_mode=False)
     except UserError as error:
         click.echo(f"trtllm-deploy: {error}", err=True)
+        code = 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        click.echo(f"trtllm-deploy: {error.filename}: {error.strerror}", err=True)
         code = 2
     except click.ClickException as error:
         click.echo(f"trtllm-deploy: {error.format_message()} (see trtllm-deploy --help)", err=True)

@@ -8,6 +8,7 @@ nothing of models, engines or what is sent to the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -31,6 +32,7 @@ _SUPERVISE = Path(__file__).with_name("supervise.py")
 _GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 # Triton's log format; of a python model's error, the traceback is left in the log
 _ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ \S+\] "(?P<text>.+?)(\\n\\nAt:.*)?"?$')
+_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")  # what shlex.quote would leave alone
 _WITHOUT_GPU = ("CudaDriverHelper", "unable to create stream")  # errors that mean nothing here
 _LINES_SHOWN = 2
 
@@ -64,18 +66,31 @@ def free_ports(address: str = "127.0.0.1") -> Ports:
     return Ports(*numbers)
 
 
-def ports_in_use(ports: Ports, address: str = "127.0.0.1") -> tuple[tuple[str, int], ...]:
-    """The (flag, port) pairs of ``ports`` that cannot be listened on."""
-    taken = []
+def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
+    """See that a server can listen there.
+
+    Raises UserError when two of the ports are the same or somebody listens on one already, with
+    the flag to change, or when this machine has no such address.
+    """
+    flags: dict[int, str] = {}
     for field in fields(ports):
-        port = getattr(ports, field.name)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no listener
-            try:
+        port, flag = getattr(ports, field.name), f"--{field.name}-port"
+        if port in flags:
+            raise UserError(f"{flags[port]} and {flag} are both {port}", fix="give three ports")
+        flags[port] = flag
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is free
                 probe.bind((address, port))
-            except OSError:
-                taken.append((f"--{field.name}-port", port))
-    return tuple(taken)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"port {port} is already in use on {address}", fix=f"set another with {flag}"
+                ) from None
+            raise UserError(
+                f"can't listen on {address}:{port}: {error.strerror}",
+                fix="check --address and the port",
+            ) from None
 
 
 def find_triton(cache_dir: Path) -> Triton:
@@ -204,10 +219,14 @@ class TritonServer:
     def __enter__(self) -> TritonServer:
         if not self.repository.is_dir():
             raise UserError("there is no such model repository", where=self.repository)
-        for flag, port in ports_in_use(self.ports, self.address):
-            raise UserError(
-                f"port {port} is already in use on {self.address}", fix=f"set another with {flag}"
-            )
+        check_ports(self.ports, self.address)
+        for path in (self.repository.absolute(), self.cache_dir.absolute()):
+            if not _SHELL_SAFE.fullmatch(str(path)):  # its python backend starts stubs with sh -c
+                raise UserError(
+                    "Triton can't serve from a path with spaces or quotes in it",
+                    where=path,
+                    fix="choose another --workspace",
+                )
         triton = find_triton(self.cache_dir)
         shm_prefix = f"trtllm-deploy-{os.getpid()}-{self.ports.grpc}-"
         command = server_command(triton, self.repository, self.ports, self.address, shm_prefix)

@@ -5,7 +5,9 @@ The figures are the client's; this module only adds which cell they belong to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from client import api
 from client.progress import show_progress
 from deploy.launch import TritonServer, free_ports
 from deploy.plan import CellPlan
-from deploy.spec import Cell, DeploymentFile, MeasureSpec
+from deploy.schema import MeasureSpec
+from deploy.spec import DeploymentFile
 from deploy.store import write_json
 from deploy.workspace import Workspace
 
@@ -33,18 +36,29 @@ def measure_cells(
 ) -> list[Row]:
     """Measure each cell under each load; one row per cell and load.
 
-    ``results/<cell>/`` gets the client's files and ``results/summary.json`` all rows so far,
-    written anew after each cell, so that a cut run keeps what it measured.
+    ``results/<cell>/`` gets the client's files. ``results/summary.json`` gets the rows after each
+    cell, in the place of that cell's earlier ones; those of other cells stay.
 
     Raises:
         UserError: the prompts can't be read, or a server doesn't come up.
     """
     plans = list(plans)
+    summary = workspace.results / "summary.json"
     rows: list[Row] = []
     for number, plan in enumerate(plans, start=1):
         say(f"[{number}/{len(plans)}] serving {plan.cell.name}")
-        rows += _measure_cell(plan, file, settings, workspace)
-        write_json(workspace.results / "summary.json", rows)
+        new = _measure_cell(plan, file, settings, workspace)
+        others = [row for row in _read(summary) if row["cell"] != plan.cell.name]
+        write_json(summary, others + new)
+        rows += new
+    return rows
+
+
+def _read(summary: Path) -> list[Row]:
+    try:
+        rows: list[Row] = json.loads(summary.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
     return rows
 
 
@@ -72,29 +86,38 @@ def _measure_cell(
                 options = api.Options(settings.request_timeout, watch)
                 run = api.measure(endpoint, workload, load, options)
             api.write_run(run, workspace.results / cell.name / f"{load.name}.json")
-            rows.append(_row(cell, file.deployment.backend, concurrency, run))
+            rows.append(_row(plan, file, concurrency, run))
     return rows
 
 
-def _row(cell: Cell, backend: str, concurrency: int, run: api.Run) -> Row:
+def _row(plan: CellPlan, file: DeploymentFile, concurrency: int, run: api.Run) -> Row:
+    """A run's figures, and all that says what was measured."""
+    spec = file.deployment
     return {
-        "cell": cell.name,
-        "backend": backend,
-        "model": cell.model,
-        "precision": cell.precision,
-        "max_batch_size": cell.max_batch_size,
+        "cell": plan.cell.name,
+        "backend": spec.backend,
+        **asdict(plan.cell),
+        "build": dict(plan.cell.build),
         "concurrency": concurrency,
         "score": run.score,
         "requests_ok": run.requests_ok,
         "requests_failed": run.requests_failed,
         "metrics": run.metrics,
         "notes": list(run.notes),
+        "release": spec.release,
+        "triton": spec.triton.model_dump(exclude_none=True),
+        "repository": plan.repository.key,
         "workload_sha256": run.workload.sha256,
+        "started_at": run.started_at,
     }
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("model", lambda row: row["model"]),
+    ("tp", lambda row: str(row["tp"])),
+    ("pp", lambda row: str(row["pp"])),
+    ("ISL", lambda row: str(row["isl"])),
+    ("OSL", lambda row: str(row["osl"])),
     ("precision", lambda row: row["precision"]),
     ("batch", lambda row: str(row["max_batch_size"])),
     ("conc.", lambda row: str(row["concurrency"])),
@@ -107,13 +130,13 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("req/s", lambda row: _figure(row, "request_throughput", "avg")),
     ("backend", lambda row: row["backend"]),
 )
+_TITLE = {"model", "tp", "pp", "ISL", "OSL"}  # in the title where all cells agree
 
 
 def print_summary(rows: list[Row], results: Path, console: Console) -> None:
-    """One table over all cells and loads, and where the files are."""
-    models = {row["model"] for row in rows}
-    title = f"All cells of {models.pop()}" if len(models) == 1 else "All cells"
-    columns = _COLUMNS if models else _COLUMNS[1:]
+    """One table over all cells and loads, what went wrong, and where the files are."""
+    same = {name: text(rows[0]) for name, text in _COLUMNS if len({*map(text, rows)}) == 1}
+    title = "  ".join(f"{name} {text}" for name, text in same.items() if name in _TITLE)
     caption = f"times in ms; details: {results}/"
     table = Table(
         title=title,
@@ -123,12 +146,16 @@ def print_summary(rows: list[Row], results: Path, console: Console) -> None:
         padding=0,
         show_edge=False,
     )
+    columns = [each for each in _COLUMNS if each[0] not in _TITLE & set(same)]
     for name, _ in columns:
         text = name in {"model", "precision", "backend"}
         table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(text(row) for _, text in columns))
     console.print(table)
+    for row in rows:
+        if row["requests_failed"]:
+            console.print(f"{row['cell']} at {row['concurrency']}: {'; '.join(row['notes'])}")
     if any(row["backend"] == "reference" for row in rows):
         console.print(
             "The reference backend shows that the pipeline works and how a precision answers; "

@@ -25,7 +25,12 @@ from client.errors import UserError
 
 MANIFEST = "manifest.json"
 
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+class StoreError(UserError):
+    """The store can't be written: no space left, read-only. Nothing else can be made either."""
 
 
 def content_key(made_from: Mapping[str, Any]) -> str:
@@ -56,10 +61,54 @@ class Store:
     def has(self, stage: str, key: str) -> bool:
         """Whether the artifact is there, each of its files with the size it had when made."""
         manifest = self.manifest(stage, key)
-        if manifest is None:
-            return False
+        return manifest is not None and not any(self._damages(stage, key, manifest))
+
+    def damages(self, stage: str, key: str) -> list[str]:
+        """Files of an artifact that are gone or have another size than when it was made."""
+        manifest = self.manifest(stage, key)
+        return list(self._damages(stage, key, manifest)) if manifest else []
+
+    def _damages(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Iterator[str]:
         folder = self.path(stage, key)
-        return all(_size(folder / name) == size for name, size in manifest["files"].items())
+        for name, size in manifest["files"].items():
+            if _size(f"{folder}/{name}") != size:
+                yield name
+
+    def manifests(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The manifests of all artifacts of one stage."""
+        for file in (self.root / stage).glob(f"[!.]*/{MANIFEST}"):
+            manifest = self.manifest(stage, file.parent.name)
+            if manifest is not None:
+                yield manifest
+
+    def being_made(self, stage: str, key: str) -> bool:
+        """Whether some process makes the artifact right now."""
+        file = self._lock(stage, key)
+        if not file.exists():
+            return False
+        try:
+            with FileLock(file).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # read-only
+            return False
+
+    def folders(self, stage: str) -> Iterator[tuple[str, Path]]:
+        """All artifacts of a stage with their keys, and what is half made of some."""
+        for path in sorted((self.root / stage).glob("*")):
+            if path.is_dir():
+                yield path.name.lstrip(".").split(".tmp-")[0], path
+
+    def discard(self, stage: str, key: str, path: Path) -> bool:
+        """Delete a folder that belongs to a key; false when the artifact is just being made."""
+        self.root.joinpath(stage).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self._lock(stage, key)).acquire(timeout=0):
+                _remove(path)
+        except Timeout:
+            return False
+        return True
 
     def make(
         self,
@@ -67,14 +116,16 @@ class Store:
         made_from: Mapping[str, Any],
         maker: Callable[[Path], None],
         waiting: Callable[[], None] = lambda: None,
+        about: Mapping[str, Any] | None = None,
     ) -> tuple[Path, bool]:
         """The artifact made from ``made_from``, and whether this call made it.
 
         ``maker`` fills the empty folder it is given; what it raises leaves no artifact behind.
         Of several processes one makes, the others wait (``waiting`` is called once if so).
+        ``about`` is kept in the manifest for people and estimates; the key doesn't depend on it.
 
         Raises:
-            UserError: the store can't be written (read-only, no space left).
+            StoreError: the store can't be written (read-only, no space left).
         """
         key = content_key(made_from)
         final = self.path(stage, key)
@@ -82,25 +133,37 @@ class Store:
             return final, False
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(final.parent / f".{key}.lock", waiting):
+            with _locked(self._lock(stage, key), waiting):
                 if self.has(stage, key):
                     return final, False
-                self._make_locked(stage, key, made_from, maker)
+                self._make_locked(stage, key, made_from, maker, about or {})
         except OSError as error:
-            if error.errno not in _UNWRITABLE:
+            if error.errno not in UNWRITABLE:
                 raise
-            raise UserError(
-                f"the store can't be written: {error.strerror}",
-                where=error.filename or final,
-                fix="free the disk or choose another --workspace; what is finished stays",
-            ) from error
+            raise _unwritable(error.strerror, error.filename or final) from error
+        except UserError as error:  # a child process met the full disk, not we
+            full = next((text for text in _FULL if text in str(error)), None)
+            if full is None:
+                raise
+            raise _unwritable(full, final) from error
         return final, True
 
+    def _lock(self, stage: str, key: str) -> Path:
+        return self.root / stage / f".{key}.lock"
+
+    def _half_made(self, stage: str, key: str) -> Iterator[Path]:
+        return (self.root / stage).glob(f".{key}.tmp-*")
+
     def _make_locked(
-        self, stage: str, key: str, made_from: Mapping[str, Any], maker: Callable[[Path], None]
+        self,
+        stage: str,
+        key: str,
+        made_from: Mapping[str, Any],
+        maker: Callable[[Path], None],
+        about: Mapping[str, Any],
     ) -> None:
         final = self.path(stage, key)
-        for stale in (*final.parent.glob(f".{key}.tmp-*"), final):
+        for stale in (*self._half_made(stage, key), final):
             _remove(stale)
         temporary = final.parent / f".{key}.tmp-{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
@@ -111,6 +174,7 @@ class Store:
                 "stage": stage,
                 "key": key,
                 "made_from": made_from,
+                "about": about,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": round(time.time() - started, 3),
                 "files": _sizes(temporary),
@@ -165,9 +229,17 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def _size(path: Path) -> int | None:
+def _unwritable(why: str | None, where: str | Path) -> StoreError:
+    return StoreError(
+        f"the store can't be written: {why}",
+        where=where,
+        fix="free the disk or choose another --workspace; what is finished stays",
+    )
+
+
+def _size(path: str) -> int | None:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 (called for every file of every artifact)
     except OSError:
         return None
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import UserError
 from deploy.plan import CellPlan, Stage
-from deploy.store import Store, link
+from deploy.store import Store, link, write_json
+
+_FILES = "deployment-files.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +38,31 @@ class Workspace:
 
     def log(self, stage: Stage) -> Path:
         """Full output of a stage; one file per artifact, the newest try."""
-        return self.root / "logs" / f"{stage.kind}-{stage.title.replace(' ', '_')}.log"
+        name = f"{stage.kind}-{stage.title.replace(' ', '_')}-{stage.key[:8]}.log"
+        return self.root / "logs" / name
+
+    def failure(self, stage: Stage) -> Path:
+        """Why the newest try to make a stage failed; there is none where it didn't."""
+        return self.log(stage).with_suffix(".error")
+
+    def note_failure(self, stage: Stage, error: str) -> None:
+        """Keep the error for ``status``; on a full disk it is only printed."""
+        file = self.failure(stage)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{error}\n", encoding="utf-8")
 
     def server_log(self, cell: str) -> Path:
         """Triton's output for a cell."""
         return self.root / "logs" / f"serve-{cell}.log"
 
+    def timing_cache(self, name: str) -> Path:
+        """What TensorRT measured on one kind of GPU, shared by all builds there."""
+        return self.root / "timing" / name
+
     def partial(self, stage: Stage) -> Path:
         """Where a download waits to be finished."""
-        return self.root / "downloads" / stage.key
+        return self.downloads / stage.key
 
     def artifact(self, stage: Stage) -> Path:
         """The folder of a stage's artifact, made or not."""
@@ -51,10 +72,40 @@ class Workspace:
         """Whether the artifact is there and whole."""
         return self.store.has(stage.kind, stage.key)
 
+    @property
+    def downloads(self) -> Path:
+        """Downloads that were cut, by the key of their fetch stage."""
+        return self.root / "downloads"
+
+    def names(self, plan: CellPlan) -> tuple[tuple[Path, Stage], ...]:
+        """Where people find a built cell: ``engines/<cell>`` and ``ensemble_models/<cell>``."""
+        return (
+            (self.root / "engines" / plan.cell.name, plan.engine),
+            (self.root / "ensemble_models" / plan.cell.name, plan.repository),
+        )
+
     def name(self, plan: CellPlan) -> None:
-        """Give a built cell its names: ``engines/<cell>`` and ``ensemble_models/<cell>``."""
-        link(self.root / "engines" / plan.cell.name, self.artifact(plan.engine))
-        link(self.root / "ensemble_models" / plan.cell.name, self.artifact(plan.repository))
+        """Give a built cell its names."""
+        for name, stage in self.names(plan):
+            link(name, self.artifact(stage))
+
+    def named(self) -> Iterator[Path]:
+        """Every name in the workspace, of whatever deployment file."""
+        for folder in ("engines", "ensemble_models"):
+            yield from (path for path in (self.root / folder).glob("*") if path.is_symlink())
+
+    def remember(self, file: Path) -> None:
+        """Note that a deployment file was built here, so that ``gc`` knows what it needs."""
+        files = self.deployment_files()
+        if file not in files:
+            write_json(self.root / _FILES, [str(each) for each in (*files, file)])
+
+    def deployment_files(self) -> list[Path]:
+        """The deployment files that were built here and are still there; absolute."""
+        with suppress(OSError, ValueError):
+            known = map(Path, json.loads((self.root / _FILES).read_text(encoding="utf-8")))
+            return [file for file in known if file.is_file()]
+        return []
 
     def repository(self, plan: CellPlan) -> Path:
         """The model repository of a cell, under the cell's name.

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from client.cli import command as llm_perf
 from deploy.cli import command as trtllm_deploy
 from deploy.precision import PRECISIONS
-from deploy.spec import Deployment
+from deploy.schema import Deployment
 
 TARGET = Path(__file__).with_name("reference.md")
 
@@ -40,6 +40,8 @@ def _short(kind: str) -> str:
     """A type as a person would write it."""
     if kind.startswith("Literal"):
         return " or ".join(part.strip(" '") for part in kind[8:-1].split(","))
+    if kind.startswith("dict"):
+        return "mapping"
     for long, short in (("Optional[", ""), ("list[", "list of "), ("tuple[", "")):
         if kind.startswith(long):
             return "ISL,OSL" if "tuple" in kind else f"{short}{_short(kind[len(long) : -1])}"
@@ -74,7 +76,13 @@ def page() -> str:
         *((f"trtllm-deploy {name}", each) for name, each in trtllm_deploy.commands.items()),
         ("llm_perf", llm_perf),
     ):
-        context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command,
+            info_name=name,
+            terminal_width=100,
+            max_content_width=100,
+            help_option_names=["-h", "--help"],
+        )
         lines += ["", f"## {name} --help", "", "```", command.get_help(context), "```"]
     return "\n".join(lines) + "\n"
 

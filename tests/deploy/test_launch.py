@@ -15,7 +15,7 @@ import pytest
 
 from client.errors import UserError
 from deploy import launch
-from deploy.launch import Ports, Triton, TritonServer, free_ports, ports_in_use, server_command
+from deploy.launch import Ports, Triton, TritonServer, check_ports, free_ports, server_command
 
 SUPERVISE = Path(launch.__file__).with_name("supervise.py")
 
@@ -30,16 +30,36 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 def test_free_ports_are_three_and_free() -> None:
     ports = free_ports()
     assert len(set(astuple(ports))) == 3
-    assert ports_in_use(ports) == ()
+    check_ports(ports)
 
 
-def test_a_port_in_use_is_found_with_its_flag() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_in_use_is_found_with_its_flag(address: str) -> None:
     ports = free_ports()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", ports.http))
         listener.listen()
-        assert ports_in_use(ports) == (("--http-port", ports.http),)
-        assert ports_in_use(ports, "0.0.0.0") == (("--http-port", ports.http),)
+        with pytest.raises(UserError, match=rf"port {ports.http} is already in use.*--http-port"):
+            check_ports(ports, address)
+
+
+def test_the_same_port_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="--grpc-port and --http-port are both 9"):
+        check_ports(Ports(grpc=9, http=9, metrics=10))
+
+
+def test_an_address_of_another_machine_is_no_port_in_use() -> None:
+    with pytest.raises(UserError, match=r"can't listen on 192\.0\.2\.1"):  # RFC 5737: nobody's
+        check_ports(free_ports(), "192.0.2.1")
+
+
+def test_a_path_that_triton_s_shell_would_break_is_refused(tmp_path: Path) -> None:
+    repository = tmp_path / "my models"
+    repository.mkdir()
+    server = TritonServer(repository, ports=free_ports(), log_file=tmp_path / "log")
+    with pytest.raises(UserError, match="spaces or quotes"):
+        server.__enter__()
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_server_is_not_started_on_a_port_in_use(tmp_path: Path) -> None:

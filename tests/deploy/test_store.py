@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import UserError
-from deploy.store import MANIFEST, Store, content_key, link, write_json
+from deploy.store import MANIFEST, Store, StoreError, content_key, link, write_json
 
 MADE_FROM = {"model": "tiny", "flags": {"a": 1}}
 KEY = content_key(MADE_FROM)
@@ -138,6 +138,39 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"weights: the store can't be written: No space left"):
         Store(tmp_path).make("engine", MADE_FROM, full)
+
+
+def test_a_full_disk_that_a_child_process_met_is_told_the_same_way(tmp_path: Path) -> None:
+    def full(target: Path) -> None:
+        raise UserError("trtllm-build ended: OSError: [Errno 28] No space left on device")
+
+    with pytest.raises(StoreError, match="the store can't be written: No space left on device"):
+        Store(tmp_path).make("engine", MADE_FROM, full)
+
+
+def test_an_error_of_the_user_passes_as_it_is(tmp_path: Path) -> None:
+    def refuse(target: Path) -> None:
+        raise UserError("no such flag")
+
+    with pytest.raises(UserError, match=r"^no such flag$") as caught:
+        Store(tmp_path).make("engine", MADE_FROM, refuse)
+    assert not isinstance(caught.value, StoreError)
+
+
+def test_damages_are_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    final, _ = store.make("engine", MADE_FROM, fill)
+    assert store.damages("engine", KEY) == []
+    (final / "rank0" / "weights").unlink()
+    assert store.damages("engine", KEY) == ["rank0/weights"]
+
+
+def test_a_key_does_not_depend_on_what_a_manifest_tells_about_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.make("engine", MADE_FROM, fill, about={"title": "one"})
+    _, made = store.make("engine", MADE_FROM, fill, about={"title": "two"})
+    assert not made
+    assert [manifest["about"] for manifest in store.manifests("engine")] == [{"title": "one"}]
 
 
 def test_another_error_of_a_maker_is_not_called_a_full_disk(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""What the commands of ``trtllm-deploy`` have in common: options, and what these lead to.
+
+In: what a person typed. Out: the planned deployment file, and the executor to build it with.
+Modules that cost time to import are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from client.errors import UserError
+
+if TYPE_CHECKING:
+    from deploy.executor import Executor
+    from deploy.gpu import Gpu
+    from deploy.plan import CellPlan, Facts
+    from deploy.spec import DeploymentFile
+    from deploy.workspace import Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+deployment_file = click.argument("file", type=click.Path(path_type=Path))
+workspace_folder = click.option(
+    "--workspace",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("workspace"),
+    show_default=True,
+    help="Folder for artifacts, logs and results.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """On which machine and GPUs stages run, and how many that need no GPU at once."""
+
+    gpus: str | None = None
+    ray: str | None = None
+    jobs: int | None = None
+
+
+def where_to_run(function: F) -> F:
+    """The options that make up a :class:`Where`."""
+    gpus = click.option(
+        "--gpus",
+        metavar="0,1,...",
+        help="GPUs to use; default: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.",
+    )
+    ray = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Build on this Ray cluster (auto, HOST:PORT), the workspace on a shared file system.",
+    )
+    jobs = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        help="Stages without a GPU at once, per machine; default: its cores. Such a checkpoint"
+        " holds its whole model in memory.",
+    )
+    return gpus(ray(jobs(function)))
+
+
+def fail_fast(function: F) -> F:
+    """The choice of what a failed stage means for the others."""
+    return click.option(
+        "--fail-fast/--keep-going",
+        default=False,
+        show_default=True,
+        help="When a stage fails: start nothing more, or go on with what doesn't depend on it.",
+    )(function)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A deployment file with all that follows from it on this machine."""
+
+    file: DeploymentFile
+    facts: Facts
+    plans: list[CellPlan]
+    workspace: Workspace
+    where: Where
+
+    def executor(self) -> Executor:
+        """Where stages are made."""
+        from deploy.make import StageMaker
+
+        make = StageMaker(self.file, self.facts, self.workspace)
+        if self.where.ray is not None:
+            from deploy.cluster import RayExecutor
+
+            return RayExecutor(make, self.workspace.root, self.where.jobs)
+        from deploy.local import LocalExecutor, visible_gpus
+
+        return LocalExecutor(make, visible_gpus(self.where.gpus), self.where.jobs)
+
+
+def planned(
+    path: Path, workspace: Path, where: Where | None = None, *, offline_ok: bool = False
+) -> Planned:
+    """Read a deployment file and plan it.
+
+    Raises:
+        UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
+    """
+    from deploy.gather import gather
+    from deploy.plan import plan
+    from deploy.spec import load_deployment
+    from deploy.workspace import Workspace
+
+    where = where or Where()
+    file = load_deployment(path)
+    space = Workspace(workspace.absolute())
+    facts = gather(file, space, _gpus(where), offline_ok=offline_ok)
+    return Planned(file, facts, plan(file, facts), space, where)
+
+
+def _gpus(where: Where) -> tuple[Gpu, ...]:
+    """The GPUs that engines are planned for."""
+    if where.ray is not None:
+        from deploy.cluster import cluster_gpus, connect
+
+        if where.gpus is not None:
+            raise UserError("--gpus and --ray exclude each other", fix="the cluster has its GPUs")
+        connect(where.ray)
+        return cluster_gpus()
+    from deploy.gpu import gpus
+    from deploy.local import visible_gpus
+
+    visible = visible_gpus(where.gpus)
+    return tuple(gpu for gpu in gpus() if str(gpu.index) in visible)
+
+
+def console() -> Console:
+    """Standard output."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 140  # a file or a pipe has no width of its own
+    return out
