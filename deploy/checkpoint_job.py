@@ -122,7 +122,12 @@ def check_job(job: CheckpointJob) -> None:
     if job.kind == "hf" and not precision.as_hf:
         known = ", ".join(each.name for each in PRECISIONS.values() if each.as_hf)
         raise UserError(f"the LLM API takes no {precision.name} checkpoint", fix=f"use {known}")
-    _check_division(job, precision, config, file)
+    try:
+        wrong = indivisible(config, precision, job.tp, job.pp)
+    except KeyError as error:
+        raise UserError(f"required field {error} is missing", where=file) from None
+    if wrong:
+        raise UserError(wrong, where=file, fix="choose other 'tp:' and 'pp:'")
     check_weights(job.model_dir)
     _check_calibration(job)
 
@@ -140,39 +145,40 @@ def _check_calibration(job: CheckpointJob) -> None:
         raise UserError("no calibration prompts in it", where=data)
 
 
-def _check_division(
-    job: CheckpointJob, precision: Precision, config: Mapping[str, Any], file: Path
-) -> None:
-    """Each GPU takes whole heads, whole channels, whole layers, whole groups."""
-    try:
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        kv_heads = config.get("num_key_value_heads") or heads
-        width = heads * (config.get("head_dim") or hidden // heads)
-        channels = {
-            "hidden_size": hidden,
-            "intermediate_size": config["intermediate_size"],
-            "attention width": width,
-        }
-        counts = {"num_attention_heads": heads, **channels}
-        layers = config["num_hidden_layers"]
-    except KeyError as error:
-        raise UserError(f"required field {error} is missing", where=file) from None
-    for name, count in counts.items():
-        if count % job.tp:
-            raise UserError(f"tp {job.tp} doesn't divide {name} {count}", where=file)
-    if kv_heads % job.tp and job.tp % kv_heads:
-        raise UserError(
-            f"tp {job.tp} and num_key_value_heads {kv_heads} don't divide each other", where=file
-        )
-    if layers % job.pp:
-        raise UserError(f"pp {job.pp} doesn't divide num_hidden_layers {layers}", where=file)
-    if precision.name == "int8_sq" and job.tp > kv_heads:
-        raise UserError(
-            f"int8_sq can't repeat key-value heads: tp {job.tp} is more than {kv_heads}", where=file
-        )
-    for name, count in channels.items():
-        if precision.group_size and count % (precision.group_size * job.tp):
-            raise UserError(
-                f"{precision.name} needs {name} {count} divisible by tp x {precision.group_size}",
-                where=file,
+def indivisible(config: Mapping[str, Any], precision: Precision, tp: int, pp: int) -> str | None:
+    """What of a Hugging Face config can't be split over the GPUs, in words, or None.
+
+    Each GPU takes whole heads, whole channels, whole layers, whole groups. Raises KeyError for a
+    field that is missing.
+    """
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    channels = {
+        "hidden_size": hidden,
+        "intermediate_size": config["intermediate_size"],
+        "attention width": heads * (config.get("head_dim") or hidden // heads),
+    }
+    layers, group = config["num_hidden_layers"], precision.group_size
+    findings = (
+        *(
+            (count % tp, f"tp {tp} doesn't divide {name} {count}")
+            for name, count in {"num_attention_heads": heads, **channels}.items()
+        ),
+        (
+            kv_heads % tp and tp % kv_heads,
+            f"tp {tp} and num_key_value_heads {kv_heads} don't divide each other",
+        ),
+        (layers % pp, f"pp {pp} doesn't divide num_hidden_layers {layers}"),
+        (
+            precision.name == "int8_sq" and tp > kv_heads,
+            f"int8_sq can't repeat key-value heads: tp {tp} is more than {kv_heads}",
+        ),
+        *(
+            (
+                group and count % (group * tp),
+                f"{precision.name} needs {name} {count} divisible by tp x {group}",
             )
+            for name, count in channels.items()
+        ),
+    )
+    return next((text for wrong, text in findings if wrong), None)

@@ -160,6 +160,7 @@ def run(
     fail_fast: bool,
 ) -> int:
     """Build FILE, then serve and measure each cell that could be built."""
+    from client.datasets import read_lines
     from deploy.measure import measure_cells, print_summary
 
     asked = planned(file, workspace, Where(gpus, ray, jobs))
@@ -170,6 +171,7 @@ def run(
             where=file,
             fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
         )
+    read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
     outcome = _build(asked, fail_fast)
     if not outcome.built:
         return 2

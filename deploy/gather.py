@@ -57,7 +57,8 @@ def _resolve(file: DeploymentFile, name: str, workspace: Workspace, offline_ok: 
     try:
         return resolve_hub(model.source, model.revision, memory / "commits.json", offline_ok)
     except UserError as error:
-        raise file.error(("models", name, "source"), str(error)) from None
+        nowhere = f"there is no folder {folder}, and as a Hugging Face id: {error}"
+        raise file.error(("models", name, "source"), nowhere) from None
 
 
 def _identity(data: Path | str) -> str:

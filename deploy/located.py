@@ -61,6 +61,8 @@ def load_located(file: Path) -> Located:
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=file) from None
+    except ValueError as error:  # a number or a date that is none
+        raise UserError(f"not valid YAML: {error}", where=file) from None
     except RecursionError:
         raise UserError("an alias refers to itself, or nests too deep", where=file) from None
     return Located(file, value, lines)

@@ -114,7 +114,7 @@ def planned(
 
     where = where or Where()
     file = load_deployment(path)
-    space = Workspace(workspace.absolute())
+    space = Workspace(workspace.resolve())
     facts = gather(file, space, _gpus(where), offline_ok=offline_ok)
     return Planned(file, facts, plan(file, facts), space, where)
 

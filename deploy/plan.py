@@ -23,6 +23,7 @@ from deploy.shape import ModelShape
 from deploy.spec import Cell, DeploymentFile
 from deploy.store import content_key
 
+_NAMES_SHOWN = 4
 _CHECKPOINT_FORMAT = 2  # raise it when the checkpoint stage writes something else than before
 _ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
 
@@ -100,10 +101,11 @@ def find_plan(plans: Sequence[CellPlan], file: DeploymentFile, name: str) -> Cel
     """
     names = {each.cell.name: each for each in plans}
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
-        raise UserError(
-            f"there is no cell {name!r}", where=file.path, fix=f"did you mean {near!r}?"
-        )
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        like = [each for each in names if name in each] or list(names)
+        some = f"{', '.join(like[:_NAMES_SHOWN])}{', …' if len(like) > _NAMES_SHOWN else ''}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {some}"
+        raise UserError(f"there is no cell {name!r}", where=file.path, fix=hint)
     return names[name]
 
 

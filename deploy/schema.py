@@ -46,7 +46,7 @@ def _isl_osl(value: Any) -> Any:
 def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value not in names:
-            near = difflib.get_close_matches(str(value), names, n=1)
+            near = difflib.get_close_matches(str(value).lower(), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
             raise ValueError(f"there is no {kind} {value!r}; {hint}")
         return value
@@ -130,7 +130,7 @@ class MeasureSpec(_Block):
         default=None, description="output limit; default: OSL of the cell"
     )
     request_timeout: float = Field(
-        default=120, gt=0, description="seconds until a request counts as lost"
+        default=120, gt=0, allow_inf_nan=False, description="seconds until a request counts as lost"
     )
 
 

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,10 +18,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from client.errors import UserError
+from deploy.checkpoint_job import indivisible
 from deploy.commands import Scalar
 from deploy.located import KeyPath, Located, load_located
+from deploy.precision import PRECISIONS
 from deploy.release import load_release, release_names
 from deploy.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
+from deploy.trtllm_checkpoint import read_json_object
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
@@ -148,6 +152,9 @@ def load_deployment(path: Path) -> DeploymentFile:
     return file
 
 
+_SCALARS = (str, int, float, bool, type(None))
+
+
 def _first_error(located: Located, error: ValidationError) -> UserError:
     """The earliest error in the file as one line; a misspelt key before the one it then lacks."""
     found = []
@@ -157,6 +164,8 @@ def _first_error(located: Located, error: ValidationError) -> UserError:
     line, key, detail = min(found, key=lambda item: (item[2]["type"] == "missing", item[0]))
     dotted = ".".join(map(str, key))
     what, fix = detail["msg"].removeprefix("Value error, "), None
+    if not detail["type"].startswith("value_error") and isinstance(detail["input"], _SCALARS):
+        what = f"{what[0].lower()}{what[1:]}, not {detail['input']!r}"
     if detail["type"] == "extra_forbidden":
         siblings = _fields_at(key[:-1])
         near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
@@ -297,9 +306,19 @@ def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:
                 f"the folder {folder} has no config.json",
                 "name the folder of a Hugging Face checkpoint",
             )
+        _check_division(file, name, model, folder)
     elif model.source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model.source):
         raise file.error(
             (*key, "source"),
             f"there is no folder {folder}, and {model.source!r} is no Hugging Face id",
             "name a folder, or an id such as Qwen/Qwen2-7B-Instruct",
         )
+
+
+def _check_division(file: DeploymentFile, name: str, model: ModelSpec, folder: Path) -> None:
+    config = read_json_object(folder / "config.json")
+    for precision in file.deployment.precisions:
+        with suppress(KeyError):  # the checkpoint stage says what its config lacks
+            wrong = indivisible(config, PRECISIONS[precision], model.tp, model.pp)
+            if wrong:
+                raise file.error(("models", name), wrong, "choose other 'tp:' and 'pp:'")

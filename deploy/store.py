@@ -233,7 +233,7 @@ def _unwritable(why: str | None, where: str | Path) -> StoreError:
     return StoreError(
         f"the store can't be written: {why}",
         where=where,
-        fix="free the disk or choose another --workspace; what is finished stays",
+        fix="make room, or choose another --workspace; what is finished stays",
     )
 
 
