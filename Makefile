@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)  ## build, serve and measure the tiny example model
 	$(RUN)/trtllm-deploy run examples/quickstart.yaml
 
 test: $(INSTALLED)  ## all tests, offline, with real Triton and real modelopt
-	HF_HUB_OFFLINE=1 $(RUN)/pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/ruff check .
