@@ -184,7 +184,11 @@ class Store:
             temporary.rename(final)
             _sync(final.parent)
         except BaseException:
-            _remove(temporary)
+            try:
+                _remove(temporary)
+            except KeyboardInterrupt:  # a signal came amid it; a second one won't
+                _remove(temporary)
+                raise
             raise
 
 

@@ -29,7 +29,13 @@ async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int])
 
 
 def _check(endpoint: Endpoint, status: int, answer: object) -> None:
-    """Raise ``UserError`` when the server keeps no list of models, or this one isn't on it."""
+    """Raise ``UserError`` when the server keeps no list of models, or this one isn't on it.
+
+    A server that fails to list them may still answer: transformers serve has an internal error
+    where the machine has no Hugging Face cache.
+    """
+    if status == 500:
+        return
     if status in (401, 403):
         raise UserError(
             f"the server at {endpoint.base} wants a key (HTTP {status})",
