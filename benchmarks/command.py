@@ -74,7 +74,7 @@ def main() -> None:
             rounds = measure(commands, server.grpc_url, folder, options.rounds)
     print_rounds(rounds)
     if options.json:
-        write_json(options.json, rounds)
+        write_json(options.json, {"rounds": rounds, "ratio_of_medians": ratios(rounds)})
 
 
 def built(folder: Path, workspace: Path) -> Path:
@@ -184,16 +184,25 @@ def once(command: list[str], environment: dict[str, str], out: Path) -> Figures:
     }
 
 
+def ratios(rounds: dict[str, list[Figures]]) -> dict[str, float]:
+    """Ours over genai-perf's, of each figure's median; empty where only one was measured."""
+    if len(rounds) < 2:
+        return {}
+    ours, theirs = rounds.values()
+    middle = {key: median(row[key] for row in theirs) for key in theirs[0]}
+    return {key: median(row[key] for row in ours) / middle[key] for key in middle}
+
+
 def print_rounds(rounds: dict[str, list[Figures]]) -> None:
     """Median, least and most of each figure, and the ratio of the medians."""
     print(f"{'median (least to most)':<27}" + "".join(f"{name:^28}" for name in rounds) + "  ratio")
-    for key in next(iter(rounds.values()), [{}])[0]:
-        line, middles = f"{key:<27}", []
+    ratio = ratios(rounds)
+    for key in next(iter(rounds.values()))[0]:
+        line = f"{key:<27}"
         for rows in rounds.values():
             values = [row[key] for row in rows]
-            middles.append(median(values))
-            line += f"{middles[-1]:>9.2f} ({min(values):7.2f} to {max(values):7.2f})"
-        print(line + (f"  {middles[0] / middles[1]:.3f}" if len(middles) == 2 else ""))
+            line += f"{median(values):>9.2f} ({min(values):7.2f} to {max(values):7.2f})"
+        print(line + (f"  {ratio[key]:.3f}" if ratio else ""))
 
 
 if __name__ == "__main__":
