@@ -5,11 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-settings.register_profile("no clock", deadline=None)  # machines of tests are busy
-settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")
