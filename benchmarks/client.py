@@ -168,6 +168,18 @@ def repository(folder: Path) -> Path:
     return version.parent.parent
 
 
+def print_ratios(rows: list[Figures]) -> None:
+    """Each peer's CPU per response and p99 error over ours, at the same number of streams."""
+    ours = {row["streams"]: row for row in rows if row["client"] == "ours"}
+    print("over ours          streams  CPU  p99 error")
+    for row in rows:
+        if row["client"] != "ours" and row["streams"] in ours:
+            own = ours[row["streams"]]
+            cpu = row["cpu_us_per_response"] / own["cpu_us_per_response"]
+            late = row["stamp_error_p99_ms"] / own["stamp_error_p99_ms"]
+            print(f"{row['client']:17} {row['streams']:8} {cpu:4.1f} {late:10.1f}")
+
+
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -189,6 +201,7 @@ def main() -> None:
             in_child("ours", server.grpc_url, 8)  # warms the server up
             for streams in map(int, arguments.streams.split(",")):
                 rows += point(server.grpc_url, streams, arguments.rounds)
+    print_ratios(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
