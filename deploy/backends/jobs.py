@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deploy.repository import TritonSettings
+from deploy.release import load_release
+from deploy.repository import TritonSettings, render_repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,15 @@ class RepositoryJob:
     tokenizer_dir: Path
     max_batch_size: int
     settings: TritonSettings
+
+    def render_ensemble(self, backend: Literal["reference", "tensorrt"]) -> None:
+        """Fill ``target`` with the release's ensemble around that backend's model."""
+        render_repository(
+            self.target,
+            release=load_release(self.release),
+            backend=backend,
+            engine_dir=self.engine_dir,
+            tokenizer_dir=self.tokenizer_dir,
+            max_batch_size=self.max_batch_size,
+            settings=self.settings,
+        )

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from deploy.backends.jobs import EngineJob, RepositoryJob
 from deploy.gpu import Gpu
-from deploy.release import load_release
-from deploy.repository import render_repository
 from deploy.spec import Cell, DeploymentFile
 from deploy.store import write_json
 
@@ -60,15 +58,7 @@ class ReferenceBackend:
 
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble, with a python model in place of TensorRT-LLM's."""
-        render_repository(
-            job.target,
-            release=load_release(job.release),
-            backend="reference",
-            engine_dir=job.engine_dir,
-            tokenizer_dir=job.tokenizer_dir,
-            max_batch_size=job.max_batch_size,
-            settings=job.settings,
-        )
+        job.render_ensemble("reference")
 
 
 def write_linked_engine(job: EngineJob, pretrained_config: Mapping[str, Any]) -> None:

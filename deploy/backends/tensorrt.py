@@ -14,7 +14,6 @@ from deploy.backends.refusals import refuse
 from deploy.gpu import Gpu
 from deploy.process import CommandFailedError, run_command
 from deploy.release import load_release
-from deploy.repository import render_repository
 from deploy.spec import Cell, DeploymentFile
 
 
@@ -78,15 +77,7 @@ class TensorrtBackend:
 
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
-        render_repository(
-            job.target,
-            release=load_release(job.release),
-            backend="tensorrt",
-            engine_dir=job.engine_dir,
-            tokenizer_dir=job.tokenizer_dir,
-            max_batch_size=job.max_batch_size,
-            settings=job.settings,
-        )
+        job.render_ensemble("tensorrt")
 
 
 def _smaller(job: EngineJob) -> list[str]:
