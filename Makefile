@@ -28,6 +28,7 @@ check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/python docs/generate.py --check
+	$(RUN)/python docker/dashboard.py --check
 
 format: $(INSTALLED)  ## mend what lint and format can
 	$(RUN)/ruff check --fix .
