@@ -25,14 +25,24 @@ class Gpu:
         return int(self.capability.replace(".", ""))
 
 
+def ask(*arguments: str) -> str:
+    """What nvidia-smi answers.
+
+    Raises OSError where there is none, subprocess.SubprocessError where it fails.
+    """
+    command = ["nvidia-smi", *arguments]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=30, check=True
+    )
+    return answer.stdout
+
+
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs that nvidia-smi lists; none where there is no nvidia-smi, or no driver behind it."""
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return read_listing(ask(f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"))
     except (OSError, subprocess.SubprocessError):
         return ()
-    return read_listing(answer.stdout)
 
 
 def read_listing(text: str) -> tuple[Gpu, ...]:

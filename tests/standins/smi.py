@@ -1,21 +1,66 @@
-"""nvidia-smi: the GPUs of STANDIN_GPUS, a line each of index, name, memory.total, compute_cap."""
+"""nvidia-smi: the GPUs of STANDIN_GPUS, a line each of index, name, memory.total, compute_cap.
+
+smi.xml is what the real one reports of an H200 with driver 580, without what identifies it, and the
+topology is written as there. STANDIN_REPORT is a JSON object of paths in it and their texts, for
+every GPU; STANDIN_LINK is how the GPUs are joined, NV18 if not set.
+"""
 
 from __future__ import annotations
 
+import copy
+import csv
+import json
 import os
 import sys
+from pathlib import Path
+from xml.etree import ElementTree
 
 _QUERY = "--query-gpu=index,name,memory.total,compute_cap"
 
 
 def main(_: str) -> int:
-    """Answer the one query that is known; as the real one, in MiB and without units."""
-    if sorted(sys.argv[1:]) != ["--format=csv,noheader,nounits", _QUERY]:
+    """Answer what is known; the listing as the real one, in MiB and without units."""
+    listing = os.environ.get("STANDIN_GPUS", "")
+    gpus = [[field.strip() for field in row] for row in csv.reader(listing.splitlines())]
+    answers = {
+        ("--format=csv,noheader,nounits", _QUERY): lambda _: listing,
+        ("-q", "-x"): _report,
+        ("-m", "topo"): _topology,
+    }
+    answer = answers.get(tuple(sorted(sys.argv[1:])))
+    if answer is None:
         print("Invalid combination of input arguments", file=sys.stderr)
         return 2
-    listing = os.environ.get("STANDIN_GPUS", "")
     if not listing:
         print("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
         return 9
-    print(listing)
+    print(answer(gpus))
     return 0
+
+
+def _report(gpus: list[list[str]]) -> str:
+    log = ElementTree.parse(Path(__file__).with_suffix(".xml")).getroot()
+    pattern = log.find("gpu")
+    assert pattern is not None
+    log.remove(pattern)
+    told = json.loads(os.environ.get("STANDIN_REPORT", "{}"))
+    for _, name, memory, _ in gpus:
+        gpu = copy.deepcopy(pattern)
+        texts = {"product_name": name, "fb_memory_usage/total": f"{memory} MiB", **told}
+        for path, text in texts.items():
+            element = gpu.find(path)
+            assert element is not None, path
+            element.text = text
+        log.append(gpu)
+    return ElementTree.tostring(log, encoding="unicode")
+
+
+def _topology(gpus: list[list[str]]) -> str:
+    names = [f"GPU{index}" for index, *_ in gpus]
+    link = os.environ.get("STANDIN_LINK", "NV18")
+    heads = "\t".join(["", *names, "CPU Affinity", "NUMA Affinity", "GPU NUMA ID"])
+    rows = [f"\x1b[4m{heads}\x1b[0m"]
+    for name in names:
+        cells = [" X " if other == name else link for other in names]
+        rows.append("\t".join([name, *cells, "0-31", "0", "", "N/A"]))
+    return "\n".join([*rows, "", "Legend:", "", "  X    = Self"])
