@@ -37,7 +37,7 @@ from deploy.executor import Executor, OnLine
 from deploy.gather import gather
 from deploy.local import LocalExecutor
 from deploy.plan import CellPlan, Stage, distinct, plan
-from deploy.repository import TritonSettings
+from deploy.settings import TritonSettings
 from deploy.schedule import Node, Task, lower_bound
 from deploy.spec import Cell, load_deployment
 from deploy.store import Store, content_key

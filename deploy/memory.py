@@ -31,7 +31,7 @@ WEIGHT_BYTES: Mapping[str | None, float] = {
     "NVFP4": 0.5 + 1 / 16,
 }
 _FULL_BYTES = 2  # float16, bfloat16
-_KV_FRACTION = 0.9  # TensorRT-LLM's default of kv_cache_free_gpu_mem_fraction
+KV_FRACTION = 0.9  # TensorRT-LLM's default of kv_cache_free_gpu_mem_fraction
 _CONTEXT_BYTES = 2**30  # CUDA context, cuBLAS and NCCL workspaces: about 1 GiB, an estimate
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -109,7 +109,7 @@ def plan_memory(
     activations = activation_bytes(shape, cell.tp, int(flags["max_num_tokens"] or 0), batch)
     if gpu_memory is None:
         return MemoryPlan(cell, weights, per_token, activations)
-    fraction = triton.kv_cache_free_gpu_mem_fraction or _KV_FRACTION
+    fraction = triton.kv_cache_free_gpu_mem_fraction or KV_FRACTION
     free = max(0, gpu_memory - weights - activations) * fraction
     block = int(flags["tokens_per_block"] or 1)
     blocks = int(free / per_token) // block

@@ -63,6 +63,8 @@ class TritonModel:
     parameters: Mapping[str, str]
     constants: Mapping[str, str]
     settings: frozenset[str]
+    dynamic_batching: bool = False
+    """whether Triton may batch requests, without a setting that says how"""
     steps: tuple[Step, ...] = ()
 
     def takes(self, setting: str) -> bool:
@@ -81,6 +83,8 @@ class Release:
     """where its container has the scripts"""
     all_models: str
     """where its container has Triton's models"""
+    image: str
+    """NVIDIA's container with it and Triton"""
     backends: tuple[str, ...]
     cannot: frozenset[str]
 
@@ -113,6 +117,11 @@ def release_names() -> tuple[str, ...]:
     )
 
 
+def same_release(version: str, release: str) -> bool:
+    """Whether ``1.2.1`` or ``1.2.0rc3`` is of the release ``1.2``."""
+    return re.match(re.escape(release) + r"(?![0-9])", version) is not None
+
+
 @cache
 def load_release(name: str) -> Release:
     """The data of one release. Raises UserError for a release there is none for."""
@@ -128,6 +137,7 @@ def load_release(name: str) -> Release:
         commands={key: read_command(key, value) for key, value in data["commands"].items()},
         examples=data["examples"],
         all_models=data["all_models"],
+        image=data["image"],
         backends=tuple(data["backends"]),
         cannot=frozenset(data.get("cannot", ())),
     )
@@ -141,6 +151,7 @@ def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
         parameters=data.get("parameters", {}),
         constants=data.get("constants", {}),
         settings=frozenset(data["settings"]),
+        dynamic_batching=data.get("dynamic_batching", False),
         steps=tuple(Step(**step) for step in data.get("steps", ())),
     )
 

@@ -3,10 +3,11 @@
 Every config.pbtxt is parsed as Triton's own ``ModelConfig`` before anything is written. It knows
 nothing of how an engine came to be, of Triton's process, or of what the models compute.
 
-To what a release declares, we add (``with_additions``): the ensemble's outputs ``output_ids``
-and ``sequence_length``, so that a client can count tokens; preprocessing's input ``STREAMING``, for
-postprocessing's detokenizer has to hear of it; and, where a release's ensemble lacks it, the input
-``exclude_input_in_output``.
+To what a release declares, we add (``with_additions``) outputs ``output_ids`` and
+``sequence_length`` of the ensemble and of tensorrt_llm_bls, so that a client can count tokens;
+preprocessing's input ``STREAMING``, for postprocessing's detokenizer has to hear of it; and, where
+a release's ensemble lacks it, the input ``exclude_input_in_output``. And we take away
+postprocessing's empty ``dynamic_batching``: with it a cancelled ensemble never ends.
 """
 
 from __future__ import annotations
@@ -15,93 +16,24 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jinja2
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from client.errors import UserError
+from deploy.engine_config import read_engine
 from deploy.release import Release, Step, Tensor, TritonModel, tensor
+from deploy.settings import TritonSettings, lacking
 
-MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing")
+MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 _CHECKOUT_TEMPLATES = Path(__file__).parent.parent / "templates"
 _INSTALLED_TEMPLATES = Path(__file__).parent / "templates"
-
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class TritonSettings(BaseModel):
-    """The ``triton:`` block of a deployment file. What is not set is left to the backend."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    decoupled_mode: bool = Field(
-        default=True, description="several responses per request: streaming"
-    )
-    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="how long Triton may hold a request back to form a batch"
-    )
-    max_queue_size: Annotated[int, Field(ge=0)] | None = Field(
-        default=None,
-        description="requests that may wait before new ones are refused; 0 is no limit",
-    )
-    batching_strategy: Literal["inflight_fused_batching", "inflight_batching", "V1"] = Field(
-        default="inflight_fused_batching", description="how TensorRT-LLM batches requests"
-    )
-    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] | None = Field(
-        default=None,
-        description="whether requests may be paused for others when the KV cache is full",
-    )
-    enable_kv_cache_reuse: bool | None = Field(
-        default=None, description="share KV cache pages between prompts with a common beginning"
-    )
-    enable_chunked_context: bool | None = Field(
-        default=None, description="split a prompt over steps, so that it may exceed max_num_tokens"
-    )
-    kv_cache_free_gpu_mem_fraction: Fraction | None = Field(
-        default=None,
-        description="share of the memory free after loading that the KV cache may take",
-    )
-    max_tokens_in_paged_kv_cache: Count | None = Field(
-        default=None, description="upper limit of the KV cache, in tokens"
-    )
-    max_attention_window_size: Count | None = Field(
-        default=None,
-        description="tokens that attention looks back on; the whole sequence when not set",
-    )
-    exclude_input_in_output: bool | None = Field(
-        default=None, description="leave the prompt's tokens out of an answer that is not streamed"
-    )
-    gpu_device_ids: str | None = Field(
-        default=None, description="GPUs of the ranks, as 0,1; instances are separated by ;"
-    )
-    logits_datatype: Literal["TYPE_FP32", "TYPE_FP16", "TYPE_BF16"] = Field(
-        default="TYPE_FP32", description="type of the logits outputs, as the engine was built"
-    )
-    add_special_tokens: bool | None = Field(
-        default=None, description="whether the tokenizer adds its special tokens to a prompt"
-    )
-    skip_special_tokens: bool | None = Field(
-        default=None, description="whether special tokens are left out of the answer's text"
-    )
-    preprocessing_instance_count: Count = Field(default=1, description="processes that tokenize")
-    postprocessing_instance_count: Count = Field(
-        default=1,
-        description="processes that detokenize; more than one only without decoupled_mode",
-    )
-
-    @model_validator(mode="after")
-    def _keep_streams_in_order(self) -> TritonSettings:
-        if self.decoupled_mode and self.postprocessing_instance_count > 1:
-            raise ValueError(
-                "postprocessing_instance_count must be 1 with decoupled_mode: Triton spreads the"
-                " responses of one stream over the instances and they arrive out of order"
-            )
-        return self
+_BLS_INSTANCES = 5  # what the Triton backend's docs found to work well
 
 
 def render_repository(
@@ -119,9 +51,10 @@ def render_repository(
     ``engine_dir`` and ``tokenizer_dir`` end up in the configs as absolute paths. Raises UserError
     when the release has no such setting, or when a rendered config is not a valid ModelConfig.
     """
+    for name, wrong in lacking(settings, release.name):
+        raise UserError(wrong, where=f"triton.{name}", fix="remove it")
     values = setting_values(settings, backend, engine_dir, tokenizer_dir, max_batch_size)
-    models = with_additions(release)
-    _refuse_unknown(values, settings, models.values(), release.name)
+    models = with_additions(release, settings.extra_tensors)
     configs = {name: render_config(models[name], values) for name in MODELS}
     for name, text in configs.items():
         folder = target / name
@@ -131,6 +64,9 @@ def render_repository(
             continue  # its code is the C++ backend
         for code in (templates() / name / "1").glob("*.py"):
             shutil.copyfile(code, folder / "1" / code.name)
+    wiring = [asdict(step) for step in models["ensemble"].steps]
+    file = target / "tensorrt_llm_bls/1/wiring.json"
+    file.write_text(json.dumps(wiring, indent=2) + "\n", encoding="utf-8")
 
 
 def setting_values(
@@ -142,63 +78,75 @@ def setting_values(
 ) -> Mapping[str, str]:
     """Every setting that is set, as config.pbtxt writes it."""
     chosen: dict[str, object] = {
+        "bls_instance_count": min(_BLS_INSTANCES, max_batch_size),
+        "logits_datatype": "TYPE_FP32" if backend == "reference" else _logits_type(engine_dir),
         **settings.model_dump(exclude_none=True),
         "triton_backend": "python" if backend == "reference" else "tensorrtllm",
         "triton_max_batch_size": max_batch_size,
         "engine_dir": engine_dir.absolute(),
         "tokenizer_dir": tokenizer_dir.absolute(),
-        # fields of releases that have no default for them; inputs that the ensemble never sends
-        "encoder_input_features_data_type": "TYPE_FP16",
-        "prompt_embedding_table_data_type": "TYPE_FP16",
     }
     return {key: _written(value) for key, value in chosen.items()}
+
+
+def _logits_type(engine_dir: Path) -> str:
+    """Triton's name of what the engine gives; its checkpoint's float32 where it doesn't say."""
+    with suppress(UserError):
+        dtype = str(read_engine(engine_dir).pretrained.get("logits_dtype"))
+        return {"float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}.get(dtype, "TYPE_FP32")
+    return "TYPE_FP32"
 
 
 def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _refuse_unknown(
-    values: Mapping[str, str], settings: TritonSettings, models: Iterable[TritonModel], release: str
-) -> None:
-    for name in settings.model_fields_set:
-        if name in values and not any(model.takes(name) for model in models):
-            raise UserError(
-                f"TensorRT-LLM {release} has no such setting",
-                where=f"triton.{name}",
-                fix="remove it",
-            )
+def with_additions(release: Release, extra_tensors: bool = True) -> Mapping[str, TritonModel]:
+    """The release's models with our additions (see the module's docstring).
 
-
-def with_additions(release: Release) -> Mapping[str, TritonModel]:
-    """The release's models with our additions (see the module's docstring)."""
+    Without ``extra_tensors`` only preprocessing's parameter ``apply_chat_template`` is added.
+    """
     models = dict(release.models)
-    ensemble, preprocessing = models["ensemble"], models["preprocessing"]
+    template = {"apply_chat_template": "apply_chat_template"}
+    models["preprocessing"] = _with(models["preprocessing"], parameters=template)
+    if not extra_tensors:
+        return models
     to_preprocessing = {"STREAMING": "stream"}
     inputs = [tensor("STREAMING", "TYPE_BOOL[1] optional")]
-    if not any(each.name == "exclude_input_in_output" for each in ensemble.inputs):
+    if not any(each.name == "exclude_input_in_output" for each in models["ensemble"].inputs):
         extra = tensor("exclude_input_in_output", "TYPE_BOOL[1] optional")
-        ensemble = replace(ensemble, inputs=(*ensemble.inputs, extra))
+        for name in ("ensemble", "tensorrt_llm_bls"):
+            models[name] = _with(models[name], inputs=[extra])
         inputs.append(replace(extra, name="EXCLUDE_INPUT_IN_OUTPUT"))
         to_preprocessing["EXCLUDE_INPUT_IN_OUTPUT"] = extra.name
-        preprocessing = replace(
-            preprocessing,
-            parameters={
-                **preprocessing.parameters,
-                "exclude_input_in_output": "exclude_input_in_output",
-            },
+        models["preprocessing"] = _with(
+            models["preprocessing"], parameters={extra.name: extra.name}
         )
-    outputs = (
+    models["preprocessing"] = _with(models["preprocessing"], inputs=inputs)
+    models["postprocessing"] = replace(models["postprocessing"], dynamic_batching=False)
+    outputs = [
         tensor("output_ids", "TYPE_INT32[-1, -1]"),
         tensor("sequence_length", "TYPE_INT32[-1]"),
-    )
-    models["preprocessing"] = replace(preprocessing, inputs=(*preprocessing.inputs, *inputs))
-    models["ensemble"] = replace(
-        ensemble,
-        outputs=(*ensemble.outputs, *outputs),
-        steps=tuple(_with_additions(step, to_preprocessing) for step in ensemble.steps),
-    )
+    ]
+    for name in ("ensemble", "tensorrt_llm_bls"):
+        models[name] = _with(models[name], outputs=outputs)
+    steps = tuple(_with_additions(step, to_preprocessing) for step in models["ensemble"].steps)
+    models["ensemble"] = replace(models["ensemble"], steps=steps)
     return models
+
+
+def _with(
+    model: TritonModel,
+    inputs: Iterable[Tensor] = (),
+    outputs: Iterable[Tensor] = (),
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> TritonModel:
+    return replace(
+        model,
+        inputs=(*model.inputs, *inputs),
+        outputs=(*model.outputs, *outputs),
+        parameters={**model.parameters, **parameters},
+    )
 
 
 _SHOWN = {"_TOKENS_BATCH": "output_ids", "_SEQUENCE_LENGTH": "sequence_length"}
@@ -257,7 +205,8 @@ def templates_digest(release: Release) -> str:
     models = {name: asdict(model) for name, model in release.models.items()}
     text = json.dumps(models, default=sorted, sort_keys=True)  # sorted: settings are a set
     digest = hashlib.sha256(text.encode())
-    for file in sorted(each for each in templates().rglob("*") if each.suffix in _SOURCES):
+    sources = (each for each in templates().rglob("*") if each.suffix in _SOURCES)
+    for file in sorted(each for each in sources if each.parent.name != "deployment"):
         digest.update(f"{file.relative_to(templates())}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

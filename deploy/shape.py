@@ -67,7 +67,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape | None:
             biases=architecture == "Qwen2ForCausalLM" or bool(config.get("attention_bias", False)),
             architecture=architecture,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 

@@ -24,6 +24,7 @@ from deploy.located import KeyPath, Located, load_located
 from deploy.precision import PRECISIONS
 from deploy.release import load_release, release_names
 from deploy.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
+from deploy.settings import lacking
 from deploy.trtllm_checkpoint import read_json_object
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -237,6 +238,8 @@ def _check(file: DeploymentFile) -> None:
             f"choose from {', '.join(load_release(spec.release).backends)}, or another release",
         )
     _check_flags(file)
+    for name, wrong in lacking(spec.triton, spec.release):
+        raise file.error(("triton", name), wrong, "remove it")
     data = spec.calibration.data
     is_name = _HUB_ID.fullmatch(data) and not data.endswith((".jsonl", ".json"))
     if not isinstance(file.calibration_data(), Path) and not is_name:

@@ -289,7 +289,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"can't be read: {error.strerror}", where=file) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON: {error}", where=file) from None
     if not isinstance(value, dict):
         raise UserError("isn't a JSON object", where=file)

@@ -1,7 +1,11 @@
-"""Write docs/reference.md from the program itself; with --check, only say whether it is current."""
+"""Write from the program itself what docs say of it; with --check, only say what isn't current.
+
+That is all of reference.md, and the two outputs shown in slurm-kubernetes.md.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +16,12 @@ from pydantic import BaseModel
 
 from client.cli import command as llm_perf
 from deploy.cli import command as trtllm_deploy
+from deploy.manifests import ClusterJob, kubernetes, slurm
 from deploy.precision import PRECISIONS
 from deploy.schema import Deployment
+from deploy.spec import load_deployment
 
-TARGET = Path(__file__).with_name("reference.md")
+DOCS = Path(__file__).parent
 
 
 def blocks(block: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -30,7 +36,9 @@ def blocks(block: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, s
             continue
         kind = str(getattr(field.annotation, "__name__", field.annotation))
         kind = kind if "[" not in str(field.annotation) else str(field.annotation)
-        kind = kind.replace("typing.", "").replace("Annotated", "").replace(" | None", "")
+        for noise in ("typing.", "Annotated", " | None"):
+            kind = kind.replace(noise, "")
+        kind = kind.replace("pydantic.types.ByteSize", "size")
         default = "required" if field.is_required() else repr(field.default)
         default = "left out" if default == "None" else default
         yield key, _short(kind), default, field.description or ""
@@ -87,16 +95,40 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def cluster_page(text: str) -> str:
+    """The page with what is rendered for its example in the blocks after the two marks."""
+    file = load_deployment(DOCS.parent / "examples/two-nodes.yaml")
+    spec, [cell] = file.deployment, file.cells()
+    where = Path("/mnt/workspace")
+    job = ClusterJob(cell, spec.backend, spec.release, where, environment=spec.env)
+    outputs = {
+        "slurm": slurm(job, partition="gpu", time="1-00:00:00"),
+        "kubernetes": kubernetes(job, namespace="llm"),
+    }
+    for kind, output in outputs.items():
+        block = rf"(<!-- {kind}: .*?-->\n```\w+\n).*?(```\n)"
+        text = re.sub(block, lambda found, o=output: found[1] + o + found[2], text, flags=re.S)
+    return text
+
+
 def main() -> int:
-    """Write the page, or compare."""
-    text = page()
-    if "--check" not in sys.argv:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print(f"{TARGET.name} isn't current; run: python docs/generate.py", file=sys.stderr)
-        return 1
-    return 0
+    """Write the pages, or compare."""
+    cluster = DOCS / "slurm-kubernetes.md"
+    pages = {
+        DOCS / "reference.md": page(),
+        cluster: cluster_page(cluster.read_text(encoding="utf-8")),
+    }
+    stale = [
+        path
+        for path, text in pages.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path in stale:
+        if "--check" in sys.argv:
+            print(f"{path.name} isn't current; run: python docs/generate.py", file=sys.stderr)
+        else:
+            path.write_text(pages[path], encoding="utf-8")
+    return 1 if stale and "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.release import load_release
-from deploy.repository import TritonSettings, render_repository
+from deploy.repository import render_repository
+from deploy.settings import TritonSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 The engine is a ``config.json`` with the limits and a link to a Hugging Face checkpoint. The
 repository is one model, ``tensorrt_llm``: the release's own, copied from its container, with a
 ``1/model.yaml`` that holds the arguments of ``LLM()``. Of the ``triton:`` block the settings that
-``LLM()`` knows are taken; the others belong to the C++ backend.
+``LLM()`` knows are taken; the others belong to the C++ backend and are refused. ``decoupled`` is in
+config.pbtxt too: where Triton completes no configs (--disable-auto-complete-config), the model
+can't say it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from deploy.backends.refusals import refuse_fp8
 from deploy.gpu import Gpu
 from deploy.precision import PRECISIONS
 from deploy.release import load_release
-from deploy.repository import TritonSettings, check_config
+from deploy.repository import check_config
+from deploy.settings import TritonSettings
 from deploy.spec import Cell, DeploymentFile
 from deploy.trtllm_checkpoint import read_json_object
 
@@ -37,8 +40,8 @@ class LlmApiBackend:
         """Refuse what the LLM API can't load.
 
         Raises:
-            UserError: a precision without a Hugging Face form, or the container's scripts, which
-                write TensorRT-LLM checkpoints only.
+            UserError: a precision without a Hugging Face form, the container's scripts, which
+                write TensorRT-LLM checkpoints only, or a setting of the C++ backend's.
         """
         if file.deployment.checkpoint_with == "scripts":
             raise file.error(
@@ -52,6 +55,12 @@ class LlmApiBackend:
                 raise file.error(
                     ("precisions",), f"llmapi can't load {precision}", f"choose from {able}"
                 )
+        for setting in sorted(file.deployment.triton.model_fields_set - _TAKEN):
+            raise file.error(
+                ("triton", setting),
+                "llmapi has no such setting",
+                f"it has {', '.join(sorted(_TAKEN))}",
+            )
         refuse_fp8(file, cells, gpus)
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
@@ -92,7 +101,11 @@ class LlmApiBackend:
             )
         shutil.copytree(source, target, copy_function=shutil.copyfile)
         config = target / "config.pbtxt"
-        check_config(config.read_text(encoding="utf-8"), str(source / config.name))
+        declared = config.read_text(encoding="utf-8")
+        check_config(declared, str(source / config.name))
+        decoupled = str(job.settings.decoupled_mode).lower()
+        policy = f"\nmodel_transaction_policy {{ decoupled: {decoupled} }}\n"
+        config.write_text(declared + policy, encoding="utf-8")
         text = yaml.safe_dump(arguments, sort_keys=False)
         if yaml.safe_load(text) != arguments:
             raise UserError("model.yaml doesn't read back as it was meant", where=target)
@@ -104,27 +117,56 @@ def model_arguments(
 ) -> dict[str, Any]:
     """What model.yaml says: keyword arguments of ``LLM()``, and ``triton_config``.
 
-    ``triton_config.max_batch_size`` is 0: the model batches requests itself. Names: TensorRT-LLM's
-    llmapi/llm_args.py (BaseLlmArgs, KvCacheConfig, SchedulerConfig).
+    ``triton_config.max_batch_size`` is 0: the model batches requests itself.
     """
     window, policy = settings.max_attention_window_size, settings.batch_scheduler_policy
     cache = {
-        "free_gpu_memory_fraction": settings.kv_cache_free_gpu_mem_fraction,
-        "enable_block_reuse": settings.enable_kv_cache_reuse,
-        "max_tokens": settings.max_tokens_in_paged_kv_cache,
-        "max_attention_window": [window] if window else None,
+        **{name: getattr(settings, setting) for name, setting in _KV_CACHE_CONFIG.items()},
+        "max_attention_window": [int(each) for each in window.split(",")] if window else None,
         "tokens_per_block": limits["tokens_per_block"],
     }
     arguments = {
         "model": str(checkpoint.absolute()),
         "backend": "pytorch",
         **{name: value for name, value in limits.items() if name != "tokens_per_block"},
-        "enable_chunked_prefill": settings.enable_chunked_context,
+        **{name: getattr(settings, setting) for name, setting in _LLM.items()},
         "scheduler_config": {"capacity_scheduler_policy": policy.upper()} if policy else None,
         "kv_cache_config": _set(cache),
-        "triton_config": {"max_batch_size": 0, "decoupled": settings.decoupled_mode},
+        "triton_config": _set(
+            {
+                "max_batch_size": 0,
+                "decoupled": settings.decoupled_mode,
+                "cancellation_check_period_ms": settings.cancellation_check_period_ms,
+            }
+        ),
     }
     return _set(arguments)
+
+
+_LLM = {
+    "max_beam_width": "max_beam_width",
+    "enable_chunked_prefill": "enable_chunked_context",
+    "guided_decoding_backend": "guided_decoding_backend",
+    "iter_stats_max_iterations": "iter_stats_max_iterations",
+    "request_stats_max_iterations": "request_stats_max_iterations",
+}
+_KV_CACHE_CONFIG = {
+    "free_gpu_memory_fraction": "kv_cache_free_gpu_mem_fraction",
+    "enable_block_reuse": "enable_kv_cache_reuse",
+    "max_tokens": "max_tokens_in_paged_kv_cache",
+    "sink_token_length": "sink_token_length",
+    "host_cache_size": "kv_cache_host_memory_bytes",
+    "onboard_blocks": "kv_cache_onboard_blocks",
+    "cross_kv_cache_fraction": "cross_kv_cache_fraction",
+}
+"""Names of TensorRT-LLM 1.2's llmapi/llm_args.py (BaseLlmArgs, KvCacheConfig), and our settings."""
+
+_TAKEN = {
+    *_LLM.values(),
+    *_KV_CACHE_CONFIG.values(),
+    *("max_attention_window_size", "batch_scheduler_policy"),
+    *("decoupled_mode", "cancellation_check_period_ms"),
+}
 
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:

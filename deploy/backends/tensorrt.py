@@ -13,7 +13,7 @@ from deploy.backends.jobs import EngineJob, RepositoryJob
 from deploy.backends.refusals import refuse
 from deploy.gpu import Gpu
 from deploy.process import CommandFailedError, run_command
-from deploy.release import load_release
+from deploy.release import load_release, same_release
 from deploy.spec import Cell, DeploymentFile
 
 
@@ -125,7 +125,7 @@ def check_engine(job: EngineJob) -> None:
                 where=job.target,
                 fix="see the log of the build; is the disk full?",
             )
-    if not _same_release(version, job.release):
+    if not same_release(version, job.release):
         raise UserError(
             f"was built by TensorRT-LLM {version}, the deployment file says {job.release}",
             where=file,
@@ -135,8 +135,3 @@ def check_engine(job: EngineJob) -> None:
         wanted = job.build_config.get(name)
         if wanted is not None and built.get(name) != wanted:
             raise UserError(f"has {name} {built.get(name)}, {wanted} was asked for", where=file)
-
-
-def _same_release(version: str, release: str) -> bool:
-    """Whether ``1.2.1`` or ``1.2.0rc3`` is of the release ``1.2``."""
-    return re.match(re.escape(release) + r"(?![0-9])", version) is not None

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.errors import UserError
 from deploy.backend import BACKENDS
@@ -63,6 +65,10 @@ def test_one_deployment_file_serves_through_the_llm_api(tmp_path: Path) -> None:
         "kv_cache_free_gpu_mem_fraction": 0.8,
         "batch_scheduler_policy": "max_utilization",
         "enable_chunked_context": True,
+        "max_attention_window_size": [4096, 8192],
+        "kv_cache_host_memory_bytes": "1GiB",
+        "max_beam_width": 2,
+        "cancellation_check_period_ms": 50,
     }
     target = make(tmp_path, load(tmp_path, triton=triton, build={"max_num_tokens": 512}))
     assert {path.name for path in target.iterdir()} == {"tensorrt_llm"}
@@ -81,15 +87,24 @@ def test_one_deployment_file_serves_through_the_llm_api(tmp_path: Path) -> None:
         "max_num_tokens": 512,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 1,
+        "max_beam_width": 2,
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
         "kv_cache_config": {
             "free_gpu_memory_fraction": 0.8,
             "enable_block_reuse": True,
+            "host_cache_size": 2**30,
+            "max_attention_window": [4096, 8192],
             "tokens_per_block": 32,
         },
-        "triton_config": {"max_batch_size": 0, "decoupled": True},
+        "triton_config": {
+            "max_batch_size": 0,
+            "decoupled": True,
+            "cancellation_check_period_ms": 50,
+        },
     }
+    config = text_format.Parse((model / "config.pbtxt").read_text(), ModelConfig())
+    assert config.model_transaction_policy.decoupled
 
 
 @pytest.mark.usefixtures("container")
@@ -119,6 +134,7 @@ def test_a_broken_config_of_the_container_is_told(tmp_path: Path, container: Pat
     [
         ({"precisions": ["fp16", "int8_sq"]}, "llmapi can't load int8_sq; choose from"),
         ({"checkpoint_with": "scripts"}, "write 'checkpoint_with: modelopt'"),
+        ({"triton": {"multi_block_mode": True}}, "triton.multi_block_mode: llmapi has no such"),
     ],
 )
 def test_what_the_llm_api_cannot_load_is_refused(

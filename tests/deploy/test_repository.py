@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -5,25 +6,19 @@ from typing import Any, Literal
 
 import pytest
 from google.protobuf import text_format
-from pydantic import ValidationError
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.errors import UserError
 from deploy import repository
-from deploy.release import Tensor, load_release, release_names
+from deploy.release import load_release, release_names
 from deploy.repository import (
     MODELS,
-    TritonSettings,
     render_config,
     render_repository,
     setting_values,
     templates_digest,
-    with_additions,
 )
-
-BACKENDS: tuple[Literal["reference"], Literal["tensorrt"]] = ("reference", "tensorrt")
-
-OPEN_TYPES = {"0.11.0": {}, "1.2": {"logits_datatype": "TYPE_FP16"}}
+from deploy.settings import TritonSettings
 
 
 def render(
@@ -45,68 +40,6 @@ def render(
         name: text_format.Parse((target / name / "config.pbtxt").read_text(), ModelConfig())
         for name in MODELS
     }
-
-
-def declared(tensors: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
-    return [
-        (
-            each.name,
-            each.dtype if each.dtype.startswith("TYPE") else "TYPE_FP16",
-            each.dims,
-            each.optional,
-            each.reshape,
-            each.ragged,
-        )
-        for each in tensors
-    ]
-
-
-def written(tensors: Any) -> list[tuple[Any, ...]]:
-    return [
-        (
-            each.name,
-            DataType.Name(each.data_type),
-            tuple(each.dims),
-            getattr(each, "optional", False),
-            each.HasField("reshape"),
-            getattr(each, "allow_ragged_batch", False),
-        )
-        for each in tensors
-    ]
-
-
-@pytest.mark.parametrize("release", release_names())
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_configs_say_what_the_release_declares(
-    tmp_path: Path, release: str, backend: Literal["reference", "tensorrt"]
-) -> None:
-    configs = render(tmp_path, release, backend, **OPEN_TYPES[release])
-    models = with_additions(load_release(release))
-    for name in MODELS:
-        assert written(configs[name].input) == declared(models[name].inputs)
-        assert written(configs[name].output) == declared(models[name].outputs)
-        assert configs[name].max_batch_size == 16
-    steps = configs["ensemble"].ensemble_scheduling.step
-    assert [(each.model_name, dict(each.input_map), dict(each.output_map)) for each in steps] == [
-        (each.model, each.input_map, each.output_map) for each in models["ensemble"].steps
-    ]
-
-
-@pytest.mark.parametrize("release", release_names())
-def test_our_additions_are_the_only_difference_to_the_release(release: str) -> None:
-    theirs, ours = load_release(release).models, with_additions(load_release(release))
-
-    def added(model: str, side: str) -> set[str]:
-        names = [{each.name for each in getattr(of[model], side)} for of in (theirs, ours)]
-        assert names[0] <= names[1]
-        return names[1] - names[0]
-
-    old = {"exclude_input_in_output"} if release == "0.11.0" else set()
-    assert added("ensemble", "inputs") == old
-    assert added("ensemble", "outputs") == {"output_ids", "sequence_length"}
-    assert added("preprocessing", "inputs") == {"STREAMING"} | {each.upper() for each in old}
-    for model in ("tensorrt_llm", "postprocessing"):
-        assert ours[model] == theirs[model]
 
 
 def test_what_genai_perf_sends_is_an_optional_input_of_the_old_ensemble(tmp_path: Path) -> None:
@@ -146,7 +79,7 @@ def test_the_backend_decides_what_tensorrt_llm_is(tmp_path: Path) -> None:
     assert not tensorrt.model_transaction_policy.decoupled
     assert (tmp_path / "reference/tensorrt_llm/1/model.py").exists()
     assert not list((tmp_path / "tensorrt/tensorrt_llm/1").iterdir())
-    for name in ("preprocessing", "postprocessing"):
+    for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         source = (tmp_path / "tensorrt" / name / "1/model.py").read_text()
         assert "import deploy" not in source
         assert "from deploy" not in source
@@ -158,10 +91,43 @@ def test_a_path_with_quotes_survives(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_the_release_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"triton\.max_queue_size: TensorRT-LLM 0\.11\.0 has no"):
+    message = r"triton\.max_queue_size: TensorRT-LLM 0\.11\.0 has no such setting .*1\.2 has it"
+    with pytest.raises(UserError, match=message):
         render(tmp_path, "0.11.0", max_queue_size=4)
     assert not list(tmp_path.iterdir())
-    assert render(tmp_path, "1.2", max_queue_size=4)
+
+
+@pytest.mark.parametrize("release", release_names())
+@pytest.mark.parametrize("extra_tensors", [True, False])
+def test_bls_gets_the_wires_of_the_ensemble(
+    tmp_path: Path, release: str, extra_tensors: bool
+) -> None:
+    configs = render(tmp_path, release, extra_tensors=extra_tensors)
+    wiring = json.loads((tmp_path / "tensorrt_llm_bls/1/wiring.json").read_text())
+    steps = configs["ensemble"].ensemble_scheduling.step
+    assert wiring == [
+        {
+            "model": each.model_name,
+            "input_map": dict(each.input_map),
+            "output_map": dict(each.output_map),
+        }
+        for each in steps
+    ]
+    made = {name for step in wiring for name in step["output_map"].values()}
+    assert {each.name for each in configs["tensorrt_llm_bls"].output} <= made
+    taken = {name for step in wiring for name in step["input_map"].values()}
+    left = {each.name for each in configs["tensorrt_llm_bls"].input} - taken
+    images = {"image_input", "image_bytes_input", "image_url_input", "video_bytes_input"}
+    assert left - images - {"image_sizes_input"} == {"num_draft_tokens", "use_draft_logits"}
+
+
+def test_bls_has_a_few_instances_for_each_serves_one_request_at_a_time(tmp_path: Path) -> None:
+    def count(name: str, **settings: Any) -> int:
+        config = render(tmp_path / name, **settings)["tensorrt_llm_bls"]
+        return int(config.instance_group[0].count)
+
+    assert count("not set") == 5
+    assert count("set", bls_instance_count=2) == 2
 
 
 def test_a_value_that_is_missing_names_model_and_value() -> None:
@@ -176,17 +142,6 @@ def test_a_config_that_triton_could_not_read_names_model_and_line() -> None:
     values["triton_max_batch_size"] = "many"
     with pytest.raises(UserError, match=r"ensemble/config\.pbtxt:3: .*many"):
         render_config(load_release("1.2").models["ensemble"], values)
-
-
-def test_streams_and_several_postprocessing_instances_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match="out of order"):
-        TritonSettings(postprocessing_instance_count=2)
-    TritonSettings(postprocessing_instance_count=2, decoupled_mode=False)
-
-
-def test_a_misspelt_setting_is_refused() -> None:
-    with pytest.raises(ValidationError, match="enable_kv_cache_resue"):
-        TritonSettings(enable_kv_cache_resue=True)  # type: ignore[call-arg]
 
 
 def test_a_changed_template_changes_the_digest(
@@ -210,3 +165,24 @@ def test_only_the_models_of_its_own_release_change_the_digest() -> None:
     fewer = {name: model for name, model in release.models.items() if name != "tensorrt_llm_bls"}
     assert templates_digest(replace(release, models=fewer)) != digest
     assert templates_digest(load_release("0.11.0")) != digest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float16", "TYPE_FP16"), ("float32", "TYPE_FP32"), (None, "TYPE_FP32")]
+)
+def test_logits_have_the_type_that_the_engine_gives(
+    tmp_path: Path, dtype: str | None, expected: str
+) -> None:
+    mapping = {"world_size": 1, "tp_size": 1, "pp_size": 1}
+    pretrained = {"mapping": mapping, **({"logits_dtype": dtype} if dtype else {})}
+    config = {"version": "1.2.1", "build_config": {}, "pretrained_config": pretrained}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "rank0.engine").write_bytes(b"engine")
+
+    values = setting_values(TritonSettings(), "tensorrt", tmp_path, tmp_path, 8)
+    chosen = TritonSettings(logits_datatype="TYPE_BF16")
+
+    assert values["logits_datatype"] == expected
+    assert (
+        setting_values(chosen, "tensorrt", tmp_path, tmp_path, 8)["logits_datatype"] == "TYPE_BF16"
+    )

@@ -10,7 +10,8 @@ import pytest
 from deploy.launch import TritonServer, free_ports
 from deploy.quantize import CheckpointJob, run_checkpoint
 from deploy.release import load_release
-from deploy.repository import TritonSettings, render_repository
+from deploy.repository import render_repository
+from deploy.settings import TritonSettings
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 BUILD_CONFIG = {
@@ -62,7 +63,7 @@ def repository(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             engine_dir=engine_dir,
             tokenizer_dir=MODEL,
             max_batch_size=8,
-            settings=TritonSettings(**settings),
+            settings=TritonSettings(**{"bls_instance_count": 1, **settings}),
         )
         return target
 

@@ -56,6 +56,7 @@ class Ask:
     max_tokens: int = MAX_TOKENS
     request_id: str | None = None
     stream: bool = True
+    model: str = "ensemble"
     inputs: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
 
@@ -86,7 +87,7 @@ def send(url: str, asks: list[Ask]) -> list[Answer]:
             callback=lambda result, error, index=index: arrived.put((index, result, error))
         )
         client.async_stream_infer(
-            "ensemble",
+            ask.model,
             tensors(ask),
             request_id=f"request-{index}" if ask.request_id is None else ask.request_id,
             enable_empty_final_response=True,
@@ -188,10 +189,9 @@ def test_a_request_that_is_wrong_fails_alone_and_says_why(
         "does not support beam_width 2": Ask(
             ENGLISH, inputs={"beam_width": (np.int32(2), "INT32")}
         ),
-        "does not support repetition_penalty": Ask(
-            ENGLISH, inputs={"repetition_penalty": (np.float32(1.5), "FP32")}
+        "does not support return_log_probs": Ask(
+            ENGLISH, inputs={"return_log_probs": (True, "BOOL")}
         ),
-        "does not support bad_words_list": Ask(ENGLISH, inputs={"bad_words": (b"six", "BYTES")}),
     }
     asks = [ask for bad in wrong.values() for ask in (Ask(CHINESE), bad)]
     answers = send(streaming.grpc_url, asks)
@@ -248,9 +248,11 @@ def test_sampling_is_honoured_and_hangs_on_the_seed(streaming: TritonServer) -> 
     assert len(one.ids) == 16
 
 
-def post(server: TritonServer, path: str, body: dict[str, Any]) -> Iterator[Any]:
+def post(
+    server: TritonServer, path: str, body: dict[str, Any], model: str = "ensemble"
+) -> Iterator[Any]:
     request = urllib.request.Request(
-        f"http://{server.http_url}/v2/models/ensemble/{path}", json.dumps(body).encode()
+        f"http://{server.http_url}/v2/models/{model}/{path}", json.dumps(body).encode()
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         for line in response:
