@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from client.errors import UserError
+from deploy.cli_check import COMMANDS as CHECK
+from deploy.cli_doctor import doctor
+from deploy.cli_render import COMMANDS as RENDER
+from deploy.cli_serve import COMMANDS as SERVE
 from deploy.cli_workspace import COMMANDS
 from deploy.options import (
     Planned,
@@ -37,7 +41,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in COMMANDS:
+for each in (*COMMANDS, *CHECK, *SERVE, *RENDER, doctor):
     command.add_command(each)
 
 
@@ -92,58 +96,6 @@ def build(
         click.echo(dry_run_script(asked.file, asked.plans, asked.facts, asked.workspace))
         return 0
     return 2 if _build(asked, fail_fast).unbuilt else 0
-
-
-@command.command()
-@deployment_file
-@click.argument("cell")
-@workspace_folder
-@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--http-port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--metrics-port", default=8002, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
-def serve(
-    file: Path,
-    cell: str,
-    workspace: Path,
-    grpc_port: int,
-    http_port: int,
-    metrics_port: int,
-    address: str,
-) -> int:
-    """Serve the built CELL of FILE with Triton until Ctrl-C."""
-    from deploy.launch import Ports, TritonServer
-    from deploy.plan import find_plan
-
-    asked = planned(file, workspace)
-    chosen, space = find_plan(asked.plans, asked.file, cell), asked.workspace
-    name = chosen.cell.name
-    server = TritonServer(
-        space.repository(chosen),
-        ports=Ports(grpc=grpc_port, http=http_port, metrics=metrics_port),
-        log_file=space.server_log(name),
-        address=address,
-        cache_dir=space.triton,
-    )
-    out = console()
-    try:
-        with server:
-            out.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
-            server.wait_ready()
-            out.print(f"ready: {name}", style="bold", soft_wrap=True)
-            out.print(
-                f"  gRPC {server.grpc_url}  HTTP {server.http_url}"
-                f"  metrics http://{address}:{metrics_port}/metrics\n"
-                f"  llm_perf -u {server.grpc_url} -m ensemble --concurrency 1,4"
-                f" --tokenizer-path {space.artifact(chosen.fetch)} --input-data FILE.jsonl",
-                soft_wrap=True,
-            )
-            code = server.wait()
-    except KeyboardInterrupt:
-        out.print("stopped")
-        return 0
-    out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
-    return code or 1
 
 
 @command.command()

@@ -1,40 +1,52 @@
 """Start Triton on a rendered model repository, say when it is ready, and stop it without leftovers.
 
-In: a repository folder, three ports, a log file. Out: a running server, its exit code. The server
-is the container's own ``tritonserver``, or the one inside the nvidia-pytriton wheel. It knows
-nothing of models, engines or what is sent to the server.
+In: a repository folder, three ports, a log file, how its processes are started. Out: a running
+server, what it says is wrong, its exit code. It knows nothing of what is sent to the server.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
+import http.client
 import os
 import re
+import secrets
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 
 from client.errors import UserError
+from deploy import supervise
+from deploy.failures import first_errors
+from deploy.processes import Processes
+from deploy.server_command import reloads, server_command
+from deploy.server_log import ServerLog
+from deploy.triton import find_triton
 
-_CONTAINER_TRITON = Path("/opt/tritonserver/bin/tritonserver")
-_SUPERVISE = Path(__file__).with_name("supervise.py")
-_GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
-# Triton's log format; of a python model's error, the traceback is left in the log
-_ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ \S+\] "(?P<text>.+?)(\\n\\nAt:.*)?"?$')
+_SUPERVISE = Path(supervise.__file__)
+_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+_LOOK_SECONDS = 0.2  # between looks at the server
+_STUB = "triton_python_backend_stub"  # Triton says it is ready whether or not it lives
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")  # what shlex.quote would leave alone
-_WITHOUT_GPU = ("CudaDriverHelper", "unable to create stream")  # errors that mean nothing here
-_LINES_SHOWN = 2
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+Say = Callable[[str], None]
+
+
+class ServerError(UserError):
+    """A server ended before it was ready, or wasn't in time. ``code``: what to exit with."""
+
+    def __init__(self, what: str, *, where: Path, code: int) -> None:
+        super().__init__(what, where=where)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +56,6 @@ class Ports:
     grpc: int = 8001
     http: int = 8000
     metrics: int = 8002
-
-
-@dataclass(frozen=True, slots=True)
-class Triton:
-    """A ``tritonserver`` that can run here: its binary, the flags and the environment it needs."""
-
-    binary: Path
-    flags: tuple[str, ...]
-    environment: Mapping[str, str]
 
 
 def free_ports(address: str = "127.0.0.1") -> Ports:
@@ -93,97 +96,12 @@ def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
             ) from None
 
 
-def find_triton(cache_dir: Path) -> Triton:
-    """The container's Triton, else the wheel's with its backend folder assembled in ``cache_dir``.
-
-    Raises UserError when this machine has neither.
-    """
-    on_path = shutil.which("tritonserver")
-    if on_path or _CONTAINER_TRITON.exists():
-        return Triton(Path(on_path or _CONTAINER_TRITON), (), _python_environment())
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "no tritonserver on this machine",
-            fix="pip install 'trtllm-deploy[local]', or run inside a Triton container",
-        )
-    return _triton_from_wheel(Path(spec.origin).parent, cache_dir)
-
-
-def _triton_from_wheel(package: Path, cache_dir: Path) -> Triton:
-    """The wheel keeps backend and stubs apart; Triton wants them in one ``python/`` folder."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = package / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise UserError(f"nvidia-pytriton has no Triton python stub for Python {version}")
-    python_backend = cache_dir / f"backends-{version}" / "python"
-    python_backend.mkdir(parents=True, exist_ok=True)
-    backend_files = package / "tritonserver/backends/python"
-    for source in (
-        backend_files / "libtriton_python.so",
-        backend_files / "triton_python_backend_utils.py",
-        stub,
-    ):
-        _link(source, python_backend / source.name)
-    # The stub links libpython: any other libpython on the path ends in undefined symbols.
-    libraries = [
-        sysconfig.get_config_var("LIBDIR"),
-        str(package.parent / "nvidia_pytriton.libs"),
-        *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
-    ]
-    return Triton(
-        package / "tritonserver/bin/tritonserver",
-        (f"--backend-directory={python_backend.parent}",),
-        {"LD_LIBRARY_PATH": os.pathsep.join(libraries), **_python_environment()},
-    )
-
-
-def _link(source: Path, target: Path) -> None:
-    """Point ``target`` at ``source``, also when several launches do so at once."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.symlink_to(source)
-    temporary.replace(target)
-
-
-def _python_environment() -> Mapping[str, str]:
-    """What makes the stubs find the packages of this interpreter, ``deploy`` among them.
-
-    A stub finds its site-packages from the first ``python3`` on PATH, virtual environment or not.
-    The wheel's stubs ignore PYTHONPATH; others do not.
-    """
-    packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    places = [*packages, str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(place for place in places if place)),
-    }
-
-
-def server_command(
-    triton: Triton, repository: Path, ports: Ports, address: str, shm_prefix: str
-) -> list[str]:
-    """The whole command line. ``shm_prefix`` keeps the servers of one host apart."""
-    return [
-        str(triton.binary),
-        f"--model-repository={repository.absolute()}",
-        f"--grpc-port={ports.grpc}",
-        f"--http-port={ports.http}",
-        f"--metrics-port={ports.metrics}",
-        f"--grpc-address={address}",
-        f"--http-address={address}",
-        f"--metrics-address={address}",
-        "--disable-auto-complete-config",
-        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        "--exit-timeout-secs=5",
-        *triton.flags,
-    ]
-
-
 class TritonServer:
-    """One Triton on one model repository, as a context manager.
+    """One server on one model repository, as a context manager.
 
     Entering raises UserError when a port is taken or no Triton is found, and starts the server
-    otherwise; leaving stops it and everything it started.
+    otherwise; leaving stops it and everything it started. The log of an earlier start is kept
+    beside the new one, as ``*.previous``.
     """
 
     def __init__(
@@ -194,12 +112,17 @@ class TritonServer:
         log_file: Path,
         address: str = "127.0.0.1",
         cache_dir: Path | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.repository = repository
         self.ports = ports
-        self.log_file = log_file
         self.address = address
-        self.cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
+        self.processes = processes or Processes()
+        self.log_file = log_file
+        self.log = ServerLog(log_file)
+        self.key = secrets.token_hex(16) if reloads(self.processes, address) else None
+        self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
+        self._name = f"trtllm-deploy-{os.getpid()}-{secrets.token_hex(4)}-"
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     @property
@@ -216,60 +139,95 @@ class TritonServer:
     def _host(self) -> str:
         return "127.0.0.1" if self.address == "0.0.0.0" else self.address
 
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """The command line, and what is added to this process's environment for it.
+
+        Raises:
+            UserError: there is no Triton here.
+        """
+        triton = find_triton(self._cache_dir)
+        environment = {**triton.environment, **self.processes.environment}
+        if self.processes.mpirun:  # else what it keeps there stays when it is killed
+            environment["OMPI_MCA_orte_tmpdir_base"] = str(supervise.scratch(self._name))
+        command = server_command(
+            triton,
+            self.repository,
+            self.ports,
+            self.address,
+            self.processes,
+            name=self._name,
+            key=self.key,
+            rank_logs=self.log.ranks,
+        )
+        return command, environment
+
+    def shell_command(self) -> str:
+        """The same as one line for a shell."""
+        command, environment = self.command()
+        return shlex.join(
+            ["env", *(f"{key}={value}" for key, value in environment.items()), *command]
+        )
+
     def __enter__(self) -> TritonServer:
         if not self.repository.is_dir():
             raise UserError("there is no such model repository", where=self.repository)
         check_ports(self.ports, self.address)
-        for path in (self.repository.absolute(), self.cache_dir.absolute()):
+        for path in (self.repository.absolute(), self._cache_dir.absolute()):
             if not _SHELL_SAFE.fullmatch(str(path)):  # its python backend starts stubs with sh -c
                 raise UserError(
                     "Triton can't serve from a path with spaces or quotes in it",
                     where=path,
                     fix="choose another --workspace",
                 )
-        triton = find_triton(self.cache_dir)
-        shm_prefix = f"trtllm-deploy-{os.getpid()}-{self.ports.grpc}-"
-        command = server_command(triton, self.repository, self.ports, self.address, shm_prefix)
-        supervise = [sys.executable, "-I", str(_SUPERVISE), str(os.getpid()), str(_GRACE_SECONDS)]
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
+        command, environment = self.command()
+        if shutil.which(command[0]) is None:
+            raise UserError(
+                f"there is no {command[0]} here",
+                fix=f"{self.processes.world_size} ranks need Open MPI: run in the container",
+            )
+        guard = [sys.executable, "-I", str(_SUPERVISE), str(os.getpid()), str(_GRACE_SECONDS)]
+        with self.log.start() as log:
             self._supervisor = subprocess.Popen(
-                [*supervise, shm_prefix, *command],
+                [*guard, self._name, _STUB, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **triton.environment},
+                env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C reaches us, and we stop the server in order
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_ready(self, timeout: float = 300.0) -> None:
-        """Return once every model is loaded.
+    def wait_ready(self, timeout: float = 300.0, say: Say = lambda _: None) -> None:
+        """Return once every model is loaded; each error line of the logs goes to ``say``.
 
-        Raises UserError with the log's first error lines when the server ends first or ``timeout``
-        (seconds) has passed.
+        Raises:
+            ServerError: with the log's first error lines, when the server ends first or
+                ``timeout`` (seconds) has passed.
         """
         deadline = time.monotonic() + timeout
         while not self._is_ready():
             if self._running().poll() is not None:
-                raise self._failure(
-                    f"Triton ended with exit code {self.wait()} before it was ready"
-                )
+                code = self.wait(say)
+                raise self._failure(f"Triton ended with exit code {code} before it was ready", code)
             if time.monotonic() > deadline:
-                raise self._failure(f"Triton was not ready after {timeout:g} s")
-            time.sleep(0.1)
+                raise self._failure(f"Triton was not ready after {timeout:g} s", 1)
+            self._look(say)
+            time.sleep(_LOOK_SECONDS)
 
-    def wait(self) -> int:
+    def wait(self, say: Say = lambda _: None) -> int:
         """Block until the server has ended; its exit code, 128 + N when signal N ended it."""
-        return self._running().wait()
+        supervisor = self._running()
+        while supervisor.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(_LOOK_SECONDS)
+            self._look(say)
+        self._look(say)
+        self.stop()
+        code = supervisor.returncode
+        return code if code >= 0 else 128 - code
 
     def stop(self) -> None:
         """End the server and all its processes, and wait until they are gone. Safe to repeat."""
@@ -278,6 +236,7 @@ class TritonServer:
         if self._supervisor.stdin is not None:
             self._supervisor.stdin.close()
         self._supervisor.wait()
+        supervise.sweep(self._name)  # there is something left only if the supervisor was killed
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._supervisor is None:
@@ -286,15 +245,15 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=2):
+            with _NO_PROXY.open(f"http://{self.http_url}/v2/health/ready", timeout=2):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             return False
 
-    def _failure(self, what: str) -> UserError:
-        lines = self.log_file.read_text(errors="replace").splitlines()
-        matches = (_ERROR_LINE.match(line) for line in lines)
-        errors = [match["text"] for match in matches if match]
-        causes = [text for text in errors if not text.startswith(_WITHOUT_GPU)]
-        said = causes[:_LINES_SHOWN] or lines[-_LINES_SHOWN:]  # later errors follow from the first
-        return UserError(f"{what}: {' | '.join(said)}", where=self.log_file)
+    def _look(self, say: Say) -> None:
+        for error in self.log.new_errors():
+            say(error)
+
+    def _failure(self, what: str, code: int) -> ServerError:
+        said = " | ".join(first_errors(list(self.log.lines())))
+        return ServerError(f"{what}: {said}", where=self.log_file, code=code)

@@ -19,6 +19,7 @@ from client import api
 from client.progress import show_progress
 from deploy.launch import TritonServer, free_ports
 from deploy.plan import CellPlan
+from deploy.processes import processes_for
 from deploy.schema import MeasureSpec
 from deploy.spec import DeploymentFile
 from deploy.store import write_json
@@ -72,14 +73,16 @@ def _measure_cell(
         max_tokens=settings.max_tokens or cell.osl,
     )
     rows = []
+    repository = workspace.repository(plan)
     with TritonServer(
-        workspace.repository(plan),
+        repository,
         ports=free_ports(),
         log_file=workspace.server_log(cell.name),
+        processes=processes_for(repository, variables=file.deployment.env),
         cache_dir=workspace.triton,
     ) as server:
         server.wait_ready()
-        endpoint = api.Endpoint(server.grpc_url, "grpc", "ensemble")
+        endpoint = api.Endpoint(server.grpc_url, "grpc", server.processes.asked)
         for concurrency in settings.concurrency:
             load = api.Concurrency(concurrency)
             with show_progress(f"  concurrency {concurrency}") as watch:
@@ -105,7 +108,7 @@ def _row(plan: CellPlan, file: DeploymentFile, concurrency: int, run: api.Run) -
         "metrics": run.metrics,
         "notes": list(run.notes),
         "release": spec.release,
-        "triton": spec.triton.model_dump(exclude_none=True),
+        "triton": plan.repository.made_from["triton"],
         "repository": plan.repository.key,
         "workload_sha256": run.workload.sha256,
         "started_at": run.started_at,

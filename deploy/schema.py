@@ -7,13 +7,14 @@ Text from outside becomes values here; what one value alone can't tell is checke
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from deploy.precision import PRECISIONS
 from deploy.release import release_names
-from deploy.repository import TritonSettings
+from deploy.settings import TritonSettings
 
 BackendName = Literal["reference", "tensorrt", "llmapi"]
 KvCacheType = Literal["fp8", "int8"]
@@ -60,6 +61,20 @@ Precision = Annotated[str, _known("precision", tuple(PRECISIONS))]
 IslOsl = Annotated[
     tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_isl_osl)
 ]
+
+
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} can't be the name of an environment variable")
+    if _SECRET.search(name):
+        raise ValueError(f"{name} is a secret; set it in the shell, not in a file")
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
 
 
 class _Block(BaseModel):
@@ -164,4 +179,7 @@ class Deployment(_Block):
         default={}, description="flags of trtllm-build that are the same for all cells"
     )
     triton: TritonSettings = TritonSettings()
+    env: dict[Variable, Annotated[str, Field(strict=True)]] = Field(
+        default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
+    )
     measure: MeasureSpec | None = None

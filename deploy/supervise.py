@@ -1,12 +1,14 @@
 """Run one server so that it never outlives whoever started it. A script, standard library only.
 
-    python supervise.py LAUNCHER_PID GRACE_SECONDS SHM_PREFIX COMMAND...
+    python supervise.py LAUNCHER_PID GRACE_SECONDS NAME VITAL COMMAND...
 
-It starts the command in a process group of its own and waits for the first of three ends: the
-command exits, standard input closes (the launcher asks for a stop), or the launcher dies, also by
-``kill -9``. Then the command gets SIGTERM and GRACE_SECONDS, its whole group SIGKILL (Triton's
-python stubs are in it), and the shared-memory regions that the group left behind are removed.
-Exits with the command's exit code, 128 + N when signal N ended it. It knows nothing of Triton.
+It starts the command and waits for the first of four ends: the command exits; standard input
+closes or SIGTERM comes, a wish to stop; the launcher dies, also by ``kill -9``; a process called
+VITAL is killed, which the command need not notice. Then the command gets SIGTERM and
+GRACE_SECONDS, and what is left of it SIGKILL, its shared memory and its scratch folder go. Its
+processes are known by NAME in their environment, wherever they moved: mpirun puts each rank into
+a process group of its own. Exits with the command's exit code, 128 + N when signal N ended it,
+or so for the vital process. It knows nothing of Triton.
 """
 
 from __future__ import annotations
@@ -15,64 +17,138 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_NAME_VARIABLE = "TRTLLM_DEPLOY_SERVER"
+_LOOK_SECONDS = 1.0  # between looks for a vital process that was killed
+_COMM_LENGTH = 15  # of a process's name, TASK_COMM_LEN without its end
+_STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # of proc(5)'s fields after the name
 
 
-def main(launcher: int, grace: float, shm_prefix: str, command: list[str]) -> int:
+def main(launcher: int, grace: float, name: str, vital: str, command: list[str]) -> int:
     """Run the command to one of its ends; returns the exit code to leave with."""
-    libc = ctypes.CDLL(None)
+    libc, supervisor = ctypes.CDLL(None), os.getpid()
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     def die_with_supervisor() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)  # it died before the call
 
+    told, tell = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: os.write(tell, b"."))
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_supervisor
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=die_with_supervisor,
+        env={**os.environ, _NAME_VARIABLE: name},
     )
-
-    def forward(_signal: int, _frame: FrameType | None) -> None:
-        child.terminate()
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
     ended = os.pidfd_open(child.pid)
-    if _until_told_to_stop(launcher, ended):
+    lost = _until_an_end((ended, told, sys.stdin.fileno()), launcher, name, vital)
+    if child.poll() is None:
         child.terminate()
-        _wait_for(ended, timeout=grace)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    code = child.wait()
-    with contextlib.suppress(ChildProcessError):
-        while True:  # its children are ours now
-            os.waitpid(-1, 0)
-    for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
-        region.unlink(missing_ok=True)
+        _wait_for(ended, seconds=grace)
+    sweep(name)
+    code = lost or child.wait()
+    _bury()
     return code if code >= 0 else 128 - code
 
 
-def _until_told_to_stop(launcher: int, ended: int) -> bool:
-    """Wait for an end; true when it is the launcher's wish or death, not the command's own."""
+def _bury(seconds: float = 2.0) -> None:
+    """Take leave of the dead; the orphans of the server are this process's children."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+
+
+def sweep(name: str, seconds: float = 5.0) -> None:
+    """Kill what runs in the name of a server, and remove its shared memory and scratch folder."""
+    deadline = time.monotonic() + seconds  # one that hangs in a driver can't be killed
+    while (processes := list(_processes(name))) and time.monotonic() < deadline:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+    for region in Path("/dev/shm").glob(f"{name}*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(scratch(name), ignore_errors=True)
+
+
+def scratch(name: str) -> Path:
+    """A folder that a server may use while it runs."""
+    return Path(tempfile.gettempdir()) / name
+
+
+def _until_an_end(ends: tuple[int, ...], launcher: int, name: str, vital: str) -> int:
+    """Wait for an end; the exit code of the vital process if it was that, else 0."""
     waiting = select.poll()
-    waiting.register(ended, select.POLLIN)
-    waiting.register(sys.stdin.fileno(), select.POLLIN)
+    for each in ends:
+        waiting.register(each, select.POLLIN)
     try:
         waiting.register(os.pidfd_open(launcher), select.POLLIN)
     except ProcessLookupError:
-        return True
-    return ended not in {fd for fd, _ in waiting.poll()}
+        return 0
+    before: dict[int, int] = {}
+    while not waiting.poll(_LOOK_SECONDS * 1000):
+        killed = _killed(name, vital)
+        if lost := before.keys() & killed:  # one that is being replaced is buried by now
+            process = min(lost)
+            print(
+                f"ServerError: {vital}, process {process}, was killed; ending the server",
+                flush=True,
+            )
+            return killed[process]
+        before = killed
+    return 0
 
 
-def _wait_for(ended: int, *, timeout: float) -> None:
+def _wait_for(ended: int, *, seconds: float) -> None:
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    waiting.poll(timeout * 1000)
+    waiting.poll(seconds * 1000)
+
+
+def _processes(name: str) -> Iterator[int]:
+    """Those that have the server's name in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        if _has_name(folder, name):
+            yield int(folder.name)
+
+
+def _has_name(folder: Path, name: str) -> bool:
+    try:
+        environment = (folder / "environ").read_bytes()
+    except OSError:  # another user's, or gone
+        return False
+    return f"{_NAME_VARIABLE}={name}".encode() in environment.split(b"\0")
+
+
+def _killed(name: str, vital: str) -> dict[int, int]:
+    """Dead children with the vital name that their parent left unburied; pid → exit code."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            start, _, rest = (folder / "stat").read_text(errors="replace").rpartition(") ")
+            fields = rest.split(maxsplit=_EXIT_CODE)
+            if fields[_STATE] == "Z" and start.endswith(f"({vital[:_COMM_LENGTH]}"):
+                code = os.waitstatus_to_exitcode(int(fields[_EXIT_CODE]))
+                if code and _has_name(folder.parent / fields[_PARENT], name):
+                    found[int(folder.name)] = code
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    _, pid, seconds, server_name, vital_name, *words = sys.argv
+    sys.exit(main(int(pid), float(seconds), server_name, vital_name, words))

@@ -1,0 +1,212 @@
+"""The commands that run servers: serve, ps, stop.
+
+They print, and keep to what a person chose; a server itself is :mod:`deploy.launch`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from client.errors import UserError
+from deploy.options import F, console, planned, workspace_folder
+from deploy.workspace import Workspace
+
+if TYPE_CHECKING:
+    from deploy.processes import Processes
+    from deploy.serving import Target
+
+
+def _restarts(text: str) -> float:
+    """How often a server may be started again: ``no``, ``on-failure``, ``on-failure:N``."""
+    policy, _, most = text.partition(":")
+    if text == "no":
+        return 0
+    if policy != "on-failure" or (most and not most.isdigit()) or text.endswith(":"):
+        raise click.BadParameter("write no, on-failure or on-failure:N")
+    return float(most or "inf")
+
+
+def _serve_options(function: F) -> F:
+    port = click.IntRange(1, 65535)
+    options: tuple[Callable[[F], F], ...] = (
+        *(
+            click.option(f"--{kind}-port", default=number, show_default=True, type=port)
+            for kind, number in (("grpc", 8001), ("http", 8000), ("metrics", 8002))
+        ),
+        click.option(
+            "--address", default="127.0.0.1", show_default=True, help="Address to listen on."
+        ),
+        click.option(
+            "--timeout", default=600.0, show_default=True, help="Seconds until it must be ready."
+        ),
+        click.option(
+            "--restart",
+            default="no",
+            show_default=True,
+            type=_restarts,
+            metavar="no|on-failure[:N]",
+            help="Start a server that failed again, N times at most.",
+        ),
+        click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop."),
+        click.option(
+            "--print", "show", is_flag=True, help="Only print the command that would be run."
+        ),
+        click.option("--force", is_flag=True, help="Launch whatever preflight finds."),
+        click.option(
+            "--mode",
+            type=click.Choice(["leader", "orchestrator"]),
+            default="leader",
+            show_default=True,
+            help="mpirun starts every rank, or one process that spawns the others.",
+        ),
+        click.option("--no-mpi", is_flag=True, help="llmapi: one process, which spawns its ranks."),
+        click.option("--gpus", metavar="0,1,...", help="One for each rank of a node."),
+        click.option(
+            "--hostfile",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True),
+            help="mpirun's hosts, this one first.",
+        ),
+        click.option("--oversubscribe", is_flag=True, help="More ranks than mpirun sees slots."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("cell", required=False)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Serve this model repository instead of a CELL of FILE.",
+)
+@workspace_folder
+@_serve_options
+def serve(
+    file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
+) -> int:
+    """Serve the built CELL of FILE with Triton until Ctrl-C."""
+    from deploy.launch import Ports, TritonServer
+    from deploy.serving import detached, keep_serving
+
+    target = _target(file, cell, repository, workspace)
+    processes = _processes(target, chosen)
+    ports = Ports(chosen["grpc_port"], chosen["http_port"], chosen["metrics_port"])
+    log_file = target.workspace.server_log(f"{target.name}-{ports.http}")
+    new_server = partial(
+        TritonServer,
+        target.repository,
+        ports=ports,
+        log_file=log_file,
+        address=chosen["address"],
+        cache_dir=target.workspace.triton,
+        processes=processes,
+    )
+    if chosen["show"]:
+        click.echo(new_server().shell_command())
+        return 0
+    if chosen["detach"]:
+        return detached(target, log_file.with_suffix(".out"))
+    if not _preflight(target, processes) and not chosen["force"]:
+        raise UserError("preflight found errors; nothing was started", fix="--force goes on")
+    return keep_serving(target, new_server, chosen["restart"], chosen["timeout"])
+
+
+def _target(
+    file: Path | None, cell: str | None, repository: Path | None, workspace: Path
+) -> Target:
+    from deploy.serving import Target
+
+    if repository is not None and file is None:
+        space = Workspace(workspace.resolve())
+        return Target(repository.resolve().name, repository, space, {})
+    if file is None or cell is None or repository is not None:
+        raise UserError("serve takes FILE and CELL, or --repository", fix="see serve --help")
+    from deploy.plan import find_plan
+
+    asked = planned(file, workspace)
+    plan, space = find_plan(asked.plans, asked.file, cell), asked.workspace
+    variables, lengths = asked.file.deployment.env, (plan.cell.isl, plan.cell.osl)
+    tokenizer, repository = space.artifact(plan.fetch), space.repository(plan)
+    return Target(plan.cell.name, repository, space, variables, tokenizer, lengths)
+
+
+def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
+    from deploy.local import visible_gpus
+    from deploy.processes import processes_for
+
+    orchestrator = chosen["mode"] == "orchestrator"
+    named = chosen["gpus"] is not None
+    return processes_for(
+        target.repository,
+        orchestrator=orchestrator,
+        no_mpi=chosen["no_mpi"],
+        oversubscribe=chosen["oversubscribe"],
+        hostfile=chosen["hostfile"],
+        gpus=visible_gpus(chosen["gpus"]) if named or orchestrator else (),
+        variables=target.variables,
+    )
+
+
+def _preflight(target: Target, processes: Processes) -> bool:
+    """Print what is wrong; whether nothing is that stops a launch."""
+    from deploy.finding import print_findings
+    from deploy.gpu import gpus
+    from deploy.preflight import installed_tensorrt_llm, preflight
+
+    hosts = processes.hostfile.read_text("utf-8").splitlines() if processes.hostfile else ["here"]
+    found = preflight(
+        target.repository,
+        world_size=processes.world_size,
+        nodes=sum(bool(host.partition("#")[0].strip()) for host in hosts),
+        gpus=[gpu for gpu in gpus() if not processes.gpus or str(gpu.index) in processes.gpus],
+        tensorrt_llm=installed_tensorrt_llm(),
+        lengths=target.lengths,
+    )
+    print_findings(found, console())
+    return all(each.level != "error" for each in found)
+
+
+@click.command()
+@workspace_folder
+def ps(workspace: Path) -> None:
+    """List the cells that are served from this workspace."""
+    from deploy.running import running
+
+    table = Table()
+    for name in ("cell", "state", "pid", "gRPC", "HTTP", "metrics", "ranks", "since"):
+        table.add_column(name, overflow="fold")
+    for each in running(Workspace(workspace.resolve())):
+        ports = (f"{each.address}:{each.ports.grpc}", str(each.ports.http), str(each.ports.metrics))
+        since = datetime.fromisoformat(each.since).astimezone().strftime("%F %T")
+        table.add_row(each.cell, each.state, str(each.pid), *ports, str(each.world_size), since)
+    console().print(table)
+
+
+@click.command()
+@click.argument("cell", required=False)
+@workspace_folder
+def stop(cell: str | None, workspace: Path) -> None:
+    """Stop the server of CELL; without it, all that are served from this workspace."""
+    from deploy.running import running
+    from deploy.running import stop as end
+
+    served = running(Workspace(workspace.resolve()))
+    chosen = [each for each in served if cell in (None, each.cell)]
+    if not chosen:
+        what = f"no {cell}" if cell else "nothing"
+        raise UserError(f"{what} is served from {workspace}", fix="see trtllm-deploy ps")
+    for each in chosen:
+        end(each)
+        click.echo(f"stopped {each.cell}")
+
+
+COMMANDS = (serve, ps, stop)

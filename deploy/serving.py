@@ -1,0 +1,138 @@
+"""Keeping one server going: started, watched, started again, noted for others, told about.
+
+In: what to serve, a maker of servers, a policy. Out: what a person sees, the last exit code. Knows
+nothing of how a server is started, or of deployment files.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+
+from deploy.failures import diagnose
+from deploy.finding import print_findings
+from deploy.launch import ServerError, TritonServer
+from deploy.options import console
+from deploy.running import Running, State, forget, note, process_start, running
+from deploy.workspace import Workspace
+
+_LONGEST_PAUSE = 30.0  # seconds between restarts; the first is 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is served: a cell, or a repository that was made elsewhere.
+
+    ``lengths`` are ISL and OSL, ``variables`` what its processes find in their environment.
+    """
+
+    name: str
+    repository: Path
+    workspace: Workspace
+    variables: Mapping[str, str]
+    tokenizer: Path | None = None
+    lengths: tuple[int, int] | None = None
+
+
+def keep_serving(
+    target: Target, new_server: Callable[[], TritonServer], restarts: float, timeout: float
+) -> int:
+    """Serve, and again while the policy allows; the exit code of the last server, 0 for a stop."""
+    restarted, server = 0, new_server()
+    try:
+        while (code := _serve_once(target, server, timeout)) and restarted < restarts:
+            pause = min(2.0**restarted, _LONGEST_PAUSE)
+            restarted += 1
+            console().print(f"restart {restarted} in {pause:g} s")
+            note(target.workspace, _record(target, server, "restarting"))
+            time.sleep(pause)
+            server = new_server()
+    except KeyboardInterrupt:
+        console().print("stopped")
+        return 0
+    finally:
+        forget(target.workspace, os.getpid())
+    return code
+
+
+def _serve_once(target: Target, server: TritonServer, timeout: float) -> int:
+    out = console()
+    with server:
+        out.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
+        note(target.workspace, _record(target, server, "starting"))
+        try:
+            server.wait_ready(timeout, _say)
+            note(target.workspace, _record(target, server, "ready"))
+            out.print(f"ready: {target.name}", style="bold", soft_wrap=True)
+            out.print(
+                f"  gRPC {server.grpc_url}  HTTP {server.http_url}"
+                f"  metrics http://{server.address}:{server.ports.metrics}/metrics\n"
+                f"  llm_perf -u {server.grpc_url} -m {server.processes.asked} --concurrency 1,4"
+                f" --tokenizer-path {target.tokenizer or 'FOLDER'} --input-data FILE.jsonl",
+                soft_wrap=True,
+            )
+            code = server.wait(_say)
+            out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
+        except ServerError as error:
+            click.echo(f"trtllm-deploy: {error}", err=True)
+            code = error.code
+    if code:
+        for file in server.log.files:
+            print_findings(diagnose(file.read_text(errors="replace").splitlines(), str(file)), out)
+    return code
+
+
+def _say(error: str) -> None:
+    click.echo(f"  {error}", err=True)
+
+
+def _record(target: Target, server: TritonServer, state: State) -> Running:
+    pid = os.getpid()
+    return Running(
+        cell=target.name,
+        pid=pid,
+        started=process_start(pid) or 0,
+        state=state,
+        address=server.address,
+        ports=server.ports,
+        world_size=server.processes.world_size,
+        repository=str(server.repository.absolute()),
+        log_files=tuple(map(str, server.log.files)),
+        since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        key=server.key,
+    )
+
+
+def detached(target: Target, output: Path) -> int:
+    """The same command in the background, whose output is shown until the server is ready."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    words = [word for word in sys.argv[1:] if word != "--detach"]
+    with output.open("wb") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        with output.open("r", errors="replace") as shown:
+            while True:
+                code, records = child.poll(), running(target.workspace)
+                ready = any(each.pid == child.pid and each.state == "ready" for each in records)
+                click.echo(shown.read(), nl=False)
+                if ready or code is not None:
+                    return 0 if ready else code or 0
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        raise
