@@ -45,6 +45,7 @@ def gather(
         workspace=workspace.root,
         gpus=gpus,
         shapes=model_shapes(file),
+        overrides=workspace.overrides,
     )
 
 

@@ -159,7 +159,8 @@ def _timing_cache(stage: Stage, workspace: Workspace, visible: list[str]) -> Ite
 
 
 def _make_repository(context: _Context, target: Path) -> None:
-    spec, made_from = context.maker.file.deployment, context.stage.made_from
+    maker, made_from = context.maker, context.stage.made_from
+    spec = maker.facts.file_for(context.stage.cell, maker.file).deployment
     job = RepositoryJob(
         target=target,
         release=spec.release,

@@ -67,13 +67,13 @@ def why(plan: CellPlan, workspace: Workspace) -> list[Reason]:
     for stage in plan.stages:
         before = linked.get(stage.kind)
         if before is None:
-            changes = ["nothing was built before under this name"]
+            changed = ["nothing was built before under this name"]
         elif before["key"] == stage.key:
             damaged = workspace.store.damages(stage.kind, stage.key)
-            changes = [f"{name} isn't as it was made" for name in damaged]
+            changed = [f"{name} isn't as it was made" for name in damaged]
         else:
-            changes = list(_changes(before["made_from"], stage.made_from))
-        reasons.append(Reason(stage, workspace.has(stage), tuple(changes)))
+            changed = list(changes(before["made_from"], stage.made_from))
+        reasons.append(Reason(stage, workspace.has(stage), tuple(changed)))
     return reasons
 
 
@@ -102,7 +102,8 @@ def _inputs(made_from: Mapping[str, Any]) -> Iterator[tuple[StageKind, str]]:
             yield kind, key
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value that differs, however deep; an input's key isn't shown."""
     old, new = dict(_flat(before)), dict(_flat(after))
     for name in sorted({*old, *new}):
         if old.get(name) == new.get(name):
@@ -117,6 +118,9 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}[{inner.get('name', index)}]")
     else:
         yield name, value
 

@@ -6,8 +6,8 @@ Modules that cost time to import are imported where they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -100,9 +100,14 @@ class Planned:
 
 
 def planned(
-    path: Path, workspace: Path, where: Where | None = None, *, offline_ok: bool = False
+    path: Path,
+    workspace: Path,
+    where: Where | None = None,
+    *,
+    offline_ok: bool = False,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Planned:
-    """Read a deployment file and plan it.
+    """Read a deployment file and plan it; with other ``overrides`` than the workspace's, if given.
 
     Raises:
         UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
@@ -116,6 +121,7 @@ def planned(
     file = load_deployment(path)
     space = Workspace(workspace.resolve())
     facts = gather(file, space, _gpus(where), offline_ok=offline_ok)
+    facts = facts if overrides is None else replace(facts, overrides=overrides)
     return Planned(file, facts, plan(file, facts), space, where)
 
 

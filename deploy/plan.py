@@ -18,6 +18,7 @@ from deploy.backend import BACKENDS
 from deploy.backends.refusals import can_do
 from deploy.fetch import Source
 from deploy.gpu import Gpu
+from deploy.overrides import overridden
 from deploy.precision import PRECISIONS
 from deploy.shape import ModelShape
 from deploy.spec import Cell, DeploymentFile
@@ -79,6 +80,13 @@ class Facts:
     """those that engines are built for; none where they aren't known"""
     shapes: Mapping[str, ModelShape] = field(default_factory=dict)
     """by model name, where known"""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """by cell name: triton settings in place of the file's"""
+
+    def file_for(self, cell: Cell, file: DeploymentFile) -> DeploymentFile:
+        """The deployment file as it is for one cell. Raises UserError for a wrong setting."""
+        kept = self.workspace / "settings.json"
+        return overridden(file, self.overrides.get(cell.name, {}), kept)
 
 
 def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
@@ -88,7 +96,11 @@ def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
         UserError: the backend refuses a combination, with the line that asks for it.
     """
     cells = _settled(file, facts.gpus)
-    BACKENDS[file.deployment.backend].check(file, cells, facts.gpus)
+    check = BACKENDS[file.deployment.backend].check
+    check(file, cells, facts.gpus)
+    for cell in cells:
+        if cell.name in facts.overrides:
+            check(facts.file_for(cell, file), [cell], facts.gpus)
     planner = _planner(file, facts)
     return [planner(cell) for cell in cells]
 
@@ -135,7 +147,12 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
     spec = file.deployment
     backend = BACKENDS[spec.backend]
     capability = facts.gpus[0].capability if facts.gpus and backend.compiles else None
-    triton = spec.triton.model_dump(exclude_none=True)
+    shared = spec.triton.model_dump(exclude_none=True)
+
+    def triton(cell: Cell) -> Mapping[str, Any]:
+        if cell.name not in facts.overrides:
+            return shared
+        return facts.file_for(cell, file).deployment.triton.model_dump(exclude_none=True)
 
     fetched: dict[str, Stage] = {}
     quantized: dict[tuple[str, str], Stage] = {}
@@ -167,7 +184,7 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
             "engine": engine.key,
             "tokenizer": fetched[cell.model].key,
             "max_batch_size": cell.max_batch_size,
-            "triton": triton,
+            "triton": triton(cell),
             "templates": facts.templates_digest,
             "workspace": str(facts.workspace),
         }

@@ -22,6 +22,7 @@ from deploy.calibration import write_prompts
 from deploy.checkpoint_job import CheckpointJob
 from deploy.container_scripts import complete, script_command, write_data_set
 from deploy.make import checkpoint_job
+from deploy.overrides import overridden
 from deploy.plan import CellPlan, Facts, Stage, distinct
 from deploy.spec import DeploymentFile, load_deployment
 from deploy.workspace import Workspace
@@ -66,7 +67,9 @@ class _Script:
         else:
             engine, model = (str(self.places[key]) for key in stage.inputs)
             where = (str(self.file.path.absolute()), str(stage.made_from["max_batch_size"]))
-            yield shlex.join([*_STEP, "repository", *where, engine, model, str(folder)])
+            changed = self.facts.overrides.get(stage.cell.name)
+            also = [json.dumps(changed)] if changed else []
+            yield shlex.join([*_STEP, "repository", *where, engine, model, str(folder), *also])
 
     def _fetch(self, stage: Stage, folder: Path) -> list[str]:
         source = self.facts.sources[stage.cell.model]
@@ -149,8 +152,10 @@ def _engine(file: str, build_config: str, checkpoint: str, target: str) -> None:
     BACKENDS[spec.backend].make_engine(job, Path(f"{target}.log"), print)
 
 
-def _repository(file: str, batch: str, engine: str, tokenizer: str, target: str) -> None:
-    spec = load_deployment(Path(file)).deployment
+def _repository(
+    file: str, batch: str, engine: str, tokenizer: str, target: str, changed: str = "{}"
+) -> None:
+    spec = overridden(load_deployment(Path(file)), json.loads(changed)).deployment
     folders = (Path(engine), Path(tokenizer))
     job = RepositoryJob(Path(target), spec.release, *folders, int(batch), spec.triton)
     BACKENDS[spec.backend].make_repository(job)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from client.errors import UserError
 from deploy.plan import CellPlan, Stage
 from deploy.store import Store, link, write_json
 
 _FILES = "deployment-files.json"
+_OVERRIDES = "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,26 @@ class Workspace:
             known = map(Path, json.loads((self.root / _FILES).read_text(encoding="utf-8")))
             return [file for file in known if file.is_file()]
         return []
+
+    @property
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """Triton settings that single cells have in place of their file's, by cell name.
+
+        Raises:
+            UserError: they can't be read.
+        """
+        file = self.root / _OVERRIDES
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"isn't JSON: {error}", where=file, fix="mend or delete it") from None
+        return found
+
+    def keep_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace them; cells without any are left out."""
+        write_json(self.root / _OVERRIDES, {name: each for name, each in overrides.items() if each})
 
     def repository(self, plan: CellPlan) -> Path:
         """The model repository of a cell, under the cell's name.

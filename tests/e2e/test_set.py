@@ -1,0 +1,164 @@
+"""``set`` on a cell that real Triton serves: the setting is in effect and answers still come."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from client.errors import UserError
+from deploy.change import reload
+from deploy.launch import free_ports
+from deploy.running import Running, running
+from deploy.workspace import Workspace
+
+EXAMPLE = Path(__file__).parents[2] / "examples/number-words"
+COMMAND = Path(sys.executable).parent / "trtllm-deploy"
+CELL = "words_fp16_tp1_pp1_isl128_osl64_bs8"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+Command = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Run a command on one deployment file and workspace; its standard output."""
+    folder = tmp_path_factory.mktemp("set")
+    file = folder / "deployment.yaml"
+    spec = {
+        "models": {"words": {"source": str(EXAMPLE / "model")}},
+        "precisions": "fp16",
+        "verify": {"prompts": 2},
+        "matrix": {"max_batch_size": 8, "isl_osl": "128,64"},
+    }
+    file.write_text(yaml.safe_dump(spec))
+
+    def run(name: str, *rest: str, takes_file: bool = True) -> str:
+        arguments = [name, *([str(file)] if takes_file else []), *rest]
+        done = subprocess.run(
+            [str(COMMAND), *arguments, "--workspace", str(folder / "workspace")],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return done.stdout
+
+    run.workspace = Workspace(folder / "workspace")  # type: ignore[attr-defined]
+    run("build")
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(command: Command) -> Iterator[Running]:
+    ports = free_ports()
+    numbers = ("grpc", "http", "metrics")
+    flags = [f"--{name}-port={getattr(ports, name)}" for name in numbers]
+    command("serve", CELL, *flags, "--detach")
+    [found] = running(command.workspace)  # type: ignore[attr-defined]
+    yield found
+    command("stop", CELL, takes_file=False)
+
+
+def get(served: Running, path: str, body: dict[str, Any] | None = None) -> Any:
+    url = f"http://127.0.0.1:{served.ports.http}/v2/{path}"
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as response:
+        return json.loads(response.read())
+
+
+def answer(served: Running) -> str:
+    asked = {"text_input": "17 in words:", "max_tokens": 20, "stream": False}
+    return str(get(served, "models/ensemble/generate", asked)["text_output"])
+
+
+def config(served: Running, model: str) -> Any:
+    return get(served, f"models/{model}/config")
+
+
+def test_settings_of_a_running_server_change_while_it_answers(
+    command: Command, served: Running
+) -> None:
+    before = answer(served)
+    assert "seventeen" in before
+    assert "enable_kv_cache_reuse" not in config(served, "tensorrt_llm")["parameters"]
+    stop = threading.Event()
+    seen: list[str] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            seen.append(answer(served))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        said = command("set", CELL, "enable_kv_cache_reuse=true", "preprocessing_instance_count=2")
+    finally:
+        stop.set()
+        asking.join()
+    assert 'parameters.enable_kv_cache_reuse.string_value: not set → "true"' in said
+    assert "instance_group[0].count: 1 → 2" in said
+    assert re.search(r"loaded preprocessing, tensorrt_llm in [\d.]+ s; ready", said)
+    parameters = config(served, "tensorrt_llm")["parameters"]
+    assert parameters["enable_kv_cache_reuse"] == {"string_value": "true"}
+    assert config(served, "preprocessing")["instance_group"][0]["count"] == 2
+    assert set(seen) == {before} == {answer(served)}
+
+
+def test_decoupling_goes_to_the_ensemble_too_and_back(command: Command, served: Running) -> None:
+    before = answer(served)
+    assert config(served, "ensemble")["model_transaction_policy"] == {"decoupled": True}
+    command("set", CELL, "decoupled_mode=false", "postprocessing_instance_count=2")
+    assert config(served, "ensemble")["model_transaction_policy"] == {"decoupled": False}
+    assert config(served, "postprocessing")["instance_group"][0]["count"] == 2
+    assert answer(served) == before
+    command("set", CELL, "decoupled_mode=", "postprocessing_instance_count=")
+    assert config(served, "ensemble")["model_transaction_policy"] == {"decoupled": True}
+    assert answer(served) == before
+
+
+def test_an_ensemble_that_changes_brings_its_models_along(
+    command: Command, served: Running
+) -> None:
+    def outputs(model: str) -> set[str]:
+        return {each["name"] for each in config(served, model)["output"]}
+
+    assert "output_ids" in outputs("ensemble") & outputs("tensorrt_llm_bls")
+    said = command("set", CELL, "extra_tensors=false")
+    assert 'output[output_ids].name: "output_ids" → not set' in said
+    assert "output_ids" not in outputs("ensemble") | outputs("tensorrt_llm_bls")
+    assert "seventeen" in answer(served)
+    command("set", CELL, "extra_tensors=")
+    assert "output_ids" in outputs("ensemble") & outputs("tensorrt_llm_bls")
+
+
+def test_a_model_can_leave_its_memory_before_the_new_one_comes(served: Running) -> None:
+    reload(served, {"tensorrt_llm"}, unload_first=True)
+    assert "seventeen" in answer(served)
+
+
+def test_what_triton_cannot_load_is_told_and_the_old_model_goes_on(served: Running) -> None:
+    file = Path(served.repository) / "preprocessing/config.pbtxt"
+    text = file.read_text()
+    file.write_text(text.replace(str(EXAMPLE), "/nowhere").replace("store/fetch", "nowhere"))
+    try:
+        with pytest.raises(UserError, match="Triton refuses repository/models/preprocessing/load"):
+            reload(served, {"preprocessing"}, unload_first=False)
+        assert "seventeen" in answer(served)
+    finally:
+        file.write_text(text)
+    reload(served, {"preprocessing"}, unload_first=False)
+    assert "seventeen" in answer(served)
+
+
+def test_nothing_is_loaded_for_nothing(command: Command, served: Running) -> None:
+    assert command("set", CELL, "max_queue_delay_microseconds=0") == "nothing changed\n"
