@@ -49,7 +49,7 @@ def light_checkpoint(
     """What :func:`deploy.quantize.run_checkpoint` is in these tests."""
     mapping = {"world_size": job.tp * job.pp, "tp_size": job.tp, "pp_size": job.pp}
     made = {"model": job.model_dir.name, "precision": job.precision, "tp": job.tp, "pp": job.pp}
-    needed = dict.fromkeys(("dtype", "hidden_size", "num_hidden_layers", "vocab_size"), 1)
+    needed = {**dict.fromkeys(("dtype", "hidden_size", "num_hidden_layers"), 1), "vocab_size": 512}
     config = {
         "architecture": "Light",
         **needed,
