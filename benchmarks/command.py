@@ -11,10 +11,8 @@ Throughput and latency are each tool's own, from its ``profile_export_genai_perf
 perf_analyzer's threads have fixed shares of a request count, so the last third or so of its run
 has fewer than 8 in flight, and its throughput is less for that.
 
-genai-perf wants an environment of its own (pip install genai-perf==0.0.16) and the tensors of
-release 0.11.0; it is left out where it isn't found. Some of its runs fail here: perf_analyzer
-exports stray memory for outputs that a server declares but doesn't send, and at times its JSON
-ends early. Such a run is said and made again.
+genai-perf wants an environment of its own (pip install genai-perf==0.0.16); it is left out where it
+isn't found.
 """
 
 from __future__ import annotations
@@ -45,7 +43,6 @@ MODEL = EXAMPLES / "number-words" / "model"
 CELL = "number_words_fp16_tp1_pp1_isl1024_osl64_bs8"
 PROMPTS, STREAMS, MAX_TOKENS = 200, 8, 64  # no answer of the model is as long as that
 LIMIT_S = 120
-TRIES = 4  # of a run that fails
 Command = Callable[[str, Path], tuple[list[str], dict[str, str]]]
 Figures = dict[str, float]
 
@@ -132,20 +129,10 @@ def measure(
     figures: dict[str, list[Figures]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name in commands:
-            row = attempts(name, commands[name], url, folder)
-            if number and row:
+            row = once(*commands[name](url, folder), folder / "out")
+            if number:
                 figures[name].append(row)
-    return {name: rows for name, rows in figures.items() if rows}
-
-
-def attempts(name: str, command: Command, url: str, folder: Path) -> Figures | None:
-    """The figures of the first run that ends well; ``None`` when none does."""
-    for _ in range(TRIES):
-        try:
-            return once(*command(url, folder), folder / "out")
-        except (OSError, ValueError) as error:
-            print(f"{name} failed: {error}", file=sys.stderr)
-    return None
+    return figures
 
 
 def once(command: list[str], environment: dict[str, str], out: Path) -> Figures:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -53,7 +53,7 @@ def number(answer: str, reference: str) -> float:
     lm-evaluation-harness' ``flexible-extract``).
     """
     said, right = _NUMBER.findall(answer), _NUMBER.findall(reference)
-    return float(bool(said and right) and _value(said[-1]) == _value(right[-1]))
+    return float(bool(said and right) and _value(said) == _value(right))
 
 
 def f1(answer: str, reference: str) -> float:
@@ -91,13 +91,8 @@ def choice(answer: str, reference: str) -> float:
 
 
 SCORERS: Final[dict[str, Callable[[str, str], float]]] = {
-    "exact": exact,
-    "contains": contains,
-    "regex": regex,
-    "number": number,
-    "f1": f1,
-    "rouge-l": rouge_l,
-    "choice": choice,
+    scorer.__name__.replace("_", "-"): scorer
+    for scorer in (exact, contains, regex, number, f1, rouge_l, choice)
 }
 GRADED: Final = frozenset({"f1", "rouge-l"})
 
@@ -132,17 +127,29 @@ def score_records(records: Sequence[Record], scorer: str = "exact") -> Score | N
 
     Failed requests gave no answer and don't count. ``check_scorer`` comes before.
     """
-    values = tuple(_score(record, SCORERS[scorer]) for record in records)
-    seen = [value for value in values if value is not None]
-    if not seen:
-        return None
-    parts: dict[str, list[float]] = {}
-    for record, value in zip(records, values, strict=True):
-        if value is not None and record.prompt.category is not None:
-            parts.setdefault(record.prompt.category, []).append(value)
+    values: list[float | None] = []
+    seen: list[float] = []
+    parts: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        reference, category = record.prompt.reference, record.prompt.category
+        if not record.ok or reference is None:
+            values.append(None)
+            continue
+        seen.append(SCORERS[scorer](record.answer, reference))
+        values.append(seen[-1])
+        if category is not None:
+            parts[category].append(seen[-1])
     by_category = {name: _mean(part, scorer) for name, part in parts.items()}
-    whole = _mean(seen, scorer)
-    return Score(scorer, whole.value, whole.n, whole.low, whole.high, by_category, values)
+    return _mean(seen, scorer, by_category, tuple(values)) if seen else None
+
+
+def _mean(values: Sequence[float], scorer: str, *details: Any) -> Score:
+    n = len(values)
+    if scorer in GRADED:
+        low, high = bootstrap([values], lambda drawn: drawn[:, 0].mean(axis=-1))
+    else:
+        low, high = wilson(round(sum(values)), n)
+    return Score(scorer, sum(values) / n, n, low, high, *details)
 
 
 def check_scorer(scorer: str, prompts: Sequence[Prompt]) -> None:
@@ -165,27 +172,12 @@ def check_scorer(scorer: str, prompts: Sequence[Prompt]) -> None:
             ) from error
 
 
-def _score(record: Record, scorer: Callable[[str, str], float]) -> float | None:
-    if not record.ok or record.prompt.reference is None:
-        return None
-    return scorer(record.answer, record.prompt.reference)
-
-
-def _mean(values: Sequence[float], scorer: str) -> Score:
-    n = len(values)
-    if scorer in GRADED:
-        low, high = bootstrap([values], lambda drawn: drawn[:, 0].mean(axis=-1))
-    else:
-        low, high = wilson(round(sum(values)), n)
-    return Score(scorer, sum(values) / n, n, low, high)
-
-
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _value(digits: str) -> Decimal:
-    return Decimal(digits.replace(",", ""))
+def _value(numbers: Sequence[str]) -> Decimal:
+    return Decimal(numbers[-1].replace(",", ""))
 
 
 def _squad_words(text: str) -> list[str]:

@@ -7,23 +7,19 @@ run = measure(Endpoint("localhost:8001", "grpc", "ensemble"),
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime, timezone
 from math import isinf
-from pathlib import Path
-from typing import Any
 
 from client.accuracy import check_scorer, score_records
 from client.export import write_run
-from client.goodput import Goodput
 from client.health import judge
 from client.identity import identify
-from client.load import ONCE, Concurrency, Extent, Load, Rate, Trace
+from client.load import DEFAULTS, Concurrency, Extent, Load, Options, Rate, Trace
 from client.metrics import compute_metrics
 from client.offer import offer
-from client.progress import Progress, Watch
+from client.progress import Progress
 from client.record import Record, Status, read_records
 from client.report import print_run, print_summary
 from client.run import Run
@@ -57,48 +53,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to measure.
-
-    ``request_timeout_s`` is what a request may take; ``watch`` is told of progress twice a second,
-    in a thread. ``max_in_flight`` bounds an open loop: what is due beyond waits, and its times from
-    the schedule show it.
-    ``journal`` keeps each finished request on disk; with ``resume`` only those are asked that it
-    lacks. ``workers`` processes share the load, ``None`` lets the load decide (``workers_for``);
-    more than one are spawned, so a script that asks for them needs its ``__main__`` guard. With
-    the address of a ``ray`` cluster they run there, ``None`` being one per machine, and there is
-    no journal.
-    ``interruptible``: the first Ctrl-C ends the load and gives the run so far; it is called from
-    the main thread then. ``defaults`` are ``end_id`` and ``pad_id`` of prompts without, in place
-    of the model's own;
-    ``score`` is a scorer's name (``client.accuracy``); ``goodput`` are limits to keep; what
-    ``server_metrics_url`` says is looked at every so many seconds.
-    """
-
-    request_timeout_s: float = 300.0
-    watch: Watch | None = None
-    extent: Extent = ONCE
-    max_in_flight: int = 10_000
-    stop_after_failures: int | None = None
-    journal: Path | None = None
-    resume: bool = False
-    workers: int | None = 1
-    ray: str | None = None
-    interruptible: bool = False
-    defaults: Mapping[str, int] = field(default_factory=dict)
-    score: str = "exact"
-    goodput: Goodput | None = None
-    server_metrics_url: str | None = None
-    server_metrics_every_s: float = 1.0
-
-
-def measure(
-    endpoint: Endpoint,
-    workload: Workload,
-    load: Load,
-    options: Options = Options(),
-) -> Run:
+def measure(endpoint: Endpoint, workload: Workload, load: Load, options: Options = DEFAULTS) -> Run:
     """Offer the whole workload under ``load`` and wait for every answer.
 
     Blocks; not to be called from a running event loop. A failed request is a record with its
@@ -108,32 +63,21 @@ def measure(
     prompts = workload.prompts
     check_scorer(options.score, prompts)
     order = plan(load, options.extent, len(prompts), [prompt.at_s for prompt in prompts])
-    job = Job(
-        endpoint=endpoint,
-        prompts=prompts,
-        order=order,
-        timeout_s=options.request_timeout_s,
-        max_in_flight=options.max_in_flight,
-        stop_after_failures=options.stop_after_failures,
-        journal=options.journal,
-        defaults={**stop_ids(workload.tokenizer.path), **options.defaults},
-    )
-    workers = options.workers
-    if workers is None and options.ray is None:
-        workers = workers_for(load, prompts)
+    if options.workers is None and options.ray is None:
+        options = replace(options, workers=workers_for(load, prompts))
+    ids = {**stop_ids(workload.tokenizer.path), **options.defaults}
+    job = Job(endpoint, prompts, order, replace(options, defaults=ids))
+    head = {  # what a journal must agree on to be of the same run
+        "workload": workload.sha256,
+        "load": load.to_json(),
+        "extent": options.extent.to_json(),
+        "endpoint": [endpoint.protocol, endpoint.model],
+    }
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     url = options.server_metrics_url
     scraper = Scraper(url, options.server_metrics_every_s) if url else None
     with scraper or nullcontext():
-        came = offer(
-            job,
-            head=_head(endpoint, workload, load, options.extent),
-            resume=options.resume,
-            workers=workers,
-            ray=options.ray,
-            watch=options.watch,
-            interruptible=options.interruptible,
-        )
+        came = offer(job, head)
     numbers = sorted(number for number in came.exchanges if number >= 0)
     records = read_records(
         [came.exchanges[number] for number in numbers],
@@ -161,13 +105,3 @@ def measure(
         server=asyncio.run(identify(endpoint)) if any(r.ok for r in records) else {},
         server_metrics=scraper.summary() if scraper else {},
     )
-
-
-def _head(endpoint: Endpoint, workload: Workload, load: Load, extent: Extent) -> dict[str, Any]:
-    """What a journal must agree on to be of the same run."""
-    return {
-        "workload": workload.sha256,
-        "load": load.to_json(),
-        "extent": extent.to_json(),
-        "endpoint": [endpoint.protocol, endpoint.model],
-    }

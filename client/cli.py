@@ -11,13 +11,15 @@ import importlib
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from client import options, options_data
+from client import flags as asked
 from client.errors import UserError
+from client.options import THEMES, ThemedCommand
 
 if TYPE_CHECKING:
     from client.api import Endpoint, Extent, Load, Options, Run, Workload
@@ -28,7 +30,7 @@ _SUBCOMMANDS: Final = {
 }
 
 
-class _Command(options.ThemedCommand):
+class _Command(ThemedCommand):
     """Measures, unless the first word is another command's name."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
@@ -43,20 +45,16 @@ class _Command(options.ThemedCommand):
 @click.command(
     name="llm_perf",
     cls=_Command,
+    params=[option for options in THEMES.values() for option in options],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Other commands: llm_perf selftest (how exact and how fast this machine is as a "
     "client), llm_perf compare A B (two runs of one workload). Each has its own --help.",
 )
-@options.add(options.SERVER)
-@options.add(options_data.DATA)
-@options.add(options.LOAD)
-@options.add(options.RUN)
-@options.add(options_data.RESULTS)
 @click.version_option(package_name="trtllm-deploy", prog_name="llm_perf")
 def command(**flags: Any) -> int:
     """Measure a server of large language models: send all prompts, time and keep every answer."""
-    endpoint = _endpoint(flags)
-    loads = _loads(flags)
+    endpoint = asked.read_endpoint(flags)
+    loads = asked.read_loads(flags)
     if flags["ray"] and flags["resume"]:
         raise UserError("a run on Ray has no journal to resume from", fix="leave --resume out")
 
@@ -64,8 +62,8 @@ def command(**flags: Any) -> int:
 
     export_file: Path = flags["profile_export_file"]
     export.prepare_folder(export_file)
-    workload = options_data.read_workload(flags)
-    extent = _extent(flags, len(workload.prompts))
+    workload = asked.read_workload(flags)
+    extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
     runs: list[Run] = []
     for load in loads:
@@ -75,82 +73,14 @@ def command(**flags: Any) -> int:
             continue
         if runs:
             time.sleep(flags["measurement_interval"])
-        settings = _options(flags, extent, path, metrics_url)
+        journal = path.with_suffix(".journal.jsonl")
+        settings = asked.read_options(flags, extent, journal, metrics_url)
         runs.append(_measure(endpoint, workload, load, settings, path, flags))
         if runs[-1].stopped:
             break
     if len(runs) > 1:
         api.print_summary(runs)
     return _exit_code(runs, flags["strict"])
-
-
-def _endpoint(flags: dict[str, Any]) -> Endpoint:
-    from client.transports import Endpoint, Tls
-
-    if flags["endpoint_type"] and flags["protocol"] != "openai":
-        raise UserError("--endpoint-type is for -i openai", fix="leave it out")
-    files = {name: flags[f"ssl_{name}"] for name in ("ca", "cert", "key")}
-    return Endpoint(
-        flags["url"],
-        flags["protocol"],
-        flags["model"],
-        transport=flags["transport"] or flags["endpoint_type"],
-        headers=flags["headers"],
-        tls=Tls(**files) if any(files.values()) else None,
-        api_key_env=flags["api_key_env"],
-    )
-
-
-def _loads(flags: dict[str, Any]) -> Sequence[Load]:
-    from client.load import Rate, Trace, parse_concurrencies, parse_rates
-
-    given = [name for name in ("concurrency", "request_rate", "trace_replay") if flags[name]]
-    if len(given) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"{names} are different loads", fix="give one of them")
-    if flags["trace_replay"]:
-        return (Trace(),)
-    arrival, burstiness, ramp_s = flags["arrival"], flags["burstiness"], flags["ramp"]
-    if flags["request_rate"] is not None:
-        rates = parse_rates(flags["request_rate"])
-        return tuple(Rate(rate, arrival, burstiness, flags["seed"], ramp_s) for rate in rates)
-    return parse_concurrencies(
-        "1" if flags["concurrency"] is None else flags["concurrency"], ramp_s
-    )
-
-
-def _extent(flags: dict[str, Any], prompts: int) -> Extent:
-    from client.load import Extent
-
-    requests = flags["num_requests"]
-    if flags["repeat"] is not None:
-        if requests is not None:
-            raise UserError("--num-requests and --repeat both set a number", fix="give one of them")
-        requests = flags["repeat"] * prompts
-    return Extent(requests, flags["duration"], flags["warmup_requests"], flags["warmup_seconds"])
-
-
-def _options(flags: dict[str, Any], extent: Extent, path: Path, metrics_url: str | None) -> Options:
-    from client.api import Options
-    from client.goodput import parse_goodput
-
-    ids = {"end_id": flags["end_id"], "pad_id": flags["pad_id"]}
-    return Options(
-        request_timeout_s=flags["request_timeout"],
-        extent=extent,
-        max_in_flight=flags["max_in_flight"],
-        stop_after_failures=flags["stop_after_failures"],
-        journal=None if flags["ray"] else path.with_suffix(".journal.jsonl"),
-        resume=flags["resume"],
-        workers=flags["workers"],
-        ray=flags["ray"],
-        interruptible=True,
-        defaults={name: value for name, value in ids.items() if value is not None},
-        score=flags["score"],
-        goodput=parse_goodput(flags["goodput"]) if flags["goodput"] else None,
-        server_metrics_url=metrics_url,
-        server_metrics_every_s=flags["server_metrics_interval"],
-    )
 
 
 def _is_finished(path: Path, workload: Workload, load: Load, extent: Extent) -> bool:
@@ -174,15 +104,13 @@ def _measure(
     path: Path,
     flags: dict[str, Any],
 ) -> Run:
-    from dataclasses import replace
-
     from client import api
     from client.progress import show_progress
 
     with show_progress(load.title) as watch:
         run = api.measure(endpoint, workload, load, replace(settings, watch=watch))
     api.print_run(run, explain=flags["explain"])
-    written = api.write_run(run, path, options_data.extras(flags))
+    written = api.write_run(run, path, asked.read_extras(flags))
     beside = ", ".join(str(each.relative_to(path.parent)) for each in written[1:])
     click.echo(f"Wrote {written[0]} and {beside}")
     if run.stopped and settings.journal:

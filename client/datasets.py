@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from client.errors import UserError
 
@@ -42,8 +42,7 @@ class Line:
     blocks: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     """A key under all its names, and what its value has to be."""
 
     names: tuple[str, ...]
@@ -65,53 +64,47 @@ def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
-def _is_whole(low: int, high: int) -> Callable[[object], bool]:
+def _is_whole(low: int, high: int = 2**31) -> Callable[[object], bool]:  # the tensors are INT32
     return lambda value: type(value) is int and low <= value < high
 
 
 def _is_number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
-    def right(value: Any) -> bool:
-        return type(value) in (int, float) and low <= value <= high and abs(value) < 1e300
-
-    return right
+    return lambda value: type(value) in (int, float) and low <= value <= high and abs(value) < 1e300
 
 
-_INT32 = 2**31  # the tensors are INT32
-_LIMIT = _is_whole(1, _INT32)
-_TEXT: Final = {
-    "text_input": _Key(("text_input", "prompt", "text"), "text with something in it", _is_text),
-}
+_WHOLE: Final = "a whole number, 0 or more"
+_ABOVE: Final = "a whole number above 0"
+_TEXTS: Final = "text, or a list of texts"
+_TEXT: Final = _Key(("text_input", "prompt", "text"), "text with something in it", _is_text)
+# fmt: off
 _FIELDS: Final = {
-    "max_tokens": _Key(
-        ("max_tokens", "output_tokens", "output_length", "max_completion_tokens"),
-        "a whole number above 0",
-        _LIMIT,
-    ),
-    "min_tokens": _Key(
-        ("min_tokens", "min_length"), "a whole number, 0 or more", _is_whole(0, _INT32)
-    ),
+    "max_tokens": _Key(("max_tokens", "output_tokens", "output_length", "max_completion_tokens"),
+                       _ABOVE, _is_whole(1)),
+    "min_tokens": _Key(("min_tokens", "min_length"), _WHOLE, _is_whole(0)),
     "reference": _Key(("reference",), "text", _is_text),
     "category": _Key(("category",), "text", _is_text),
     "timestamp_ms": _Key(("timestamp",), "a number of milliseconds, 0 or more", _is_number(0)),
 }
 _LENGTHS: Final = {
-    "input_tokens": _Key(("input_length",), "a whole number above 0", _LIMIT),
+    "input_tokens": _Key(("input_length",), _ABOVE, _is_whole(1)),
     "blocks": _Key(("hash_ids",), "a list of whole numbers", _is_numbers),
 }
-_SPOKEN: Final = {*_TEXT["text_input"].names, "messages", "conversations"}
 SAMPLING: Final = {
     "temperature": _Key(("temperature",), "a number, 0 or more", _is_number(0)),
-    "top_k": _Key(("top_k",), "a whole number, 0 or more", _is_whole(0, _INT32)),
+    "top_k": _Key(("top_k",), _WHOLE, _is_whole(0)),
     "top_p": _Key(("top_p",), "a number from 0 to 1", _is_number(0, 1)),
     "repetition_penalty": _Key(("repetition_penalty",), "a number, 0 or more", _is_number(0)),
     "presence_penalty": _Key(("presence_penalty",), "a number", _is_number(-math.inf)),
     "frequency_penalty": _Key(("frequency_penalty",), "a number", _is_number(-math.inf)),
-    "seed": _Key(("seed", "random_seed"), "a whole number, 0 or more", _is_whole(0, 2**63)),
-    "stop_words": _Key(("stop_words", "stop"), "text, or a list of texts", _is_words),
-    "bad_words": _Key(("bad_words",), "text, or a list of texts", _is_words),
-    "end_id": _Key(("end_id",), "a token id", _is_whole(-1, _INT32)),
-    "pad_id": _Key(("pad_id",), "a token id", _is_whole(-1, _INT32)),
+    "seed": _Key(("seed", "random_seed"), _WHOLE, _is_whole(0, 2**63)),
+    "stop_words": _Key(("stop_words", "stop"), _TEXTS, _is_words),
+    "bad_words": _Key(("bad_words",), _TEXTS, _is_words),
+    "end_id": _Key(("end_id",), "a token id", _is_whole(-1)),
+    "pad_id": _Key(("pad_id",), "a token id", _is_whole(-1)),
 }
+# fmt: on
+_SPOKEN: Final = {*_TEXT.names, "messages", "conversations"}
+_Wrong: TypeAlias = Callable[[str], UserError]
 
 
 def read_lines(path: str | Path) -> list[Line]:
@@ -127,25 +120,19 @@ def read_lines(path: str | Path) -> list[Line]:
         raise UserError(
             f"can't be read: {error.strerror}", where=path, fix="give a jsonl file of prompts"
         ) from error
-    listed = data.lstrip().startswith(b"[")
-    lines = list(_items(data, path) if listed else _lines(data, path))
+    found: Iterable[Line | None]
+    if data.lstrip().startswith(b"["):
+        items = enumerate(_load(data, path, None), start=1)
+        found = (read_object(value, f"{path}, item {number}") for number, value in items)
+    else:
+        numbered = enumerate(data.split(b"\n"), start=1)
+        found = (parse_line(raw, path, number) for number, raw in numbered if raw.strip())
+    lines = [line for line in found if line is not None]
     if not lines:
         raise UserError(
             "holds no prompts", where=path, fix='write one {"text_input": "…"} object a line'
         )
     return lines
-
-
-def _lines(data: bytes, path: Path) -> Iterator[Line]:
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        if raw.strip() and (line := parse_line(raw, path, number)) is not None:
-            yield line
-
-
-def _items(data: bytes, path: Path) -> Iterator[Line]:
-    for number, value in enumerate(_load(data, path, None), start=1):
-        if (line := read_object(value, f"{path}, item {number}")) is not None:
-            yield line
 
 
 def parse_line(raw: bytes, path: Path, number: int) -> Line | None:
@@ -172,23 +159,20 @@ def read_object(value: object, where: str | Path, number: int | None = None) -> 
     if not isinstance(value, dict):
         raise wrong("not a JSON object")
     known = _checked(value, _FIELDS, wrong)
-    sampling = _checked(value, SAMPLING, wrong)
-    for name in ("stop_words", "bad_words"):
-        if isinstance(sampling.get(name), str):
-            sampling[name] = [sampling[name]]
-    if known.get("min_tokens", 0) > known.get("max_tokens", _INT32):
+    known["sampling"] = _sampling(value, wrong)
+    if known.get("min_tokens", 0) > known.get("max_tokens", math.inf):
         raise wrong("min_tokens is above max_tokens")
     if value.get("input_length") is not None and not _SPOKEN & value.keys():
-        return Line("", sampling=sampling, **known, **_checked(value, _LENGTHS, wrong))
+        return Line("", **known, **_checked(value, _LENGTHS, wrong))
     spoken = _spoken(value, wrong)
-    return None if spoken is None else Line(*spoken, sampling=sampling, **known)
+    return None if spoken is None else Line(*spoken, **known)
 
 
 def _spoken(
-    value: Mapping[str, Any], wrong: Callable[[str], UserError]
+    value: Mapping[str, Any], wrong: _Wrong
 ) -> tuple[str, tuple[Mapping[str, str], ...] | None] | None:
     """The prompt's text, and the messages it is made of where it is a chat."""
-    text = _checked(value, _TEXT, wrong).get("text_input")
+    text = _checked(value, {"text": _TEXT}, wrong).get("text")
     messages = None
     if text is None and value.get("messages") is not None:
         messages = _messages(value["messages"], wrong)
@@ -204,19 +188,26 @@ def _spoken(
     return text, messages
 
 
-def _checked(
-    value: Mapping[str, Any], keys: Mapping[str, _Key], wrong: Callable[[str], UserError]
-) -> dict[str, Any]:
+def _checked(value: Mapping[str, Any], keys: Mapping[str, _Key], wrong: _Wrong) -> dict[str, Any]:
     """Give the values of the known keys under their canonical names; null is as good as absent."""
     found: dict[str, Any] = {}
     for canonical, key in keys.items():
         name = next((name for name in key.names if value.get(name) is not None), None)
-        if name is None:
-            continue
-        if not key.right(value[name]):
-            raise wrong(f"{name} is not {key.kind}")
-        found[canonical] = value[name]
+        if name is not None:
+            if not key.right(value[name]):
+                raise wrong(f"{name} is not {key.kind}")
+            found[canonical] = value[name]
     return found
+
+
+def _sampling(value: Mapping[str, Any], wrong: _Wrong) -> dict[str, Any]:
+    known = _checked(value, SAMPLING, wrong)
+    lists = {
+        name: [known[name]]
+        for name in ("stop_words", "bad_words")
+        if isinstance(known.get(name), str)
+    }
+    return known | lists
 
 
 def parse_sampling(words: tuple[str, ...]) -> dict[str, Any]:
@@ -224,11 +215,14 @@ def parse_sampling(words: tuple[str, ...]) -> dict[str, Any]:
 
     Raises ``UserError`` for an unknown name or a wrong value.
     """
+
+    def wrong(what: str) -> UserError:
+        return UserError(what, where="--sampling", fix=f"write {name}=VALUE")
+
     given: dict[str, Any] = {}
     for word in words:
         name, _, text = word.partition("=")
-        canonical = next((key for key, known in SAMPLING.items() if name in known.names), None)
-        if canonical is None:
+        if not any(name in key.names for key in SAMPLING.values()):
             raise UserError(
                 f"unknown sampling parameter {name!r}",
                 where="--sampling",
@@ -238,15 +232,11 @@ def parse_sampling(words: tuple[str, ...]) -> dict[str, Any]:
             value = json.loads(text)
         except ValueError:
             value = text
-        if not SAMPLING[canonical].right(value):
-            kind = SAMPLING[canonical].kind
-            raise UserError(f"{name} is not {kind}", where="--sampling", fix=f"write {name}=VALUE")
-        words_wanted = canonical in ("stop_words", "bad_words") and isinstance(value, str)
-        given[canonical] = [value] if words_wanted else value
+        given |= _sampling({name: text if value is None else value}, wrong)
     return given
 
 
-def _messages(value: object, wrong: Callable[[str], UserError]) -> tuple[dict[str, str], ...]:
+def _messages(value: object, wrong: _Wrong) -> tuple[dict[str, str], ...]:
     turns = value if isinstance(value, list) else []
     right = bool(turns) and all(
         isinstance(turn, dict) and _is_text(turn.get("role")) and _is_text(turn.get("content"))
@@ -257,7 +247,7 @@ def _messages(value: object, wrong: Callable[[str], UserError]) -> tuple[dict[st
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 
-def _first_human(value: object, wrong: Callable[[str], UserError]) -> str | None:
+def _first_human(value: object, wrong: _Wrong) -> str | None:
     """What the human says first: later turns would need answers that aren't there yet."""
     turns: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(turn, dict) and _is_text(turn.get("value")) for turn in turns):

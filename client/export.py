@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from client.errors import UserError
 from client.genai_perf import csv_text, genai_perf, perf_analyzer
@@ -21,6 +22,13 @@ from client.record import Record
 from client.run import Run
 
 EXTRAS: Final = ("answers", "genai-perf")
+Line: TypeAlias = dict[str, Any]
+_ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling", "input_tokens")
+_SEEN: Final = (
+    *("request_id", "status", "error", "answer"),
+    *("output_tokens", "server_tokens", "tokenizer_tokens"),
+    *("scheduled_ns", "sent_ns", "chunk_ns", "end_ns"),
+)
 
 
 def export_path(path: str | Path, load_name: str, *, several: bool) -> Path:
@@ -55,81 +63,64 @@ def prepare_folder(path: str | Path) -> None:
 def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple[Path, ...]:
     """Write ``path``, the jsonl beside it, and ``extras`` (of ``EXTRAS``).
 
-    Each file is there whole or not at all. Gives what was written, ``path`` and the jsonl first.
+    Each file is there whole or not at all, ``path`` comes last. Gives what was written, ``path``
+    and the jsonl first.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.with_suffix(".jsonl")
-    _write(lines, "".join(_dump(line) + "\n" for line in request_lines(run)))
-    _write(path, _dump(run.to_json(), indent=2) + "\n")
-    written = [path, lines]
+    folder = path.with_suffix("")
+    lines = request_lines(run)
+    texts: dict[Path, Callable[[], str]] = {
+        path: lambda: _dump(run.to_json(), indent=2) + "\n",
+        path.with_suffix(".jsonl"): lambda: _jsonl(lines),
+    }
     if "answers" in extras:
         answers = path.with_name(f"{path.stem}_answers.jsonl")
-        _write(answers, "".join(_dump(line) + "\n" for line in answer_lines(run)))
-        written.append(answers)
+        texts[answers] = lambda: _jsonl(_for_graders(run, lines))
     if "genai-perf" in extras:
-        written += _write_genai_perf(run, path.with_suffix(""))
-    return tuple(written)
+        texts[folder / "profile_export.json"] = lambda: _dump(perf_analyzer(run))
+        texts[folder / "profile_export_genai_perf.json"] = lambda: (
+            _dump(genai_perf(run), indent=2) + "\n"
+        )
+        texts[folder / "profile_export_genai_perf.csv"] = lambda: csv_text(run)
+    for file in reversed(texts):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file, texts[file]())
+    return tuple(texts)
 
 
-def _write_genai_perf(run: Run, folder: Path) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    texts = {
-        "profile_export.json": _dump(perf_analyzer(run)),
-        "profile_export_genai_perf.json": _dump(genai_perf(run), indent=2) + "\n",
-        "profile_export_genai_perf.csv": csv_text(run),
-    }
-    for name, text in texts.items():
-        _write(folder / name, text)
-    return [folder / name for name in texts]
-
-
-def request_lines(run: Run) -> list[dict[str, Any]]:
+def request_lines(run: Run) -> list[Line]:
     """Give each request as a line: what was asked, what came, when, and what that makes."""
     scores = run.accuracy.values if run.accuracy else (None,) * len(run.records)
     return [_line(record, score) for record, score in zip(run.records, scores, strict=True)]
 
 
-def answer_lines(run: Run) -> list[dict[str, Any]]:
-    """Give what a grader wants of each request."""
+def _for_graders(run: Run, lines: Iterable[Line]) -> Iterator[Line]:
+    """Cut the lines down to what graders outside need."""
     keys = ("index", "status", "prompt", "answer", "reference", "category", "score")
-    return [
-        {"workload_sha256": run.workload.sha256, **{key: line[key] for key in keys}}
-        for line in request_lines(run)
-    ]
+    for line in lines:
+        yield {"workload_sha256": run.workload.sha256, **{key: line[key] for key in keys}}
 
 
-def _line(record: Record, score: float | None) -> dict[str, Any]:
+def _line(record: Record, score: float | None) -> Line:
     prompt = record.prompt
     return {
         "index": prompt.index,
-        "request_id": record.request_id,
-        "status": record.status.value,
-        "error": record.error,
         "prompt": prompt.text,
-        "answer": record.answer,
-        "reference": prompt.reference,
-        "category": prompt.category,
+        **{name: getattr(prompt, name) for name in _ASKED},
+        **{name: getattr(record, name) for name in _SEEN},
         "score": score,
-        "min_tokens": prompt.min_tokens,
-        "max_tokens": prompt.max_tokens,
-        "sampling": dict(prompt.sampling),
-        "input_tokens": prompt.input_tokens,
-        "output_tokens": record.output_tokens,
-        "server_tokens": record.server_tokens,
-        "tokenizer_tokens": record.tokenizer_tokens,
-        "scheduled_ns": record.scheduled_ns,
-        "sent_ns": record.sent_ns,
-        "chunk_ns": record.chunk_ns,
-        "end_ns": record.end_ns,
         "metrics": _metrics(record) if record.ok else {},
     }
 
 
 def _metrics(record: Record) -> dict[str, float]:
     """Every metric that has one value for this request."""
-    values = {each.key: list(each.values(record)) for each in DEFINITIONS if each.values}
-    return {key: each[0] for key, each in values.items() if each and key != "inter_chunk_latency"}
+    known = {key: each.of(record) for key, each in DEFINITIONS.items()}
+    return {key: each[0] for key, each in known.items() if each and key != "inter_chunk_latency"}
+
+
+def _jsonl(lines: Iterable[Line]) -> str:
+    return "".join(_dump(line) + "\n" for line in lines)
 
 
 def _dump(value: object, indent: int | None = None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -26,20 +27,17 @@ def perf_analyzer(run: Run) -> dict[str, Any]:
     Failed requests stay out: its readers have no place for them. An answer is cut into as many
     equal parts as it had responses; only together do they say what the server sent.
     """
-    load = run.load.to_json()
-    closed = load["kind"] == "concurrency"
+    mode, value = _level(run)
     answered = [record for record in run.records if record.ok and record.chunk_ns]
+    first = min((record.sent_ns for record in answered), default=0)
+    last = max((record.chunk_ns[-1] for record in answered), default=0)
+    experiment = {
+        "experiment": {"mode": mode, "value": value or 0},
+        "requests": [_request(record) for record in answered],
+        "window_boundaries": [first, last] if answered else [],
+    }
     return {
-        "experiments": [
-            {
-                "experiment": {
-                    "mode": "concurrency" if closed else "request_rate",
-                    "value": load["value"] or 0,
-                },
-                "requests": [_request(record) for record in answered],
-                "window_boundaries": _window(answered),
-            }
-        ],
+        "experiments": [experiment],
         "version": "",
         "service_kind": "triton",
         "endpoint": "",
@@ -47,10 +45,9 @@ def perf_analyzer(run: Run) -> dict[str, Any]:
     }
 
 
-def _window(records: list[Record]) -> list[int]:
-    if not records:
-        return []
-    return [min(r.sent_ns for r in records), max(r.chunk_ns[-1] for r in records)]
+def _level(run: Run) -> tuple[str, float | None]:
+    load = run.load.to_json()
+    return ("concurrency" if load["kind"] == "concurrency" else "request_rate"), load["value"]
 
 
 def _request(record: Record) -> dict[str, Any]:
@@ -67,13 +64,12 @@ def _request(record: Record) -> dict[str, Any]:
 
 def genai_perf(run: Run) -> dict[str, Any]:
     """Give ``*_genai_perf.json``: the metrics, and the input_config its process command reads."""
-    closed = run.load.to_json()["kind"] == "concurrency"
-    level = {"concurrency" if closed else "request_rate": run.load.to_json()["value"]}
+    mode, value = _level(run)
     return {
         **run.metrics,
         "input_config": {
             "model_names": [run.endpoint.model],
-            "perf_analyzer": {"stimulus": level},
+            "perf_analyzer": {"stimulus": {mode: value}},
             "endpoint": {"type": "kserve", "backend": "tensorrtllm", "streaming": True},
             "input": {"num_dataset_entries": len(run.workload.prompts)},
             "tokenizer": {"name": str(run.workload.tokenizer.path.parent)},
@@ -84,39 +80,31 @@ def genai_perf(run: Run) -> dict[str, Any]:
 
 def csv_text(run: Run) -> str:
     """Give ``*_genai_perf.csv``: distributions, figures of the run, and what was measured."""
-    text = io.StringIO()
-    write = csv.writer(text, lineterminator="\n").writerow
-    own = [each for each in DEFINITIONS if each.key in run.metrics]
-    write(["Metric", *_STATISTICS])
-    for each in own:
-        if each.values is not None:
-            metric = run.metrics[each.key]
-            write([_name(each.key, each.unit), *(_cell(metric[stat]) for stat in _STATISTICS)])
-    write([])
-    write(["Metric", "Value"])
-    for each in own:
+    spread: list[Sequence[object]] = [("Metric", *_STATISTICS)]
+    single: list[Sequence[object]] = [("Metric", "Value")]
+    for key, each in DEFINITIONS.items():
+        if (metric := run.metrics.get(key)) is None:
+            continue
+        name = _name(key, each.unit)
         if each.values is None:
-            write([_name(each.key, each.unit), _cell(run.metrics[each.key]["avg"])])
-    write(["Requests Failed (count)", run.requests_failed])
-    write([])
-    write(["Setting", "Value"])
-    for name, value in _settings(run):
-        write([name, value])
-    return text.getvalue()
-
-
-def _settings(run: Run) -> list[tuple[str, object]]:
-    described = run.description()
-    return [
+            single.append((name, _cell(metric["avg"])))
+        else:
+            spread.append((name, *(_cell(metric[statistic]) for statistic in _STATISTICS)))
+    single.append(("Requests Failed (count)", run.requests_failed))
+    settings = [
+        ("Setting", "Value"),
         ("Model", run.endpoint.model),
         ("URL", run.endpoint.url),
         ("Load", run.load.title),
         ("Workload SHA-256", run.workload.sha256),
         ("Workload Seed", run.workload.seed),
         ("Started", run.started_at),
-        ("llm_perf", described["client"]["llm_perf"]),
+        ("llm_perf", run.description()["client"]["llm_perf"]),
         *((f"Server {name}", value) for name, value in run.server.items()),
     ]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([*spread, (), *single, (), *settings])
+    return text.getvalue()
 
 
 def _name(key: str, unit: str) -> str:

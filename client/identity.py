@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from client.errors import UserError
-from client.transports import Endpoint, extra_headers
+from client.transports import Endpoint
 
-_PATIENCE_S = 5.0
 _PATHS = {"http": "/v2", "openai": "/version"}
 
 
@@ -25,24 +24,14 @@ async def identify(endpoint: Endpoint) -> dict[str, str]:
 
 
 async def _by_grpc(endpoint: Endpoint) -> Any:
-    import grpc
-    from tritonclient.grpc import service_pb2
+    from grpc.aio import AioRpcError
 
-    from client.transports.triton_rpc import SERVICE, open_channel
+    from client.transports.triton_rpc import call, open_channel
 
     async with await open_channel(endpoint) as channel:
-        ask = channel.unary_unary(
-            f"{SERVICE}ServerMetadata",
-            request_serializer=service_pb2.ServerMetadataRequest.SerializeToString,
-            response_deserializer=service_pb2.ServerMetadataResponse.FromString,
-        )
         try:
-            answer = await ask(
-                service_pb2.ServerMetadataRequest(),
-                timeout=_PATIENCE_S,
-                metadata=extra_headers(endpoint),
-            )
-        except grpc.aio.AioRpcError:  # servers may forbid it
+            answer = await call(channel, endpoint, "ServerMetadata")
+        except AioRpcError:  # servers may forbid it
             return {}
     return {"name": answer.name, "version": answer.version}
 

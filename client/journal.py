@@ -10,18 +10,19 @@ from __future__ import annotations
 import base64
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from time import sleep
-from types import TracebackType
 from typing import Any
 
+from client.background import Background
 from client.errors import UserError
 from client.record import Exchange, Status
 
+_PLAIN = ("request_id", "scheduled_ns", "sent_ns", "end_ns")
 _EVERY_S = 0.4
 _YIELD_S = 50e-6  # long enough for a thread that waits for the interpreter to get it
 
@@ -30,10 +31,7 @@ def encode(number: int, seen: Exchange) -> bytes:
     """Write one finished request as a line; some 40 µs for an answer of 64 messages."""
     line = {
         "number": number,
-        "request_id": seen.request_id,
-        "scheduled_ns": seen.scheduled_ns,
-        "sent_ns": seen.sent_ns,
-        "end_ns": seen.end_ns,
+        **{name: getattr(seen, name) for name in _PLAIN},
         "failure": seen.failure and (seen.failure[0].value, seen.failure[1]),
         "message_ns": [at for at, _ in seen.messages],
         "message_sizes": [len(message) for _, message in seen.messages],
@@ -50,10 +48,7 @@ def decode(raw: bytes) -> tuple[int, Exchange]:
     parts = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     failure = line["failure"]
     return line["number"], Exchange(
-        request_id=line["request_id"],
-        scheduled_ns=line["scheduled_ns"],
-        sent_ns=line["sent_ns"],
-        end_ns=line["end_ns"],
+        **{name: line[name] for name in _PLAIN},
         messages=list(zip(line["message_ns"], parts, strict=True)),
         failure=failure and (Status(failure[0]), failure[1]),
     )
@@ -78,23 +73,9 @@ def read_journal(path: Path, head: Mapping[str, Any]) -> dict[int, Exchange]:
     except FileNotFoundError:
         start_journal(path, head)
         return {}
-    _check_head(first, head, path)
-    done: dict[int, Exchange] = {}
-    for line in lines:
-        try:
-            number, seen = decode(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
-        done[number] = seen
-    with path.open("ab") as file:
-        file.write(b"\n")  # a half line ends here
-    return done
-
-
-def _check_head(first: bytes, head: Mapping[str, Any], path: Path) -> None:
     try:
-        seen = json.loads(first)
-        differs = [key for key, value in head.items() if seen.get(key) != value]
+        known = json.loads(first)
+        differs = [key for key, value in head.items() if known.get(key) != value]
     except (ValueError, AttributeError):
         differs = ["everything"]
     if differs:
@@ -103,45 +84,38 @@ def _check_head(first: bytes, head: Mapping[str, Any], path: Path) -> None:
             where=path,
             fix="resume with the flags of that run, or leave --resume out to start anew",
         )
+    done: dict[int, Exchange] = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # cut short by a crash
+            number, seen = decode(line)
+            done[number] = seen
+    with path.open("ab") as file:
+        file.write(b"\n")  # a half line ends here
+    return done
 
 
-class Journal:
+class Journal(Background):
     """Appends finished requests; a thread encodes them, and writes and syncs twice a second.
 
     It holds the interpreter for one line at a time, so the event loop hardly notices.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(_EVERY_S)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._finished: deque[tuple[int, Exchange]] = deque()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, name="journal", daemon=True)
         self.failure: str | None = None
 
-    def __enter__(self) -> Journal:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         os.close(self._file)
 
     def note(self, number: int, seen: Exchange) -> None:
         """Keep a finished request."""
         self._finished.append((number, seen))
 
-    def _write_on(self) -> None:
-        while not self._over.wait(_EVERY_S):
-            self._write()
-        self._write()
-
-    def _write(self) -> None:
+    def act(self) -> None:
+        """Write what has been noted."""
         lines: list[bytes] = []
         for _ in range(len(self._finished)):
             lines.append(encode(*self._finished.popleft()))

@@ -12,73 +12,61 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from client.journal import Journal
+from client.load import Options
 from client.progress import Progress
 from client.record import Exchange
-from client.transports import Dialect, Transport
+from client.transports import Transport
 from client.workload import Prompt
 
 _TTFTS_SHOWN = 500
 _SAMPLE = 16  # messages read for a glimpse: some 50 µs
 
 
-class Requests:
-    """Serialized requests by number, made ahead where the number is known to come."""
-
-    def __init__(self, dialect: Dialect, prompts: Sequence[Prompt]) -> None:
-        self._dialect = dialect
-        self._prompts = prompts
-        self._ready: dict[int, tuple[str, bytes]] = {}
-
-    def prepare(self, numbers: Iterable[int]) -> None:
-        """Serialize these ahead; raises ``UserError`` for what the server can't be asked."""
-        for number in numbers:
-            self._ready[number] = self._make(number)
-
-    def take(self, number: int) -> tuple[str, bytes]:
-        """Give a request's id and bytes, once."""
-        return self._ready.pop(number, None) or self._make(number)
-
-    def _make(self, number: int) -> tuple[str, bytes]:
-        request_id = str(uuid.uuid4())
-        prompt = self._prompts[number % len(self._prompts)]
-        return request_id, self._dialect.request(prompt, request_id)
-
-
 class Ledger:
     """Asks, and keeps what came of it.
 
-    ``stop`` gets a result when ``failures_allowed`` requests have failed, and may get one from
-    elsewhere. ``held`` are the numbers that were due and had to wait for room.
+    ``stop`` gets a result when the job's ``stop_after_failures`` requests have failed, and may get
+    one from elsewhere. ``held`` are the numbers that were due and had to wait for room.
     """
 
     def __init__(
         self,
         transport: Transport,
-        requests: Requests,
+        prompts: Sequence[Prompt],
+        options: Options,
         stop: asyncio.Future[str],
-        timeout_s: float,
-        failures_allowed: int | None = None,
         journal: Journal | None = None,
     ) -> None:
         self.stop = stop
         self.finished: dict[int, Exchange] = {}
         self.held: list[int] = []
         self._transport = transport
-        self._requests = requests
-        self._timeout_s = timeout_s
-        self._failures_allowed = failures_allowed
+        self._prompts = prompts
+        self._options = options
         self._journal = journal
+        self._ready: dict[int, tuple[str, bytes]] = {}
         self._in_flight: dict[int, Exchange] = {}
         self._done = self._broken = self._responses = 0
         self._ttfts: deque[int] = deque(maxlen=_TTFTS_SHOWN)
         self._latest: Exchange | None = None
 
+    def prepare(self, numbers: Iterable[int]) -> None:
+        """Serialize these requests ahead; raises ``UserError`` for what can't be asked."""
+        for number in numbers:
+            self._ready[number] = self._request(number)
+
+    def _request(self, number: int) -> tuple[str, bytes]:
+        request_id = str(uuid.uuid4())
+        prompt = self._prompts[number % len(self._prompts)]
+        return request_id, self._transport.dialect.request(prompt, request_id)
+
     async def ask(self, number: int, due_ns: int) -> None:
         """Send request ``number``, which was due at ``due_ns``, and wait for its end."""
-        request_id, body = self._requests.take(number)
+        ready = self._ready.pop(number, None)
+        request_id, body = ready or self._request(number)
         seen = self._in_flight[number] = Exchange(request_id, due_ns)
         try:
-            await self._transport.stream(body, seen, self._timeout_s)
+            await self._transport.stream(body, seen, self._options.request_timeout_s)
         finally:
             del self._in_flight[number]
         self.finished[number] = seen
@@ -94,7 +82,7 @@ class Ledger:
             for _, message in seen.messages[-2:]  # an error is the last word, but for a final flag
         )
         self._broken += failed
-        limit = self._failures_allowed
+        limit = self._options.stop_after_failures
         if limit is not None and self._broken >= limit and not self.stop.done():
             self.stop.set_result(f"{self._broken} requests failed")
         if number >= 0:
@@ -104,19 +92,15 @@ class Ledger:
 
     def look(self, total: int | None) -> Progress:
         """How far it is of ``total``; called on the event loop's thread."""
+        sample = self._latest.messages[:_SAMPLE] if self._latest else []
+        counts = [self._transport.dialect.parse(message).tokens for _, message in sample]
+        known = [count for count in counts if count is not None]
         return Progress(
             done=self._done,
             total=total,
             broken=self._broken,
             in_flight=len(self._in_flight),
             responses=self._responses + sum(len(e.messages) for e in self._in_flight.values()),
-            tokens_per_response=self._density(),
+            tokens_per_response=sum(known) / len(sample) if known else None,
             ttfts_ns=tuple(self._ttfts),
         )
-
-    def _density(self) -> float | None:
-        """Tokens per message of the latest answer, from its first messages; None if uncounted."""
-        sample = self._latest.messages[:_SAMPLE] if self._latest else []
-        counts = [self._transport.dialect.parse(message).tokens for _, message in sample]
-        known = [count for count in counts if count is not None]
-        return sum(known) / len(sample) if known else None

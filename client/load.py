@@ -1,4 +1,4 @@
-"""How requests are offered to the server, as values: a load, and how much of it.
+"""How requests are offered to the server, as values: a load, how much of it, with what options.
 
 A closed loop keeps a number of requests in flight; an open loop sends at times that were drawn
 before the start, whether the server keeps up or not. ``schedule`` turns a load into times.
@@ -7,11 +7,17 @@ before the start, whether the server keeps up or not. ``schedule`` turns a load 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from client.errors import UserError
+from client.progress import Watch
+
+if TYPE_CHECKING:
+    from client.metrics import Goodput
 
 ARRIVALS = ("constant", "poisson", "gamma")
 
@@ -79,14 +85,10 @@ class Rate:
 
     def to_json(self) -> dict[str, Any]:
         """Give the load as it stands in exports; an infinite rate is ``None``, as JSON has none."""
-        return {
-            "kind": "request_rate",
-            "value": self.per_s if math.isfinite(self.per_s) else None,
-            "arrival": self.arrival,
-            "burstiness": self.burstiness,
-            "seed": self.seed,
-            "ramp_s": self.ramp_s,
-        }
+        drawn = asdict(self)
+        per_s = drawn.pop("per_s")
+        value = per_s if math.isfinite(per_s) else None
+        return {"kind": "request_rate", "value": value, **drawn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +128,38 @@ class Extent:
 
     def to_json(self) -> dict[str, Any]:
         """Give the extent as it stands in exports."""
-        return {
-            "requests": self.requests,
-            "duration_s": self.duration_s,
-            "warmup_requests": self.warmup_requests,
-            "warmup_s": self.warmup_s,
-        }
+        return asdict(self)
 
 
 ONCE = Extent()
 """The data set once, without warm-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure."""
+
+    request_timeout_s: float = 300.0
+    watch: Watch | None = None  # told of progress twice a second, in a thread
+    extent: Extent = ONCE
+    max_in_flight: int = 10_000  # of an open loop: what is due beyond waits, and its times show it
+    stop_after_failures: int | None = None
+    journal: Path | None = None  # where each finished request is kept
+    resume: bool = False  # ask only what the journal lacks
+    # processes that share the load, None: the load decides (workers_for); more than one are
+    # spawned, so a script that asks for them needs its __main__ guard
+    workers: int | None = 1
+    ray: str | None = None  # address of a cluster to run them on, None of them: one per machine
+    interruptible: bool = False  # on the main thread: the first Ctrl-C ends the load in order
+    defaults: Mapping[str, int] = field(default_factory=dict)  # end_id, pad_id, not the model's own
+    score: str = "exact"  # a name of client.accuracy.SCORERS
+    goodput: Goodput | None = None
+    server_metrics_url: str | None = None
+    server_metrics_every_s: float = 1.0
+
+
+DEFAULTS = Options()
+"""What a run has that says nothing else."""
 
 
 def parse_concurrencies(text: str, ramp_s: float = 0.0) -> tuple[Concurrency, ...]:
@@ -144,8 +168,8 @@ def parse_concurrencies(text: str, ramp_s: float = 0.0) -> tuple[Concurrency, ..
     Raises ``UserError`` for anything but distinct whole numbers above zero.
     """
     fix = "write whole numbers above 0, each once, like 1,4,8"
-    numbers = _read_list(text, _whole, "concurrency", fix)
-    return tuple(Concurrency(n, ramp_s) for n in numbers)
+    read = _read_list(text, r"[0-9]+", "concurrency", fix)
+    return tuple(Concurrency(int(n), ramp_s) for n in read)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -153,34 +177,21 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
     Raises ``UserError`` for anything but distinct numbers above zero.
     """
-    fix = "write numbers above 0, each once, like 0.5,2,4, or inf"
-    return _read_list(text, _positive, "request-rate", fix)
+    return _read_list(
+        text, r".*", "request-rate", "write numbers above 0, each once, like 0.5,2,4, or inf"
+    )
 
 
-_Number = TypeVar("_Number", int, float)
-
-
-def _read_list(
-    text: str, read: Callable[[str], _Number | None], name: str, fix: str
-) -> tuple[_Number, ...]:
-    numbers: list[_Number] = []
+def _read_list(text: str, written: str, name: str, fix: str) -> tuple[float, ...]:
+    numbers: list[float] = []
     for word in (word.strip() for word in text.split(",")):
-        number = read(word)
-        if number is None:
+        try:
+            number = float(word if re.fullmatch(written, word) else "")
+        except ValueError:
+            number = 0.0
+        if not number > 0:  # nor is NaN
             raise UserError(f"{word!r} is no {name}", where=f"--{name}", fix=fix)
         if number in numbers:
             raise UserError(f"{word} is there twice", where=f"--{name}", fix=fix)
         numbers.append(number)
     return tuple(numbers)
-
-
-def _whole(word: str) -> int | None:
-    return int(word) if word.isascii() and word.isdigit() and int(word) > 0 else None
-
-
-def _positive(word: str) -> float | None:
-    try:
-        number = float(word)
-    except ValueError:
-        return None
-    return number if number > 0 else None  # NaN is not above 0 either

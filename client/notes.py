@@ -60,14 +60,11 @@ def answer_notes(records: Sequence[Record]) -> list[str]:
     n, counts = len(answered), count_tokens(records)
     free = [record for record in answered if not record.prompt.fixed_length]
     limited = sum(record.output_tokens >= record.prompt.max_tokens for record in free)
-    disobeyed = [
-        record
-        for record in answered
-        if record.prompt.fixed_length and record.output_tokens != record.prompt.max_tokens
-    ]
+    fixed = [record for record in answered if record.prompt.fixed_length]
+    disobeyed = [record for record in fixed if record.output_tokens != record.prompt.max_tokens]
     broken = sum("\ufffd" in record.answer for record in answered)
     echoes = sum(record.answer.startswith(record.prompt.text) for record in answered)
-    first = disobeyed[0] if disobeyed else None
+    first = next((f"{r.output_tokens} of {r.prompt.max_tokens}" for r in disobeyed), None)
     facts = (
         (n and counts.source == "tokenizer", "output tokens counted by the tokenizer"),
         (
@@ -79,8 +76,7 @@ def answer_notes(records: Sequence[Record]) -> list[str]:
         (limited, f"{limited} of {n} answers reached max_tokens: the run is not EOS-terminated"),
         (
             first,
-            f"{len(disobeyed)} of {n} answers haven't the length asked for "
-            + (f"(first: {first.output_tokens} of {first.prompt.max_tokens})" if first else ""),
+            f"{len(disobeyed)} of {n} answers haven't the length asked for (first: {first})",
         ),
         (broken, f"{broken} of {n} answers hold U+FFFD: characters were cut in two"),
         (

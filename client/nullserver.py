@@ -36,8 +36,17 @@ _UNKNOWN: Final = h2.encode_fields(
 )
 
 
-def _message(body: bytes) -> bytes:
-    return len(body).to_bytes(5, "big") + body
+_UNARY: Final = {  # answers to the calls that a client makes before it streams
+    "ServerLive": service_pb2.ServerLiveResponse(live=True),
+    "ModelConfig": service_pb2.ModelConfigResponse(
+        config=text_format.Parse(_CONFIG, model_config_pb2.ModelConfig())
+    ),
+}
+
+
+def _message(body: Any) -> bytes:
+    data: bytes = body.SerializeToString()
+    return len(data).to_bytes(5, "big") + data
 
 
 def _template() -> tuple[bytes, bytes]:
@@ -51,22 +60,12 @@ def _template() -> tuple[bytes, bytes]:
     answer.raw_output_contents.append(_DIGITS.to_bytes(4, "little") + mark)
     answer.outputs.add(name="num_output_tokens", datatype="INT32", shape=[1, 1])
     answer.raw_output_contents.append((1).to_bytes(4, "little"))
-    before, _, after = _message(response.SerializeToString()).partition(mark)
+    before, _, after = _message(response).partition(mark)
     return before, after
 
 
 _BEFORE, _AFTER = _template()
 _SIZE: Final = len(_BEFORE) + _DIGITS + len(_AFTER)
-
-
-def _unary(path: str) -> bytes | None:
-    """The answer to one of the calls that a client makes before it streams."""
-    if path.endswith("/ServerLive"):
-        return bytes(service_pb2.ServerLiveResponse(live=True).SerializeToString())
-    if path.endswith("/ModelConfig"):
-        config = text_format.Parse(_CONFIG, model_config_pb2.ModelConfig())
-        return bytes(service_pb2.ModelConfigResponse(config=config).SerializeToString())
-    return None
 
 
 class _Session(asyncio.Protocol):
@@ -127,15 +126,15 @@ class _Session(asyncio.Protocol):
 
     def _answer(self, number: int, path: str, body: bytes) -> None:
         self._transport.write(h2.frame(h2.HEADERS, h2.END_HEADERS, number, _HEAD))
-        if path.endswith("/ModelStreamInfer"):
+        method = path.rpartition("/")[2]
+        if method == "ModelStreamInfer":
             task = asyncio.create_task(self._stream(number, body))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        answer = _unary(path)
-        if answer is not None:
-            self._transport.write(h2.frame(h2.DATA, 0, number, _message(answer)))
-        self._end(number, _UNKNOWN if answer is None else _OK)
+        if method in _UNARY:
+            self._transport.write(h2.frame(h2.DATA, 0, number, _message(_UNARY[method])))
+        self._end(number, _OK if method in _UNARY else _UNKNOWN)
 
     async def _stream(self, number: int, body: bytes) -> None:
         request: Any = service_pb2.ModelInferRequest.FromString(body[5:])
@@ -157,14 +156,14 @@ class _Session(asyncio.Protocol):
 
 def serve(pipe: Pipe) -> None:
     """Listen on a free port of this machine, say which, and serve until the pipe closes."""
-    asyncio.run(_serve(pipe))
 
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        server = await loop.create_server(_Session, "127.0.0.1", 0, backlog=1024)
+        loop.add_reader(pipe.fileno(), over.set)  # nobody writes: readable means closed
+        pipe.send(server.sockets[0].getsockname()[1])
+        await over.wait()
+        server.close()
 
-async def _serve(pipe: Pipe) -> None:
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    server = await loop.create_server(_Session, "127.0.0.1", 0, backlog=1024)
-    loop.add_reader(pipe.fileno(), over.set)  # nobody writes: readable means closed
-    pipe.send(server.sockets[0].getsockname()[1])
-    await over.wait()
-    server.close()
+    asyncio.run(main())

@@ -11,13 +11,11 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter_ns
 from typing import Any
 
 from client.health import LoopSample
 from client.journal import read_journal, start_journal
 from client.loop import run_loop
-from client.progress import Watch
 from client.ray_workers import run_on_ray
 from client.record import Exchange, shifted
 from client.runner import Job, Outcome, carry_out
@@ -41,33 +39,25 @@ class Offered:
     remarks: tuple[str, ...]
 
 
-def offer(
-    job: Job,
-    *,
-    head: Mapping[str, Any],
-    resume: bool,
-    workers: int | None,
-    ray: str | None,
-    watch: Watch | None,
-    interruptible: bool,
-) -> Offered:
-    """Do a job with so many workers, here or on the cluster at ``ray``; blocks.
+def offer(job: Job, head: Mapping[str, Any]) -> Offered:
+    """Do a job with its workers, here or on the Ray cluster; blocks.
 
-    With ``resume`` only what the job's journal lacks is asked; ``head`` says of which run it must
-    be. Raises ``UserError`` as the transports and the journal do.
+    To resume, only what the job's journal lacks is asked; ``head`` says of which run it must be.
+    Raises ``UserError`` as the transports and the journal do.
     """
+    options = job.options
     before: dict[int, Exchange] = {}
-    if job.journal is not None and resume:
-        before = read_journal(job.journal, head)
-    elif job.journal is not None:
-        start_journal(job.journal, head)
+    if options.journal is not None and options.resume:
+        before = read_journal(options.journal, head)
+    elif options.journal is not None:
+        start_journal(options.journal, head)
     left = replace(job, order=without(job.order, before)) if before else job
-    if ray is not None:
-        outcomes = run_on_ray(ray, left, workers, watch, interruptible)
-    elif workers is not None and workers > 1:
-        outcomes = run_workers(left, workers, watch, interruptible)
+    if options.ray is not None:
+        outcomes = run_on_ray(options.ray, left)
+    elif options.workers is not None and options.workers > 1:
+        outcomes = run_workers(left, options.workers)
     else:
-        outcomes = [run_loop(_carry_out(left, watch, interruptible))]
+        outcomes = [run_loop(_carry_out(left))]
     now = {number: seen for part in outcomes for number, seen in part.exchanges.items()}
     held = {number for part in outcomes for number in part.held}
     exchanges = {**_moved_before(before, now), **now}
@@ -90,7 +80,7 @@ def _moved_before(before: dict[int, Exchange], now: Mapping[int, Exchange]) -> d
     return {number: shifted(seen, first_ns - last_ns) for number, seen in before.items()}
 
 
-async def _carry_out(job: Job, watch: Watch | None, interruptible: bool) -> Outcome:
+async def _carry_out(job: Job) -> Outcome:
     """Do a job on this thread's event loop."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
@@ -100,14 +90,11 @@ async def _carry_out(job: Job, watch: Watch | None, interruptible: bool) -> Outc
         if not stop.done():
             stop.set_result("interrupted")
 
-    async def begin() -> int:
-        return perf_counter_ns()
-
-    heard = interruptible and threading.current_thread() is threading.main_thread()
+    heard = job.options.interruptible and threading.current_thread() is threading.main_thread()
     if heard:
         loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
-        return await carry_out(job, begin, stop, watch)
+        return await carry_out(job, stop)
     finally:
         if heard:
             loop.remove_signal_handler(signal.SIGINT)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 
 _PLAIN_EVERY_S = 10.0
 _CLEAR_LINE = "\r\x1b[K"
@@ -19,19 +19,15 @@ _CLEAR_LINE = "\r\x1b[K"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a load is; ``broken`` streams failed (errors within are read later).
-
-    ``total`` is ``None`` where time ends the load. ``responses`` counts all messages so far,
-    ``tokens_per_response`` is of one answer, ``ttfts_ns`` (to the first message) of the latest.
-    """
+    """How far a load is."""
 
     done: int
-    total: int | None
-    broken: int
+    total: int | None  # None where time ends the load
+    broken: int  # streams that failed; errors within are read later
     in_flight: int = 0
-    responses: int = 0
-    tokens_per_response: float | None = None
-    ttfts_ns: tuple[int, ...] = ()
+    responses: int = 0  # all messages so far
+    tokens_per_response: float | None = None  # of one answer
+    ttfts_ns: tuple[int, ...] = ()  # to the first message, of the latest
 
 
 Watch: TypeAlias = Callable[[Progress], None]
@@ -39,56 +35,44 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 def add_up(parts: Sequence[Progress], total: int | None) -> Progress:
     """Sum up what several event loops see."""
+    names = ("done", "broken", "in_flight", "responses")
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
     densities = [part.tokens_per_response for part in parts if part.tokens_per_response is not None]
     return Progress(
-        done=sum(part.done for part in parts),
+        **sums,
         total=total,
-        broken=sum(part.broken for part in parts),
-        in_flight=sum(part.in_flight for part in parts),
-        responses=sum(part.responses for part in parts),
         tokens_per_response=sum(densities) / len(densities) if densities else None,
         ttfts_ns=tuple(ttft for part in parts for ttft in part.ttfts_ns),
     )
 
 
 @contextmanager
-def show_progress(label: str, stream: TextIO | None = None) -> Iterator[Watch]:
-    """Give a function that shows each ``Progress`` it is told, on stderr unless told otherwise."""
-    out = stream or sys.stderr
-    rate = _Rate()
+def show_progress(label: str) -> Iterator[Watch]:
+    """Give a function that shows each ``Progress`` it is told, on stderr."""
+    out = sys.stderr
     live = out.isatty()
-    last = monotonic()
+    printed = at = monotonic()
+    responses = 0
 
     def watch(seen: Progress) -> None:
-        nonlocal last
-        speed = rate(seen)
+        nonlocal printed, at, responses
+        now = monotonic()
+        more, passed = seen.responses - responses, now - at
+        rate = more / passed if more > 0 and passed > 0 else None  # since the last that saw some
+        if rate is not None:
+            at, responses = now, seen.responses
         if live:
-            out.write(f"{_CLEAR_LINE}{label}: {_tell(seen, speed)}")
+            out.write(f"{_CLEAR_LINE}{label}: {_tell(seen, rate)}")
             out.flush()
-        elif seen.done == seen.total or monotonic() - last >= _PLAIN_EVERY_S:
-            last = monotonic()
-            print(f"{label}: {_tell(seen, speed)}", file=out, flush=True)
+        elif seen.done == seen.total or now - printed >= _PLAIN_EVERY_S:
+            printed = now
+            print(f"{label}: {_tell(seen, rate)}", file=out, flush=True)
 
     try:
         yield watch
     finally:
         if live:
             out.write("\n")
-
-
-class _Rate:
-    """Responses a second since the last glimpse that saw some."""
-
-    def __init__(self) -> None:
-        self._at, self._responses = monotonic(), 0
-
-    def __call__(self, seen: Progress) -> float | None:
-        now = monotonic()
-        more, passed = seen.responses - self._responses, now - self._at
-        if more <= 0 or passed <= 0:
-            return None
-        self._at, self._responses = now, seen.responses
-        return more / passed
 
 
 def _tell(seen: Progress, rate: float | None) -> str:

@@ -7,23 +7,24 @@ lies between two stamps of one request is of one clock and stays exact.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from time import perf_counter_ns
 from typing import Any
 
 from client.errors import UserError
-from client.progress import Progress, Watch, add_up
 from client.record import shifted
-from client.runner import Job, Outcome, carry_out
-from client.workers import shares
+from client.runner import Job, Outcome
+from client.workers import Foreman, shares, work
 
-_LOOK_EVERY_S = 0.5
-_START_AFTER_NS = 200_000_000  # until the word has come to all machines
-_PATIENCE_S = 120.0  # for machines to start a worker each and connect
+_LISTEN_S = 0.05
+_START_AFTER_NS = 200_000_000
+_PATIENCE_S = 120.0  # for machines to start a worker each
 _ROUNDS = 30  # of asking for the time; the quickest counts
 
 
@@ -35,23 +36,35 @@ class Offset:
     error_ns: int
 
 
-def run_on_ray(
-    address: str, job: Job, workers: int | None, watch: Watch | None, interruptible: bool
-) -> list[Outcome]:
-    """Do a job with actors on a cluster, one per machine unless ``workers`` says otherwise.
+def run_on_ray(address: str, job: Job) -> list[Outcome]:
+    """Do a job with actors on a cluster, one per machine unless its options give ``workers``.
 
-    Raises ``UserError`` when there is no such cluster, and what a worker raised.
+    Raises ``UserError`` when there is no such cluster, else as ``Foreman.see_through``.
     """
     ray = _connect(address)
+    kind = ray.remote(_Worker).options(scheduling_strategy="SPREAD", num_cpus=1, max_concurrency=8)
     try:
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        worker = ray.remote(_Worker).options(
-            scheduling_strategy="SPREAD", num_cpus=1, max_concurrency=8
-        )
-        parts = shares(replace(job, journal=None), workers or nodes)
-        return _Crew(ray, [worker.remote() for _ in parts], job, watch).do(parts, interruptible)
+        own = replace(job, options=replace(job.options, journal=None))
+        parts = shares(own, job.options.workers or nodes)
+        actors = [kind.remote() for _ in parts]
+        _wait_for(ray, actors)
+        with ExitStack() as stack:
+            pairs = zip(actors, parts, strict=True)
+            pipes = [stack.enter_context(_line_to(ray, actor, part)) for actor, part in pairs]
+            return Foreman(pipes, job, _START_AFTER_NS).see_through()
     finally:
         ray.shutdown()
+
+
+def _wait_for(ray: Any, actors: list[Any]) -> None:
+    try:
+        ray.get([actor.clock.remote() for actor in actors], timeout=_PATIENCE_S)
+    except ray.exceptions.GetTimeoutError:
+        raise UserError(
+            f"the Ray cluster has not begun {len(actors)} workers within {_PATIENCE_S:g} s",
+            fix="give fewer --workers, or free a CPU for each",
+        ) from None
 
 
 def _connect(address: str) -> Any:
@@ -72,152 +85,76 @@ def _connect(address: str) -> Any:
     return ray
 
 
-class _Crew:
-    """The actors of one run."""
+def _offset(ray: Any, actor: Any) -> Offset:
+    """Ask an actor for the time: as in NTP, it was read half way between asking and hearing."""
+    rounds = []
+    for _ in range(_ROUNDS):
+        asked = perf_counter_ns()
+        theirs: int = ray.get(actor.clock.remote())
+        heard = perf_counter_ns()
+        rounds.append((heard - asked, theirs - (asked + heard) // 2))
+    trip, offset = min(rounds)
+    return Offset(offset, trip // 2)
 
-    def __init__(self, ray: Any, actors: Sequence[Any], job: Job, watch: Watch | None) -> None:
-        self._ray = ray
-        self._actors = actors
-        self._job = job
-        self._watch = watch
-        self._stopped: str | None = None
 
-    def do(self, parts: Sequence[Job], interruptible: bool) -> list[Outcome]:
-        """Start all together, follow them, and bring what they saw onto our clock."""
-        pairs = list(zip(self._actors, parts, strict=True))
-        running = [actor.carry_out.remote(part) for actor, part in pairs]
-        self._wait_until_ready(running)
-        before = [self._offset(actor) for actor in self._actors]
-        start_ns = perf_counter_ns() + _START_AFTER_NS
-        for actor, offset in zip(self._actors, before, strict=True):
-            actor.start.remote(start_ns + offset.ns)
-        outcomes = self._follow(running, interruptible)
-        after = [self._offset(actor) for actor in self._actors]
-        return [
-            self._on_our_clock(outcome, *offsets)
-            for outcome, *offsets in zip(outcomes, before, after, strict=True)
-        ]
+@contextmanager
+def _line_to(ray: Any, actor: Any, part: Job) -> Iterator[Connection]:
+    """Let an actor begin; gives a pipe that leads to it, on which all times are of our clock."""
+    ours, theirs = Pipe()
+    before = _offset(ray, actor)
+    thread = threading.Thread(target=_relay, args=(ray, actor, before, theirs), daemon=True)
+    actor.begin.remote(part)
+    thread.start()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        thread.join()
 
-    def _wait_until_ready(self, running: list[Any]) -> None:
-        ready = [actor.until_ready.remote() for actor in self._actors]
-        try:
-            self._ray.get(ready, timeout=_PATIENCE_S)
-        except self._ray.exceptions.GetTimeoutError:
-            raise UserError(
-                f"the Ray cluster has not begun {len(ready)} workers within {_PATIENCE_S:g} s",
-                fix="give fewer --workers, or free a CPU for each",
-            ) from None
-        if failed := self._ray.wait(running, timeout=0)[0]:  # before the others start
-            self._collect(failed)
 
-    def _follow(self, running: list[Any], interruptible: bool) -> list[Outcome]:
-        left = running
-        while left:
-            try:
-                _, left = self._ray.wait(left, num_returns=len(left), timeout=_LOOK_EVERY_S)
-                self._look()
-            except KeyboardInterrupt:
-                if not interruptible or self._stopped:
-                    raise
-                self._stop("interrupted")
-        return self._collect(running)
+def _relay(ray: Any, actor: Any, before: Offset, pipe: Connection) -> None:
+    """Pass on what is said, until the outcome or an end: of the actor, or of who listens."""
+    said: object = None
+    answer = actor.hear.remote()
+    with closing(pipe), suppress(EOFError, OSError, ray.exceptions.RayError):
+        while not isinstance(said, Outcome):
+            if ray.wait([answer], timeout=_LISTEN_S)[0]:
+                said = ray.get(answer)
+                answer = actor.hear.remote()
+                if isinstance(said, Outcome):
+                    said = _on_our_clock(said, before, _offset(ray, actor))
+                pipe.send(said)
+            elif pipe.poll():
+                word = pipe.recv()
+                actor.tell.remote(word + before.ns if isinstance(word, int) else word)
 
-    def _collect(self, ended: list[Any]) -> list[Outcome]:
-        try:
-            outcomes: list[Outcome] = self._ray.get(ended)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        return outcomes
 
-    def _look(self) -> None:
-        parts: list[Progress] = self._ray.get([actor.look.remote() for actor in self._actors])
-        seen = add_up(parts, self._job.order.total)
-        if self._watch:
-            self._watch(seen)
-        limit = self._job.stop_after_failures
-        if limit is not None and seen.broken >= limit:
-            self._stop(f"{seen.broken} requests failed")
-
-    def _stop(self, why: str) -> None:
-        if self._stopped is None:
-            self._stopped = why
-            self._ray.get([actor.stop.remote(why) for actor in self._actors])
-
-    def _offset(self, actor: Any) -> Offset:
-        """Ask an actor for the time: as in NTP, it was read half way between asking and hearing."""
-        rounds = []
-        for _ in range(_ROUNDS):
-            asked = perf_counter_ns()
-            theirs: int = self._ray.get(actor.clock.remote())
-            heard = perf_counter_ns()
-            rounds.append((heard - asked, theirs - (asked + heard) // 2))
-        trip, offset = min(rounds)
-        return Offset(offset, trip // 2)
-
-    def _on_our_clock(self, outcome: Outcome, before: Offset, after: Offset) -> Outcome:
-        """Move stamps by the mean of both offsets; what they differ by is drift."""
-        by_ns = -(before.ns + after.ns) // 2
-        error_ns = max(before.error_ns, after.error_ns) + abs(after.ns - before.ns) // 2
-        moved = {number: shifted(seen, by_ns) for number, seen in outcome.exchanges.items()}
-        remark = f"a Ray worker's clock was {by_ns / -1e6:+.3f} ms off, ± {error_ns / 1e6:.3f} ms"
-        return replace(outcome, exchanges=moved, stopped=self._stopped, remark=remark)
+def _on_our_clock(outcome: Outcome, before: Offset, after: Offset) -> Outcome:
+    """Move stamps by the mean of both offsets; what they differ by is drift."""
+    by_ns = -(before.ns + after.ns) // 2
+    error_ns = max(before.error_ns, after.error_ns) + abs(after.ns - before.ns) // 2
+    moved = {number: shifted(seen, by_ns) for number, seen in outcome.exchanges.items()}
+    remark = f"a Ray worker's clock was {by_ns / -1e6:+.3f} ms off, ± {error_ns / 1e6:.3f} ms"
+    return replace(outcome, exchanges=moved, remark=remark)
 
 
 class _Worker:
-    """An actor: does one share on an event loop of its own while its other methods are called.
+    """An actor: works on a thread of its own, while its methods pass on what is said.
 
     None of them is a coroutine: Ray would run all on one loop then, and none beside another.
     """
 
     def __init__(self) -> None:
-        self.ready = threading.Event()
-        self.begin = threading.Event()
-        self.start_ns = 0
-        self.seen = Progress(0, None, 0)
-        self.stopping: tuple[asyncio.AbstractEventLoop, asyncio.Future[str]] | None = None
+        self._ours, self._theirs = Pipe()
 
     def clock(self) -> int:
         return perf_counter_ns()
 
-    def until_ready(self) -> None:
-        self.ready.wait()
+    def begin(self, job: Job) -> None:
+        threading.Thread(target=work, args=(job, self._theirs), daemon=True).start()
 
-    def start(self, start_ns: int) -> None:
-        self.start_ns = start_ns
-        self.begin.set()
+    def hear(self) -> object:
+        return self._ours.recv()
 
-    def look(self) -> Progress:
-        return self.seen
-
-    def stop(self, why: str) -> None:
-        if self.stopping is not None:
-            loop, stop = self.stopping
-            loop.call_soon_threadsafe(_settle, stop, why)
-
-    def carry_out(self, job: Job) -> Outcome:
-        try:
-            return asyncio.run(_carry_out(self, job))
-        finally:
-            self.stopping = None
-            self.ready.set()  # also when it failed: nobody waits for ever
-
-
-async def _carry_out(worker: _Worker, job: Job) -> Outcome:
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[str] = loop.create_future()
-    worker.stopping = loop, stop
-
-    def watch(seen: Progress) -> None:
-        worker.seen = seen
-
-    async def begin() -> int:
-        worker.ready.set()
-        await asyncio.to_thread(worker.begin.wait)
-        return worker.start_ns
-
-    return await carry_out(job, begin, stop, watch)
-
-
-def _settle(stop: asyncio.Future[str], why: str) -> None:
-    if not stop.done():
-        stop.set_result(why)
+    def tell(self, word: int | str) -> None:
+        self._ours.send(word)

@@ -7,13 +7,12 @@ into records once the clock has stopped. All times are ``time.perf_counter_ns``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import pairwise, starmap
 
 from client.tokens import Tokenizer
 from client.workload import Prompt
-
-_TOLERANCE = 0.01  # counts of one answer may differ by this share before it is flagged
 
 
 class Status(str, Enum):
@@ -44,19 +43,14 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One message, read. ``text`` is UTF-8 and may end inside a character.
+    """One message, read."""
 
-    ``tokens`` is the server's count of the tokens this message adds, ``None`` where it gives none;
-    ``ids`` the same, counted from its token ids. ``facts`` are totals and server times in ns, under
-    the names of Triton's tensors (``num_input_tokens``, ``arrival_time_ns``, …), and
-    ``total_tokens``, the whole answer's count so far.
-    """
-
-    text: bytes = b""
-    tokens: int | None = None
-    ids: int | None = None
+    text: bytes = b""  # UTF-8, may end inside a character
+    tokens: int | None = None  # the server's count of the tokens this message adds
     final: bool = False
     error: str | None = None
+    # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns, …), and
+    # total_tokens, the whole answer's count so far
     facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -69,9 +63,9 @@ class Chunk:
 class Record:
     """One request, over. ``chunk_ns`` are the times of its non-empty responses.
 
-    Output tokens were counted by the server, from its token ids, and by the tokenizer. The server
-    splits its share of TTFT: ``queue_ns`` = first scheduled − arrival, ``prefill_ns`` = first
-    token − first scheduled (TensorRT-LLM's ``return_perf_metrics``).
+    Output tokens were counted by the server and by the tokenizer. The server splits its share of
+    TTFT: ``queue_ns`` = first scheduled − arrival, ``prefill_ns`` = first token − first scheduled
+    (TensorRT-LLM's ``return_perf_metrics``).
     """
 
     prompt: Prompt
@@ -85,8 +79,6 @@ class Record:
     answer: str
     server_tokens: int | None
     tokenizer_tokens: int
-    ids_tokens: int | None = None
-    server_input_tokens: int | None = None
     queue_ns: int | None = None
     prefill_ns: int | None = None
     kv_cache_reused_blocks: int | None = None
@@ -100,16 +92,6 @@ class Record:
     def output_tokens(self) -> int:
         """OSL: the server's own count when it gives one, else the tokenizer's."""
         return self.tokenizer_tokens if self.server_tokens is None else self.server_tokens
-
-    @property
-    def counts_differ(self) -> bool:
-        """Whether the ways of counting output tokens disagree by more than 1 %."""
-        counts = [
-            count
-            for count in (self.server_tokens, self.ids_tokens, self.tokenizer_tokens)
-            if count is not None
-        ]
-        return max(counts) - min(counts) > _TOLERANCE * self.output_tokens
 
     @property
     def network_ns(self) -> int | None:
@@ -138,6 +120,16 @@ class Record:
             return None
         return (self.chunk_ns[-1] - self.chunk_ns[0]) / (self.output_tokens - 1)
 
+    @property
+    def gaps_ns(self) -> list[int]:
+        """Times between neighbouring non-empty responses."""
+        return [later - earlier for earlier, later in pairwise(self.chunk_ns)]
+
+    @property
+    def since_due_ns(self) -> list[int]:
+        """Of each non-empty response its time since the request was due."""
+        return [at - self.scheduled_ns for at in self.chunk_ns]
+
 
 def read_records(
     exchanges: Sequence[Exchange],
@@ -146,64 +138,37 @@ def read_records(
     tokenizer: Tokenizer,
 ) -> tuple[Record, ...]:
     """Parse, join and count what was seen; exchange i belongs to prompt i."""
-    readings = [_read(exchange, parse) for exchange in exchanges]
-    counts = tokenizer.count([reading.answer for reading in readings], special=False)
-    return tuple(
-        Record(
-            prompt=prompt,
-            request_id=exchange.request_id,
-            status=reading.status,
-            error=reading.error,
-            scheduled_ns=exchange.scheduled_ns,
-            sent_ns=exchange.sent_ns,
-            end_ns=exchange.end_ns,
-            chunk_ns=reading.chunk_ns,
-            answer=reading.answer,
-            server_tokens=reading.server_tokens,
-            tokenizer_tokens=count,
-            ids_tokens=reading.ids_tokens,
-            server_input_tokens=reading.facts.get("num_input_tokens"),
-            queue_ns=_span(reading.facts, "arrival_time_ns", "first_scheduled_time_ns"),
-            prefill_ns=_span(reading.facts, "first_scheduled_time_ns", "first_token_time_ns"),
-            kv_cache_reused_blocks=reading.facts.get("kv_cache_reused_blocks"),
-        )
-        for exchange, prompt, reading, count in zip(
-            exchanges, prompts, readings, counts, strict=True
-        )
-    )
+    chunks = [[parse(message) for _, message in seen.messages] for seen in exchanges]
+    answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
+    counts = tokenizer.count(answers, special=False)
+    return tuple(starmap(_record, zip(prompts, exchanges, chunks, answers, counts, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    status: Status
-    error: str | None
-    chunk_ns: tuple[int, ...]
-    answer: str
-    server_tokens: int | None
-    ids_tokens: int | None
-    facts: Mapping[str, int]
-
-
-def _read(exchange: Exchange, parse: Callable[[bytes], Chunk]) -> _Reading:
-    stamped = [(at, parse(message)) for at, message in exchange.messages]
-    status, error = _outcome(exchange, [chunk for _, chunk in stamped])
+def _record(
+    prompt: Prompt, seen: Exchange, chunks: Sequence[Chunk], answer: str, count: int
+) -> Record:
+    status, error = _outcome(seen, chunks)
     facts: dict[str, int] = {}
-    for _, chunk in stamped:
+    for chunk in chunks:
         facts.update(chunk.facts)  # totals: the last word counts
-    return _Reading(
+    tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
+    stamped = zip(seen.messages, chunks, strict=True)
+    return Record(
+        prompt=prompt,
+        request_id=seen.request_id,
         status=status,
         error=error,
-        chunk_ns=tuple(at for at, chunk in stamped if not chunk.empty),
-        answer=b"".join(chunk.text for _, chunk in stamped).decode(errors="replace"),
-        server_tokens=facts.get("total_tokens", _sum([chunk.tokens for _, chunk in stamped])),
-        ids_tokens=_sum([chunk.ids for _, chunk in stamped]),
-        facts=facts,
+        scheduled_ns=seen.scheduled_ns,
+        sent_ns=seen.sent_ns,
+        end_ns=seen.end_ns,
+        chunk_ns=tuple(at for (at, _), chunk in stamped if not chunk.empty),
+        answer=answer,
+        server_tokens=facts.get("total_tokens", sum(tokens) if tokens else None),
+        tokenizer_tokens=count,
+        queue_ns=_span(facts, "arrival_time_ns", "first_scheduled_time_ns"),
+        prefill_ns=_span(facts, "first_scheduled_time_ns", "first_token_time_ns"),
+        kv_cache_reused_blocks=facts.get("kv_cache_reused_blocks"),
     )
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
 
 
 def _span(facts: Mapping[str, int], start: str, end: str) -> int | None:
@@ -212,7 +177,7 @@ def _span(facts: Mapping[str, int], start: str, end: str) -> int | None:
     return last - first if 0 < first <= last else None
 
 
-def _outcome(exchange: Exchange, chunks: list[Chunk]) -> tuple[Status, str | None]:
+def _outcome(exchange: Exchange, chunks: Sequence[Chunk]) -> tuple[Status, str | None]:
     said = next((chunk.error for chunk in chunks if chunk.error is not None), None)
     if said is not None:
         return Status.ERROR, said
@@ -228,11 +193,10 @@ def _outcome(exchange: Exchange, chunks: list[Chunk]) -> tuple[Status, str | Non
 
 def shifted(seen: Exchange, by_ns: int) -> Exchange:
     """The same exchange on a clock that is ``by_ns`` ahead."""
-    return Exchange(
-        request_id=seen.request_id,
+    return replace(
+        seen,
         scheduled_ns=seen.scheduled_ns + by_ns,
         sent_ns=seen.sent_ns + by_ns,
         end_ns=seen.end_ns + by_ns,
         messages=[(at + by_ns, message) for at, message in seen.messages],
-        failure=seen.failure,
     )

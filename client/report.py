@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-from client.metrics import ADJUSTED, DEFINITIONS, Definition, Metric
+from client.metrics import ADJUSTED, DEFINITIONS, Metric
 from client.run import Run
 from client.scrape import headline
 
 _COLUMNS: Final = ("avg", "min", "max", "std", "p99", "p90", "p75", "p50", "p25")
-_ROWS: Final = (
-    "time_to_first_token",
-    "time_to_first_token_from_schedule",
-    "inter_token_latency",
-    "request_latency",
-    "request_latency_from_schedule",
-    "server_queue_time",
-    "server_prefill_time",
-    "ensemble_network_overhead",
-    "output_sequence_length",
-    "input_sequence_length",
-)
+_ROWS: Final = {
+    "time_to_first_token": "Time to first token (ms)",
+    "time_to_first_token_from_schedule": "Time to first token from schedule (ms)",
+    "inter_token_latency": "Inter token latency (ms)",
+    "request_latency": "Request latency (ms)",
+    "request_latency_from_schedule": "Request latency from schedule (ms)",
+    "server_queue_time": "Server: queue (ms)",
+    "server_prefill_time": "Server: prefill (ms)",
+    "ensemble_network_overhead": "Ensemble and network (ms)",
+    "output_sequence_length": "Output sequence length (tokens)",
+    "input_sequence_length": "Input sequence length (tokens)",
+}
 _ACROSS: Final = (
     ("tokens/s", "output_token_throughput", "avg"),
     ("requests/s", "request_throughput", "avg"),
@@ -45,95 +45,99 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
 
     ``explain`` adds the formula, source and n of every figure.
     """
-    console = console_for(file)
-    console.print(_table(run))
-    for line in _foot(run):
-        console.print(line, markup=False, soft_wrap=True)
-    if explain:
-        for line in explanations(run):
-            console.print(line, markup=False, soft_wrap=True)
+    where = f"{run.endpoint.model} at {run.endpoint.url}"
+    print_table(
+        f"llm_perf | {where} | {run.load.title}",
+        ("Statistic", *_COLUMNS, "n / failed"),
+        _rows(run),
+        (*_foot(run), *(explanations(run) if explain else ())),
+        file,
+    )
 
 
 def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
     """Print one line per load: throughput against latency."""
-    shown = [
-        (head, key, stat) for head, key, stat in _ACROSS if any(key in r.metrics for r in runs)
+    shown = [each for each in _ACROSS if any(each[1] in run.metrics for run in runs)]
+    heads = ("load", *(head for head, _, _ in shown), "ok / failed")
+    rows = [
+        (
+            run.load.title,
+            *(_figure(run.metrics.get(key, {}), statistic) for _, key, statistic in shown),
+            f"{run.requests_ok} / {run.requests_failed}",
+        )
+        for run in runs
     ]
-    table = Table(title="llm_perf | all loads")
-    table.add_column("load", no_wrap=True)
-    for head in (*(head for head, _, _ in shown), "ok / failed"):
+    print_table("llm_perf | all loads", heads, rows, (), file)
+
+
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    foot: Iterable[str],
+    file: TextIO | None = None,
+) -> None:
+    """Print labels and figures, at a terminal's own width if it is enough, then the foot."""
+    console = Console(file=file, highlight=False)
+    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PLAIN_WIDTH
+    table = Table(title=title)
+    table.add_column(heads[0])
+    for head in heads[1:]:
         table.add_column(head, justify="right", no_wrap=True)
-    for run in runs:
-        figures = (_figure(run.metrics.get(key, {}), stat) for _, key, stat in shown)
-        done = f"{run.requests_ok} / {run.requests_failed}"
-        table.add_row(run.load.title, *figures, done)
-    console_for(file).print(table)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in foot:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def explanations(run: Run) -> Iterator[str]:
     """Say of each figure of a run how it was computed, after whom, and over how many values."""
     yield "How each figure is computed:"
-    for each in DEFINITIONS:
-        if each.key in run.metrics:
-            n = run.metrics[each.key].get("count", run.requests_ok)
-            yield f"  {each.key} ({each.unit}; n = {n}): {each.formula} [{each.source}]"
+    for key, each in DEFINITIONS.items():
+        if key in run.metrics:
+            n = run.metrics[key].get("count", run.requests_ok)
+            yield f"  {key} ({each.unit}; n = {n}): {each.formula} [{each.source}]"
     yield (
         f"  all: answered requests only ({run.requests_ok} of {len(run.records)}); percentiles "
         "interpolate linearly; std is the population's; clock: time.perf_counter_ns"
     )
 
 
-def console_for(file: TextIO | None) -> Console:
-    """Give a console that tables fit: a terminal's own width, if it is enough."""
-    console = Console(file=file, highlight=False)
-    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PLAIN_WIDTH
-    return console
-
-
-def _table(run: Run) -> Table:
-    where = f"{run.endpoint.model} at {run.endpoint.url}"
-    table = Table(title=f"llm_perf | {where} | {run.load.title}")
-    table.add_column("Statistic")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("n / failed", justify="right", no_wrap=True)
-    for each in _definitions():
-        metric = run.metrics.get(each.key)
-        if metric is not None:
-            odd = each.key == "output_sequence_length" and run.token_counts.flagged
+def _rows(run: Run) -> Iterator[tuple[str, ...]]:
+    for key, label in _ROWS.items():
+        if (metric := run.metrics.get(key)) is not None:
+            odd = key == "output_sequence_length" and run.token_counts.flagged
             figures = (_figure(metric, column) for column in _COLUMNS)
             n = f"{metric['count']} / {run.requests_failed}"
-            table.add_row(each.label + (" (!)" if odd else ""), *figures, n)
-    return table
+            yield (label + (" (!)" if odd else ""), *figures, n)
 
 
-def _definitions() -> list[Definition]:
-    return sorted((d for d in DEFINITIONS if d.key in _ROWS), key=lambda d: _ROWS.index(d.key))
-
-
-def _foot(run: Run) -> list[str]:
-    lines = [
-        f"Output token throughput (tokens/s): {_avg(run, 'output_token_throughput')}",
-        f"Request throughput (requests/s): {_avg(run, 'request_throughput')}",
-        f"Requests ok / failed: {run.requests_ok} / {run.requests_failed}",
-        *_adjusted(run),
-        *_goodput(run),
-        *_scores(run),
-    ]
+def _foot(run: Run) -> Iterator[str]:
+    for key, label in (
+        ("output_token_throughput", "Output token throughput (tokens/s)"),
+        ("request_throughput", "Request throughput (requests/s)"),
+    ):
+        yield f"{label}: {_figure(run.metrics[key], 'avg')}"
+    yield f"Requests ok / failed: {run.requests_ok} / {run.requests_failed}"
+    yield from _adjusted(run)
+    yield from _goodput(run)
+    yield from _scores(run)
     if run.health:
-        lines.append(f"Client health: {run.health.summary}")
+        yield f"Client health: {run.health.summary}"
     if server := headline(run.server_metrics):
-        lines.append(f"Server: {server}")
-    return lines + [f"Note: {note}" for note in run.notes]
+        yield f"Server: {server}"
+    for note in run.notes:
+        yield f"Note: {note}"
 
 
 def _adjusted(run: Run) -> Iterator[str]:
     """Percentiles over all requests, failed ones taken as infinitely late."""
-    for each in _definitions():
-        metric = run.metrics.get(each.key, {})
+    for key, label in _ROWS.items():
+        metric = run.metrics.get(key, {})
         if metric.get("count") and "adjusted_p99" in metric:
             figures = ", ".join(f"p{p} {_figure(metric, f'adjusted_p{p}')}" for p in ADJUSTED)
-            yield f"{each.label}, failures as infinity: {figures}"
+            yield f"{label}, failures as infinity: {figures}"
 
 
 def _goodput(run: Run) -> Iterator[str]:
@@ -154,10 +158,6 @@ def _scores(run: Run) -> Iterator[str]:
     for label, score in parts.items():
         interval = f"95 % interval {score.low:.4f} to {score.high:.4f}"
         yield f"{label}: {score.value:.4f} (n = {score.n}), {interval}"
-
-
-def _avg(run: Run, key: str) -> str:
-    return _figure(run.metrics[key], "avg")
 
 
 def _figure(metric: Metric, column: str) -> str:

@@ -85,9 +85,7 @@ class Run:
         """Say what was measured with what: it stands in every export."""
         return {
             "endpoint": {
-                "url": self.endpoint.url,
-                "protocol": self.endpoint.protocol,
-                "model": self.endpoint.model,
+                name: getattr(self.endpoint, name) for name in ("url", "protocol", "model")
             },
             "load": {**self.load.to_json(), **self.extent.to_json()},
             "health": self.health and self.health.to_json(),

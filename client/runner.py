@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from time import perf_counter_ns, process_time_ns
+from typing import TypeAlias
 
 from client.health import LoopSample
 from client.journal import Journal
-from client.ledger import Ledger, Requests
-from client.pacer import Pacer
+from client.ledger import Ledger
+from client.load import Options
+from client.loop import Pacer
 from client.progress import Watch
 from client.record import Exchange
 from client.schedule import Closed, Open, Order
@@ -37,11 +38,7 @@ class Job:
     endpoint: Endpoint
     prompts: tuple[Prompt, ...]
     order: Order
-    timeout_s: float
-    max_in_flight: int
-    stop_after_failures: int | None = None
-    journal: Path | None = None
-    defaults: Mapping[str, int] = field(default_factory=dict)
+    options: Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +57,28 @@ class Outcome:
     held: tuple[int, ...] = ()
 
 
-Begin = Callable[[], Awaitable[int]]
+Begin: TypeAlias = Callable[[], Awaitable[int]]
 """Called when all is ready; gives the ``perf_counter_ns`` of the start."""
 
 
 async def carry_out(
-    job: Job, begin: Begin, stop: asyncio.Future[str], watch: Watch | None = None
+    job: Job, stop: asyncio.Future[str] | None = None, begin: Begin | None = None
 ) -> Outcome:
     """Do a job, or what can be done of it before ``stop`` has a result.
 
-    ``watch`` is called in a thread, twice a second. Raises ``UserError`` when nothing answers at
-    the endpoint, or the model is unknown or unfit.
+    It starts at once unless ``begin`` says when.
+    Raises ``UserError`` when nothing answers at the endpoint, or the model is unknown or unfit.
     """
-    streams = min(job.order.streams, _STREAMS_AHEAD, job.max_in_flight)
-    streams = job.order.streams if isinstance(job.order, Closed) else streams
-    transport = await connect(job.endpoint, max(streams, 1), job.defaults)
+    stop = stop or asyncio.get_running_loop().create_future()
+    options, streams = job.options, job.order.streams
+    if isinstance(job.order, Open):
+        streams = min(streams, _STREAMS_AHEAD, options.max_in_flight)
+    transport = await connect(job.endpoint, max(streams, 1), options.defaults)
     try:
-        requests = Requests(transport.dialect, job.prompts)
-        requests.prepare(_first(job.order, len(job.prompts)))
-        with Journal(job.journal) if job.journal else nullcontext() as journal:
-            ledger = Ledger(
-                transport, requests, stop, job.timeout_s, job.stop_after_failures, journal
-            )
-            sample = await _run(ledger, job, begin, watch)
+        with Journal(options.journal) if options.journal else nullcontext() as journal:
+            ledger = Ledger(transport, job.prompts, options, stop, journal)
+            ledger.prepare(_first(job.order, len(job.prompts)))
+            sample = await _run(ledger, job, begin)
     finally:
         await transport.close()
     return Outcome(
@@ -95,16 +91,20 @@ async def carry_out(
     )
 
 
-async def _run(ledger: Ledger, job: Job, begin: Begin, watch: Watch | None) -> LoopSample:
-    offer = _offer_closed if isinstance(job.order, Closed) else _offer_open
+async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
     lags: list[int] = []
+    watch = job.options.watch
     with _no_collector():
-        start_ns = await begin()
+        start_ns = await begin() if begin else perf_counter_ns()
         aside = [asyncio.create_task(_probe(start_ns, lags))]
         if watch:
             aside.append(asyncio.create_task(_report(ledger, job.order.total, watch)))
         cpu, wall = process_time_ns(), perf_counter_ns()
-        offering = asyncio.create_task(offer(job, ledger, start_ns))
+        if isinstance(job.order, Closed):
+            offer = _offer_closed(job.order, ledger, start_ns)
+        else:
+            offer = _offer_open(job.order, job.options.max_in_flight, ledger, start_ns)
+        offering = asyncio.create_task(offer)
         await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
         cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
         for task in (offering, *aside):
@@ -118,9 +118,7 @@ async def _run(ledger: Ledger, job: Job, begin: Begin, watch: Watch | None) -> L
     return LoopSample(tuple(lags), cpu, wall)
 
 
-async def _offer_closed(job: Job, ledger: Ledger, start_ns: int) -> None:
-    order = job.order
-    assert isinstance(order, Closed)
+async def _offer_closed(order: Closed, ledger: Ledger, start_ns: int) -> None:
     numbers = _hand_out(order, start_ns)
 
     async def slot(offset_ns: int) -> None:
@@ -146,11 +144,8 @@ def _hand_out(order: Closed, start_ns: int) -> Iterator[int]:
         yield number
 
 
-async def _offer_open(job: Job, ledger: Ledger, start_ns: int) -> None:
-    order = job.order
-    assert isinstance(order, Open)
-    room = asyncio.Semaphore(job.max_in_flight)
-
+async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns: int) -> None:
+    room = asyncio.Semaphore(max_in_flight)
     tasks: set[asyncio.Task[None]] = set()
 
     def over(task: asyncio.Task[None]) -> None:
@@ -160,22 +155,21 @@ async def _offer_open(job: Job, ledger: Ledger, start_ns: int) -> None:
             ledger.stop.set_exception(error)
 
     free_ns = 0  # when there was room again after there had been none
-    pacer = Pacer()
     try:
-        for number, offset_ns in order.dues:
-            await pacer.until(start_ns + offset_ns)
-            full = room.locked()
-            await room.acquire()
-            free_ns = perf_counter_ns() if full else free_ns
-            if start_ns + offset_ns < free_ns:  # it, or one before it, waited for room
-                ledger.held.append(number)
-            task = asyncio.create_task(ledger.ask(number, start_ns + offset_ns))
-            tasks.add(task)
-            task.add_done_callback(over)
-            await asyncio.sleep(0)  # it is sent now, and answers are read between sends
-        await asyncio.gather(*tasks)
+        with closing(Pacer()) as pacer:
+            for number, offset_ns in order.dues:
+                await pacer.until(start_ns + offset_ns)
+                full = room.locked()
+                await room.acquire()
+                free_ns = perf_counter_ns() if full else free_ns
+                if start_ns + offset_ns < free_ns:  # it, or one before it, waited for room
+                    ledger.held.append(number)
+                task = asyncio.create_task(ledger.ask(number, start_ns + offset_ns))
+                tasks.add(task)
+                task.add_done_callback(over)
+                await asyncio.sleep(0)  # it is sent now, and answers are read between sends
+            await asyncio.gather(*tasks)
     finally:
-        pacer.close()
         for task in tasks:
             task.cancel()
 
@@ -196,17 +190,14 @@ async def _report(ledger: Ledger, total: int | None, watch: Watch) -> None:
 
 async def _probe(start_ns: int, lags: list[int]) -> None:
     """Note how late the loop comes back from a sleep, fifty times a second."""
-    pacer = Pacer()
     due = max(start_ns, perf_counter_ns())
-    try:
+    with closing(Pacer()) as pacer:
         while True:
             due += _PROBE_EVERY_NS
             await pacer.until(due)
             now = perf_counter_ns()
             lags.append(now - due)
             due = max(due, now)  # what a stall has made late counts once
-    finally:
-        pacer.close()
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from client.load import Concurrency, Extent, Load, Rate
 _ENDLESS = sys.maxsize  # as many as a range can have
 _MANY = 2**40  # more than anybody asks for, less than a share of endless
 _NS = 10**9
-_SHAPES = {"poisson": 1.0}  # a gamma distribution of shape 1 is the exponential
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def arrivals(load: Rate, n: int) -> npt.NDArray[np.int64]:
     if load.arrival == "constant":
         counts = np.arange(n, dtype=np.float64)
     else:
-        shape = _SHAPES.get(load.arrival, load.burstiness)
+        shape = load.burstiness  # 1 but for gamma: that is the exponential distribution, poisson's
         gaps = np.random.default_rng(load.seed).standard_gamma(shape, n) / shape
         counts = np.cumsum(gaps)
     # in a ramp the rate at t is per_s · t / ramp_s, so half as many come as in that time later

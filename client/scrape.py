@@ -8,13 +8,15 @@ export is simply absent. Knows Triton's names (docs.nvidia.com/deeplearning/trit
 from __future__ import annotations
 
 import re
-import threading
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
+from contextlib import suppress
+from math import isfinite
 from typing import Any, Final, TypeAlias
 from urllib.error import URLError
 
+from client.background import Background
 from client.errors import UserError
 from client.transports import Endpoint
 
@@ -26,6 +28,7 @@ _SAMPLE: Final = re.compile(
     re.ASCII,
 )
 _LABEL: Final = re.compile(r"([A-Za-z_]\w*)\s*=\s*\"((?:[^\"\\]|\\.)*)\"", re.ASCII)
+_ESCAPED: Final = re.compile(r"\\(.)")
 _ESCAPES: Final = {"n": "\n", '"': '"', "\\": "\\"}
 _PATIENCE_S: Final = 2.0
 _DEFAULT_PORT: Final = 8002
@@ -43,30 +46,22 @@ _SHOWN: Final[tuple[tuple[str, dict[str, str], str, Callable[[float], str]], ...
 )
 
 
-class Scraper:
+class Scraper(Background):
     """Fetches ``url`` at the start, every ``every_s`` seconds and at the end of its block."""
 
     def __init__(self, url: str, every_s: float = 1.0) -> None:
+        super().__init__(every_s)
         self._url = url
-        self._every_s = every_s
         self._pages: list[bytes] = []
         self._missed = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._fetch_on, name="scrape", daemon=True)
 
-    def __enter__(self) -> Scraper:
-        self._fetch()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
+    def act(self) -> None:
+        """Fetch the page."""
+        page = _get(self._url)
+        if page is None:
+            self._missed += 1
+        else:
+            self._pages.append(page)
 
     def summary(self) -> dict[str, Any]:
         """Sum up what was seen; nothing where the endpoint never answered."""
@@ -74,18 +69,6 @@ class Scraper:
             return {}
         seen = summarise([page.decode(errors="replace") for page in self._pages])
         return {"url": self._url, "scrapes": len(self._pages), "missed": self._missed, **seen}
-
-    def _fetch_on(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._fetch()
-        self._fetch()
-
-    def _fetch(self) -> None:
-        page = _get(self._url)
-        if page is None:
-            self._missed += 1
-        else:
-            self._pages.append(page)
 
 
 def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
@@ -113,8 +96,7 @@ def _get(url: str) -> bytes | None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=_PATIENCE_S) as answer:
-            page: bytes = answer.read()
-            return page
+            return bytes(answer.read())
     except (URLError, OSError, ValueError):
         return None
 
@@ -131,16 +113,13 @@ def parse_metrics(text: str) -> tuple[dict[Series, float], dict[str, str]]:
         if words[:2] == ["#", "TYPE"] and len(words) == 4:
             types[words[2]] = words[3]
         elif match := _SAMPLE.fullmatch(line):
-            labels = tuple((key, _plain(value)) for key, value in _LABEL.findall(match[2] or ""))
-            try:
+            labels = tuple(
+                (key, _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[0]), value))
+                for key, value in _LABEL.findall(match[2] or "")
+            )
+            with suppress(ValueError):
                 values[match[1], labels] = float(match[3])
-            except ValueError:
-                continue
     return values, types
-
-
-def _plain(value: str) -> str:
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), value)
 
 
 def summarise(pages: Sequence[str]) -> dict[str, Any]:
@@ -149,12 +128,12 @@ def summarise(pages: Sequence[str]) -> dict[str, Any]:
     Counters that stood still are left out. ``queue_ms_per_request`` is, per Triton model, the
     increase of its queue time over that of its requests.
     """
-    read = [parse_metrics(page) for page in pages]
-    types = {name: kind for _, known in read for name, kind in known.items()}
+    types: dict[str, str] = {}
     seen: dict[Series, list[float]] = {}
-    for values, _ in read:
+    for values, known in map(parse_metrics, pages):
+        types |= known
         for series, value in values.items():
-            if _KEPT.fullmatch(series[0]) and value == value and abs(value) != float("inf"):
+            if _KEPT.fullmatch(series[0]) and isfinite(value):
                 seen.setdefault(series, []).append(value)
     gauges = [
         {**_named(series), "avg": sum(v) / len(v), "min": min(v), "max": max(v)}
@@ -181,36 +160,31 @@ def _named(series: Series) -> dict[str, Any]:
 def _gpus(seen: Iterable[Series]) -> list[dict[str, str]]:
     """The GPUs that labels tell of: Triton gives their UUIDs, DCGM their names too."""
     gpus: dict[str, dict[str, str]] = {}
-    for _, pairs in seen:
-        labels = dict(pairs)
-        uuid = labels.get("gpu_uuid") or labels.get("UUID")
-        if uuid:
-            name = labels.get("modelName")
-            gpus.setdefault(uuid, {"uuid": uuid}).update({"name": name} if name else {})
+    for labels in (dict(pairs) for _, pairs in seen):
+        if uuid := labels.get("gpu_uuid") or labels.get("UUID"):
+            named = {"name": labels["modelName"]} if labels.get("modelName") else {}
+            gpus[uuid] = {"uuid": uuid, **gpus.get(uuid, {}), **named}
     return [gpus[uuid] for uuid in sorted(gpus)]
 
 
 def _queue_ms(increases: Mapping[Series, float]) -> dict[str, float]:
-    queued: dict[str, float] = {}
-    asked: dict[str, float] = {}
+    queued: dict[str, float] = defaultdict(float)
+    asked: dict[str, float] = defaultdict(float)
     for (name, pairs), value in increases.items():
         model = dict(pairs).get("model", "")
         if name == "nv_inference_queue_duration_us":
-            queued[model] = queued.get(model, 0.0) + value
+            queued[model] += value
         elif name in ("nv_inference_request_success", "nv_inference_request_failure"):
-            asked[model] = asked.get(model, 0.0) + value
-    return {model: us / 1000 / asked[model] for model, us in queued.items() if asked.get(model)}
+            asked[model] += value
+    return {model: us / 1000 / asked[model] for model, us in queued.items() if asked[model]}
 
 
 def headline(summary: Mapping[str, Any]) -> str | None:
     """One line for under the table; ``None`` where there is nothing to say."""
     parts = []
     for name, labels, statistic, text in _SHOWN:
-        values = [
-            gauge[statistic]
-            for gauge in summary.get("gauges", ())
-            if gauge["name"] == name and labels.items() <= gauge["labels"].items()
-        ]
+        gauges = (each for each in summary.get("gauges", ()) if each["name"] == name)
+        values = [each[statistic] for each in gauges if labels.items() <= each["labels"].items()]
         if values:
             parts.append(text(max(values)))
     for model, value in summary.get("queue_ms_per_request", {}).items():

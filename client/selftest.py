@@ -7,23 +7,18 @@ that a response costs bounds how many a core can take.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from client.background import child
 from client.errors import UserError
 from client.loop import run_loop
-
-if TYPE_CHECKING:
-    from client.runner import Job, Outcome
 
 _CLICK_PATH = click.Path(path_type=Path, dir_okay=False)
 _PACES = ((8, 64, 20_000), (32, 64, 20_000), (128, 64, 20_000))  # streams, messages, µs between
@@ -32,7 +27,7 @@ _FLOOD = (64, 1500, 0)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Write → stamp at one pace. Lags in ms over all responses; rate in responses/s."""
+    """Write → stamp at one pace. Errors in ms over all responses; rate in responses/s."""
 
     streams: int
     responses: int
@@ -43,51 +38,26 @@ class Timing:
     cpu_us_per_response: float
 
 
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """This machine as a client. ``responses_per_core_s`` = 1 / CPU seconds of a response."""
-
-    timings: tuple[Timing, ...]
-    flood: Timing
-    responses_per_core_s: float
-
-
-def run_selftest() -> SelfTest:
-    """Measure against a null server for some seconds, one after the other; blocks."""
-    with null_server() as url:
-        timings = tuple(_time(url, *pace) for pace in _PACES)
-        flood = _time(url, *_FLOOD)
-    return SelfTest(timings, flood, 1e6 / flood.cpu_us_per_response)
-
-
 @contextmanager
 def null_server() -> Iterator[str]:
     """Run a null server in a process of its own; gives its HOST:PORT."""
     from client.nullserver import serve
 
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield f"127.0.0.1:{ours.recv()}"
-    except EOFError as error:
-        raise UserError("the null server did not start", fix="see the message above") from error
-    finally:
-        ours.close()
-        process.join(5)
-        if process.is_alive():
-            process.kill()
+    with child(serve) as pipe:
+        try:
+            port = pipe.recv()
+        except EOFError as error:
+            raise UserError("the null server did not start", fix="see the message above") from error
+        yield f"127.0.0.1:{port}"
 
 
 def _time(url: str, streams: int, messages: int, gap_us: int) -> Timing:
     import numpy as np
 
     from client.health import judge
-    from client.load import ONCE, Concurrency
+    from client.load import ONCE, Concurrency, Options
     from client.nullserver import MODEL
-    from client.runner import Job
+    from client.runner import Job, carry_out
     from client.schedule import plan
     from client.transports import Endpoint
     from client.workload import Prompt
@@ -97,10 +67,9 @@ def _time(url: str, streams: int, messages: int, gap_us: int) -> Timing:
         endpoint=Endpoint(url, "grpc", MODEL),
         prompts=prompts,
         order=plan(Concurrency(streams), ONCE, streams),
-        timeout_s=60.0,
-        max_in_flight=streams,
+        options=Options(request_timeout_s=60.0),
     )
-    outcome = run_loop(_carry_out(job))
+    outcome = run_loop(carry_out(job))
     exchanges = outcome.exchanges.values()
     failed = next((seen.failure for seen in exchanges if seen.failure), None)
     if failed is not None:
@@ -120,17 +89,6 @@ def _time(url: str, streams: int, messages: int, gap_us: int) -> Timing:
     )
 
 
-async def _carry_out(job: Job) -> Outcome:
-    from time import perf_counter_ns
-
-    from client.runner import carry_out
-
-    async def begin() -> int:
-        return perf_counter_ns()
-
-    return await carry_out(job, begin, asyncio.get_running_loop().create_future())
-
-
 @click.command(name="selftest")
 @click.option("--json", "json_file", type=_CLICK_PATH, help="Write the figures there as well.")
 def selftest_command(json_file: Path | None) -> int:
@@ -138,21 +96,28 @@ def selftest_command(json_file: Path | None) -> int:
 
     The null server runs beside the client, so both share the cores; a busy machine looks worse.
     """
-    found = run_selftest()
+    with null_server() as url:
+        timings = [_time(url, *pace) for pace in _PACES]
+        flood = _time(url, *_FLOOD)
+    limit = 1e6 / flood.cpu_us_per_response
     click.echo("Timing error, from the server's write to our stamp:")
-    for timing in found.timings:
+    for timing in timings:
         click.echo(
             f"  {timing.streams:4} streams, {timing.responses_per_s:7,.0f} responses/s: "
             f"p50 {timing.error_p50_ms:.3f} ms, p99 {timing.error_p99_ms:.3f} ms; "
             f"{timing.cpu_us_per_response:.1f} µs of CPU each"
         )
     click.echo(
-        f"Response rate limit: {found.responses_per_core_s:,.0f}/s a core, where reads are full "
-        f"({found.flood.cpu_us_per_response:.1f} µs of CPU each at "
-        f"{found.flood.responses_per_s:,.0f}/s)"
+        f"Response rate limit: {limit:,.0f}/s a core, where reads are full "
+        f"({flood.cpu_us_per_response:.1f} µs of CPU each at {flood.responses_per_s:,.0f}/s)"
     )
     if json_file is not None:
-        document = {**asdict(found), "python": platform.python_version()}
+        document = {
+            "timings": [asdict(timing) for timing in timings],
+            "flood": asdict(flood),
+            "responses_per_core_s": limit,
+            "python": platform.python_version(),
+        }
         try:
             json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         except OSError as error:

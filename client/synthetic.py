@@ -1,12 +1,15 @@
 """Prompts made up: lengths and a tokenizer in, texts of exactly so many tokens out.
 
-Texts are drawn from the tokenizer's own vocabulary, so that any model can read them, and counted
-back until the length is exact. They mean nothing, so answers need a fixed length.
+Lengths are as people write them (``128`` or ``128±16``). Texts are drawn from the tokenizer's own
+vocabulary, so that any model can read them, and counted back until the length is exact. They mean
+nothing, so answers need a fixed length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,45 +17,58 @@ import numpy as np
 from client.errors import UserError
 from client.tokens import Tokenizer
 
-BLOCK: Final = 512  # tokens that one of mooncake's hash_ids stands for
+_WRITTEN: Final = re.compile(r"([0-9]{1,9})(?:(?:±|\+-|\+/-)([0-9]{1,9}))?")
 _TRIED: Final = 8192  # vocabulary entries looked at
 _WORDS_KEPT: Final = 1024
 _ENOUGH: Final = 8
 _ROUNDS: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Normally distributed whole numbers, never below 1; ``spread`` is the standard deviation."""
+
+    mean: int
+    spread: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.mean}±{self.spread}" if self.spread else str(self.mean)
+
+    def draw(self, n: int, random: np.random.Generator, least: int = 1) -> list[int]:
+        """Draw ``n`` lengths, none below ``least``."""
+        drawn = np.rint(random.normal(self.mean, self.spread, n))
+        return [int(each) for each in np.maximum(drawn, least)]
+
+
+def parse_lengths(text: str, flag: str) -> Lengths:
+    """Read ``N``, ``N±S`` or ``N+-S``; raises ``UserError`` naming ``flag``."""
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None or int(match[1]) < 1:
+        raise UserError(
+            f"{text!r} is no length", where=flag, fix="write tokens like 128, or 128±16 (128+-16)"
+        )
+    return Lengths(int(match[1]), int(match[2] or 0))
+
+
 def make_texts(
-    tokenizer: Tokenizer, lengths: Sequence[int], shared_prefix: int, random: np.random.Generator
-) -> list[str]:
-    """Make one text per length; the first ``shared_prefix`` tokens are the same in all.
-
-    Lengths count what the tokenizer puts around a prompt (BOS, …), as a server would, and are
-    above ``shared_prefix``.
-    Raises ``UserError`` when a length can't be had with this tokenizer.
-    """
-    words = _words(tokenizer, random)
-    head = _exactly(shared_prefix, tokenizer, "", words, random) if shared_prefix else ""
-    return [_exactly(length, tokenizer, head, words, random) for length in lengths]
-
-
-def make_texts_of_blocks(
     tokenizer: Tokenizer,
-    wanted: Sequence[tuple[int, Sequence[int]]],
+    wanted: Iterable[tuple[int, Sequence[tuple[int, int]]]],
     random: np.random.Generator,
 ) -> list[str]:
-    """Make a text per (length, numbers of its blocks): lines share the blocks they both begin with.
+    """Make a text per (length, blocks it begins with), each block being (number, tokens).
 
-    A block has ``BLOCK`` tokens; what is left of the length is the text's own.
+    Texts share the blocks with the same number; what is left of the length, which is above them,
+    is their own. Lengths count what the tokenizer puts around a prompt (BOS, …), as a server would.
+    Raises ``UserError`` when a length can't be had with this tokenizer.
     """
     words = _words(tokenizer, random)
     known: dict[int, str] = {}
     texts = []
     for length, blocks in wanted:
-        whole = blocks[: (length - 1) // BLOCK]
-        for block in whole:
-            if block not in known:
-                known[block] = _exactly(BLOCK, tokenizer, "", words, random)
-        head = "".join(known[block] for block in whole)
+        for number, tokens in blocks:
+            if number not in known:
+                known[number] = _exactly(tokens, tokenizer, "", words, random)
+        head = "".join(known[number] for number, _ in blocks)
         texts.append(_exactly(length, tokenizer, head, words, random))
     return texts
 
@@ -67,10 +83,8 @@ def _words(tokenizer: Tokenizer, random: np.random.Generator) -> list[str]:
     for words in ([f" {text}" for text in some], some):
         thrice = tokenizer.count([word * 3 for word in words], special=False)
         twice = tokenizer.count([word * 2 for word in words], special=False)
-        single = [
-            word for word, two, three in zip(words, twice, thrice, strict=True) if three == two + 1
-        ]
-        best = max(best, single, key=len)
+        counted = zip(words, twice, thrice, strict=True)
+        best = max(best, [word for word, two, three in counted if three == two + 1], key=len)
         if len(best) >= _ENOUGH:
             break
     if not best:

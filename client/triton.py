@@ -23,8 +23,8 @@ _SAMPLING: Final = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "stop_words", "bad_words"),
 )
 # Input tensors of all releases (inflight_batcher_llm ensemble 0.11 … 1.2; sampling_param_*: the
-# llmapi model) and the parameter that fills them …
-_PARAMETERS: Final[dict[str, str]] = {
+# llmapi model) and the parameter that fills them, or …
+_PARAMETERS: Final = {
     "text_input": "text",
     **{name: name for name in _SAMPLING},
     **{f"sampling_param_{name}": name for name in _SAMPLING},
@@ -32,30 +32,19 @@ _PARAMETERS: Final[dict[str, str]] = {
     "random_seed": "seed",
     "sampling_param_stop": "stop_words",
 }
-# … or the value that they always get.
-_ALWAYS: Final[dict[str, bool]] = {
-    "stream": True,
-    "streaming": True,
-    "exclude_input_in_output": True,
-    "sampling_param_exclude_input_from_output": True,
-    "return_num_input_tokens": True,
-    "return_num_output_tokens": True,
-    "return_perf_metrics": True,
-    "sampling_param_return_perf_metrics": True,
-}
+# … True, which they always get.
+_PERF_METRICS: Final = ("return_perf_metrics", "sampling_param_return_perf_metrics")
+_ALWAYS: Final = (
+    *("exclude_input_in_output", "sampling_param_exclude_input_from_output"),
+    *("return_num_output_tokens", *_PERF_METRICS),
+)
 _COUNTS: Final = ("num_output_tokens", "sequence_length")  # of a response's new tokens, best first
-# Outputs that are read as facts, and the inputs one of which must be there to turn them on:
-# asked for without it, a server of some releases never answers.
-_FACTS: Final[dict[str, tuple[str, ...]]] = {
-    "num_input_tokens": ("return_num_input_tokens",),
-    **dict.fromkeys(
-        (
-            *("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns"),
-            "kv_cache_reused_blocks",
-        ),
-        ("return_perf_metrics", "sampling_param_return_perf_metrics"),
-    ),
-}
+# Outputs that are read as facts where an input turns them on: asked for without it, a server of
+# some releases never answers.
+_FACTS: Final = (
+    *("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns"),
+    "kv_cache_reused_blocks",
+)
 _FORMATS: Final = {
     **{"BOOL": "?", "INT32": "i", "INT64": "q", "UINT32": "I", "UINT64": "Q"},
     **{"FP16": "e", "FP32": "f", "FP64": "d"},
@@ -127,9 +116,8 @@ class TritonModel:
             elements = value if isinstance(value, list | tuple) else [value]
             shape = [1] * (tensor.rank - 1) + [len(elements)] if tensor.rank else []
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
-            request.raw_input_contents.append(
-                b"".join(encode_element(each, tensor) for each in elements)
-            )
+            raw = b"".join(_encoded(each, tensor) for each in elements)
+            request.raw_input_contents.append(raw)
         for name in self.outputs:
             request.outputs.add(name=name)
         data: bytes = request.SerializeToString()
@@ -167,7 +155,7 @@ class TritonModel:
             elif tensor.name in self.facts and raw:
                 facts[tensor.name] = int(_numbers(tensor.datatype, raw)[0])
         final = answer.parameters["triton_final_response"].bool_param
-        return Chunk(text, ids if tokens is None else tokens, ids, final, facts=facts)
+        return Chunk(text, ids if tokens is None else tokens, final, facts=facts)
 
 
 def model_from_config(config: Any, defaults: Mapping[str, Any] | None = None) -> TritonModel:
@@ -181,16 +169,15 @@ def model_from_config(config: Any, defaults: Mapping[str, Any] | None = None) ->
     """
     declared = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
-    for name, has, what in (
-        ("text_input", declared, "input"),
-        ("text_output", outputs, "output"),
-    ):
+    for name, has, what in (("text_input", declared, "input"), ("text_output", outputs, "output")):
         if name not in has:
             raise UserError(
                 f"model {config.name!r} has no {what} {name} (it has: {', '.join(has) or 'none'})",
                 fix="measure the model that takes and gives text, as a rule the ensemble",
             )
-    fills: dict[str, str | bool] = {**_PARAMETERS, **_ALWAYS}
+    decoupled = config.model_transaction_policy.decoupled
+    always = dict.fromkeys(_ALWAYS, True) | {"stream": decoupled, "streaming": decoupled}
+    fills: dict[str, str | bool] = {**_PARAMETERS, **always}
     unknown = [name for name, it in declared.items() if not it.optional and name not in fills]
     if unknown:
         raise UserError(
@@ -198,39 +185,30 @@ def model_from_config(config: Any, defaults: Mapping[str, Any] | None = None) ->
             "which llm_perf can't fill",
             fix="make it optional in the model's config.pbtxt",
         )
-    decoupled = config.model_transaction_policy.decoupled
-    fills["stream"] = fills["streaming"] = decoupled
+    batch = int(config.max_batch_size > 0)
+    inputs = [
+        Tensor(name, _datatype(it), batch + len(it.dims), fills[name], it.optional)
+        for name, it in declared.items()
+        if name in fills
+    ]
+    timed = any(name in declared for name in _PERF_METRICS)
     return TritonModel(
         name=config.name,
-        inputs=tuple(
-            Tensor(
-                name,
-                _datatype(tensor.data_type),
-                (config.max_batch_size > 0) + len(tensor.dims),
-                fills[name],
-                tensor.optional,
-            )
-            for name, tensor in declared.items()
-            if name in fills
-        ),
+        inputs=tuple(inputs),
         decoupled=decoupled,
         count_output=next((name for name in _COUNTS if name in outputs), None),
         ids_output="output_ids" in outputs,
-        facts=tuple(
-            name
-            for name, on in _FACTS.items()
-            if name in outputs and any(i in declared for i in on)
-        ),
+        facts=tuple(name for name in _FACTS if timed and name in outputs),
         defaults=defaults or {},
     )
 
 
-def _datatype(data_type: int) -> str:
-    name: str = model_config_pb2.DataType.Name(data_type).removeprefix("TYPE_")
+def _datatype(tensor: Any) -> str:
+    name: str = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
     return "BYTES" if name == "STRING" else name
 
 
-def encode_element(value: str | float, tensor: Tensor) -> bytes:
+def _encoded(value: str | float, tensor: Tensor) -> bytes:
     """One element of an input; raises ``UserError`` for a value that its type can't hold."""
     try:
         if tensor.datatype == "BYTES":

@@ -1,7 +1,8 @@
-"""One run over several processes of this machine: a job in, the outcomes of its shares out.
+"""One run over several workers: a job in, the outcomes of its shares out.
 
-Each worker has its own event loop and every so-manieth request. All start at one time of the
-monotonic clock, which they share, so their stamps need no conversion.
+Each worker has its own event loop and every so-manieth request. Here are those that are processes
+of this machine: all start at one time of the monotonic clock, which they share, so their stamps
+need no conversion. ``client.ray_workers`` has those of other machines.
 """
 
 from __future__ import annotations
@@ -9,25 +10,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from time import perf_counter_ns
-from typing import Any
 
+from client.background import child
 from client.errors import UserError
 from client.load import Concurrency, Load, Rate
 from client.loop import run_loop
-from client.progress import Progress, Watch, add_up
+from client.progress import Progress, add_up
 from client.runner import Job, Outcome, carry_out
 from client.schedule import share
 from client.workload import Prompt
 
-START_AFTER_NS = 50_000_000  # so that the word has come to all before the time has
 RESPONSES_PER_WORKER = 15_000  # a second: a core half used, so that queues stay short
 _STREAM_SPEED = 50  # responses/s: a stream at the 20 ms a token that people call fast
+_START_AFTER_NS = 50_000_000
 
 
 def workers_for(load: Load, prompts: Sequence[Prompt]) -> int:
@@ -36,12 +37,11 @@ def workers_for(load: Load, prompts: Sequence[Prompt]) -> int:
     A rate is expected to bring each prompt's ``max_tokens`` in responses, a closed loop 50 a second
     for each stream. A trace gets one.
     """
+    expected = 0.0
     if isinstance(load, Concurrency):
         expected = float(load.n * _STREAM_SPEED)
     elif isinstance(load, Rate):
         expected = load.per_s * sum(prompt.max_tokens for prompt in prompts) / len(prompts)
-    else:
-        expected = 0.0
     cpus = len(os.sched_getaffinity(0))
     return max(1, min(cpus, int(min(expected, 1e9) / RESPONSES_PER_WORKER)))
 
@@ -49,64 +49,49 @@ def workers_for(load: Load, prompts: Sequence[Prompt]) -> int:
 def shares(job: Job, workers: int) -> list[Job]:
     """Split a job, at most into as many as it has streams."""
     count = max(1, min(workers, job.order.streams))
+    options = replace(
+        job.options,
+        max_in_flight=-(-job.options.max_in_flight // count),
+        stop_after_failures=None,  # who hears of all failures decides
+        watch=None,
+    )
     return [
-        replace(
-            job,
-            order=share(job.order, worker, count),
-            max_in_flight=-(-job.max_in_flight // count),
-            stop_after_failures=None,  # who hears of all failures decides
-        )
+        replace(job, order=share(job.order, worker, count), options=options)
         for worker in range(count)
     ]
 
 
-def run_workers(job: Job, workers: int, watch: Watch | None, interruptible: bool) -> list[Outcome]:
-    """Do a job with several processes.
+class Foreman:
+    """Starts the workers at the other ends of pipes together, hears and stops them.
 
-    A worker that dies ends the run; what the others finished is kept. Raises what a worker raised.
+    A worker says that it is ready, its ``Progress``, and in the end its ``Outcome`` or the error
+    that kept it; it is told the start (``perf_counter_ns``), ``start_after_ns`` later so that the
+    word has come to all, and why to stop. One whose pipe closes stops too.
     """
-    context = get_context("spawn")
-    team: list[tuple[Any, Connection]] = []
-    try:
-        for part in shares(job, workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(part, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            team.append((process, ours))
-        return _Foreman(job, [pipe for _, pipe in team], watch, interruptible).see_through()
-    finally:
-        for process, pipe in team:
-            pipe.close()  # a worker whose pipe closes stops
-            process.join(5)
-            if process.is_alive():
-                process.kill()
 
-
-class _Foreman:
-    """Starts the workers together, hears their progress and tells them when to stop."""
-
-    def __init__(
-        self, job: Job, pipes: Sequence[Connection], watch: Watch | None, interruptible: bool
-    ) -> None:
-        self._job = job
+    def __init__(self, pipes: Sequence[Connection], job: Job, start_after_ns: int) -> None:
         self._open = list(pipes)
-        self._watch = watch
-        self._interruptible = interruptible
-        self._glimpses: dict[Connection, Progress] = {}
+        self._options = job.options
+        self._total = job.order.total
+        self._start_after_ns = start_after_ns
         self._ready = 0
+        self._glimpses: dict[Connection, Progress] = {}
         self._outcomes: list[Outcome] = []
         self._stopped: str | None = None
 
     def see_through(self) -> list[Outcome]:
-        """Serve the pipes until every worker has handed in its outcome."""
+        """Listen until every worker has handed in its outcome.
+
+        A worker that dies ends the run; what the others finished is kept. Raises what a worker
+        raised, and ``UserError`` when all died.
+        """
         while self._open:
             try:
                 for pipe in wait(self._open):
                     assert isinstance(pipe, Connection)
                     self._hear(pipe)
             except KeyboardInterrupt:
-                if not self._interruptible or self._stopped:
+                if not self._options.interruptible or self._stopped:
                     raise
                 self._stop("interrupted")
         if not self._outcomes:
@@ -120,24 +105,24 @@ class _Foreman:
             self._open.remove(pipe)
             self._stop("a worker died; what it had in memory is lost")
             return
+        if isinstance(said, BaseException):
+            raise said
         if isinstance(said, Progress):
             self._glimpses[pipe] = said
             self._look()
         elif isinstance(said, Outcome):
             self._open.remove(pipe)
             self._outcomes.append(said)
-        elif isinstance(said, BaseException):
-            raise said
         else:
             self._ready += 1
             if self._ready == len(self._open):
-                self._tell(perf_counter_ns() + START_AFTER_NS)
+                self._tell(perf_counter_ns() + self._start_after_ns)
 
     def _look(self) -> None:
-        seen = add_up(list(self._glimpses.values()), self._job.order.total)
-        if self._watch:
-            self._watch(seen)
-        limit = self._job.stop_after_failures
+        seen = add_up(list(self._glimpses.values()), self._total)
+        if self._options.watch:
+            self._options.watch(seen)
+        limit = self._options.stop_after_failures
         if limit is not None and seen.broken >= limit:
             self._stop(f"{seen.broken} requests failed")
 
@@ -148,19 +133,34 @@ class _Foreman:
 
     def _tell(self, word: int | str) -> None:
         for pipe in self._open:
-            with suppress(BrokenPipeError):  # its end is heard of next
-                pipe.send(word)
+            say(pipe, word)
 
 
-def _work(job: Job, pipe: Connection) -> None:
-    """Be a worker process: ready, the start, glimpses, the outcome."""
+def say(pipe: Connection, what: object) -> None:
+    """Send what may not be waited for any more; a closed end is heard of next."""
+    with suppress(BrokenPipeError):
+        pipe.send(what)
+
+
+def run_workers(job: Job, workers: int) -> list[Outcome]:
+    """Do a job with several processes; raises as ``Foreman.see_through``."""
+    with ExitStack() as stack:
+        pipes = [stack.enter_context(child(_be_process, part)) for part in shares(job, workers)]
+        return Foreman(pipes, job, _START_AFTER_NS).see_through()
+
+
+def _be_process(job: Job, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the foreman's to hear
+    work(job, pipe)
+
+
+def work(job: Job, pipe: Connection) -> None:
+    """Be a worker on this thread: ready, the start, glimpses, the outcome, all over ``pipe``."""
     try:
         said: object = run_loop(_carry_out(job, pipe))
     except Exception as error:
         said = error
-    with suppress(BrokenPipeError):  # nobody may wait for it any more
-        pipe.send(said)
+    say(pipe, said)
 
 
 async def _carry_out(job: Job, pipe: Connection) -> Outcome:
@@ -184,16 +184,9 @@ async def _carry_out(job: Job, pipe: Connection) -> Outcome:
         await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
         return start.result() if start.done() else perf_counter_ns()
 
+    watched = replace(job, options=replace(job.options, watch=partial(say, pipe)))
     loop.add_reader(pipe.fileno(), hear)
     try:
-        return await carry_out(job, begin, stop, _sender(pipe))
+        return await carry_out(watched, stop, begin)
     finally:
         loop.remove_reader(pipe.fileno())
-
-
-def _sender(pipe: Connection) -> Callable[[Progress], None]:
-    def send(seen: Progress) -> None:
-        with suppress(BrokenPipeError):
-            pipe.send(seen)
-
-    return send

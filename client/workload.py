@@ -17,11 +17,11 @@ import numpy as np
 
 from client.datasets import Line, read_lines
 from client.errors import UserError
-from client.lengths import Lengths
-from client.synthetic import make_texts, make_texts_of_blocks
+from client.synthetic import Lengths, make_texts
 from client.tokens import Tokenizer, load_tokenizer
 
 DEFAULT_MAX_TOKENS = 512
+_BLOCK = 512  # tokens that one of mooncake's hash_ids stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,9 @@ def synthetic_workload(
     random = np.random.default_rng(seed)
     wanted = isl.draw(n, random, least=shared_prefix_tokens + 1)
     lengths = osl.draw(n, random)
-    lines = [Line(text) for text in make_texts(tokenizer, wanted, shared_prefix_tokens, random)]
+    prefix = [(0, shared_prefix_tokens)] if shared_prefix_tokens else []
+    texts = make_texts(tokenizer, [(length, prefix) for length in wanted], random)
+    lines = [Line(text) for text in texts]
     prompts = _prompts(lines, tokenizer, None, lengths, sampling or {})
     shared = f", shared prefix {shared_prefix_tokens}" if shared_prefix_tokens else ""
     source = f"synthetic: ISL {isl}, OSL {osl}{shared}"
@@ -174,8 +176,12 @@ def _with_texts(
     lines: Sequence[Line], tokenizer: Tokenizer, random: np.random.Generator
 ) -> list[Line]:
     """Make up the texts of lines that only say how long they are."""
-    wanted = [(line.input_tokens, line.blocks) for line in lines if line.input_tokens]
-    texts = iter(make_texts_of_blocks(tokenizer, wanted, random))
+    wanted = [
+        (n, [(block, _BLOCK) for block in line.blocks[: (n - 1) // _BLOCK]])
+        for line in lines
+        if (n := line.input_tokens)
+    ]
+    texts = iter(make_texts(tokenizer, wanted, random))
     return [line if line.text else replace(line, text=next(texts)) for line in lines]
 
 

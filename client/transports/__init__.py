@@ -23,18 +23,13 @@ from client.workload import Prompt
 _MODULES: Final[dict[str, dict[str, str]]] = {
     "grpc": {
         "grpc": "client.transports.grpc_h2",
-        "tritonclient": "client.transports.stock",
-        "grpc.aio": "client.transports.grpc_aio",
+        "tritonclient": "client.transports.libraries",
+        "grpc.aio": "client.transports.libraries",
     },
     "http": {"http": "client.transports.triton_http"},
-    "openai": {
-        "completions": "client.transports.openai_http",
-        "chat": "client.transports.openai_http",
-    },
+    "openai": dict.fromkeys(("completions", "chat"), "client.transports.openai"),
 }
 Headers = tuple[tuple[str, str], ...]
-PROTOCOLS = tuple(_MODULES)
-TRANSPORTS = {protocol: tuple(modules) for protocol, modules in _MODULES.items()}
 _PLACE = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _BASE = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 
@@ -66,16 +61,17 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         """Check the place, the protocol and the transport; raises ``UserError``."""
-        if self.protocol not in PROTOCOLS:
-            known = ", ".join(PROTOCOLS)
+        if self.protocol not in _MODULES:
+            known = ", ".join(_MODULES)
             raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
-        if not _is_place(self.url) and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):
+        place = _PLACE.fullmatch(self.url)
+        right = place is not None and 0 < int(place["port"]) < 65536
+        if not right and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):
             raise UserError(f"{self.url!r} is no HOST:PORT", fix="write it like localhost:8001")
-        if self.transport is not None and self.transport not in TRANSPORTS[self.protocol]:
-            known = ", ".join(TRANSPORTS[self.protocol])
+        if self.transport is not None and self.transport not in _MODULES[self.protocol]:
             raise UserError(
                 f"unknown transport {self.transport!r} for {self.protocol}",
-                fix=f"use one of: {known}",
+                fix=f"use one of: {', '.join(_MODULES[self.protocol])}",
             )
         if self.tls is not None and self.transport == "grpc":
             raise UserError("the transport grpc is plaintext", fix="use --transport tritonclient")
@@ -85,7 +81,7 @@ class Endpoint:
         """The transport in use: the one asked for, else the protocol's default."""
         if self.transport is None and self.protocol == "grpc" and self.tls is not None:
             return "tritonclient"
-        return self.transport or TRANSPORTS[self.protocol][0]
+        return self.transport or next(iter(_MODULES[self.protocol]))
 
     @property
     def base(self) -> str:
@@ -107,11 +103,6 @@ def extra_headers(endpoint: Endpoint) -> Headers:
     if not key:
         raise UserError(f"the environment variable {endpoint.api_key_env} is not set")
     return (*headers, ("authorization", f"Bearer {key}"))
-
-
-def _is_place(url: str) -> bool:
-    place = _PLACE.fullmatch(url)
-    return place is not None and 0 < int(place["port"]) < 65536
 
 
 class Dialect(Protocol):
@@ -144,6 +135,20 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Hang up."""
         ...
+
+
+def no_model(endpoint: Endpoint, known: Mapping[str, object]) -> UserError:
+    """The error for a model that isn't served; ``known`` are names, and why one is not ready."""
+    where = endpoint.url if endpoint.protocol == "grpc" else endpoint.base
+    if endpoint.model in known:
+        return UserError(
+            f"model {endpoint.model!r} at {where} is not ready: {known[endpoint.model]}",
+            fix="wait until it is loaded, or see the server's log",
+        )
+    return UserError(
+        f"the server at {where} has no model {endpoint.model!r}",
+        fix=f"it has: {', '.join(sorted(known)) or 'none'}; choose one with -m",
+    )
 
 
 async def connect(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter_ns
 from urllib.parse import unquote
 
@@ -42,18 +43,12 @@ class GrpcTransport:
         self._turn = 0
         self._opening = [asyncio.Lock() for _ in connections]
         self._sends = _Sends()
-        self._block = encode_fields(
-            (
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", SERVICE + "ModelStreamInfer"),
-                (":authority", url),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-                ("user-agent", "llm_perf"),
-                *headers,
-            )
-        )
+        fields = {
+            **{":method": "POST", ":scheme": "http", ":path": SERVICE + "ModelStreamInfer"},
+            **{":authority": url, "te": "trailers"},
+            **{"content-type": "application/grpc", "user-agent": "llm_perf"},
+        }
+        self._block = encode_fields((*fields.items(), *headers))
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
@@ -67,7 +62,7 @@ class GrpcTransport:
             connection = await self._connection(timeout_s)
             if not call.done.done():
                 seen.sent_ns = perf_counter_ns()
-                call.cancel = connection.cancel, connection.send(self._block, body, call)
+                call.cancel = partial(connection.cancel, connection.send(self._block, body, call))
             await call.done
         except (OSError, asyncio.TimeoutError) as error:
             if not call.done.done():
@@ -145,7 +140,7 @@ class _Call:
 
     def __init__(self, seen: Exchange, done: asyncio.Future[None]) -> None:
         self.done = done
-        self.cancel: tuple[Callable[[int], None], int] | None = None
+        self.cancel: Callable[[], None] | None = None
         self._seen = seen
         self._note = seen.messages.append
         self._rest = b""
@@ -206,8 +201,7 @@ class _Call:
     def hang_up(self) -> None:
         """Reset the stream if it is still open."""
         if self.cancel is not None:
-            reset, number = self.cancel
-            reset(number)
+            self.cancel()
 
 
 async def _open(url: str) -> Connection:

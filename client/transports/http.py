@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Any, TypeAlias
 
 import aiohttp
 
 from client.errors import UserError
-from client.openai import error_text
 from client.record import Exchange, Status
-from client.transports import Dialect, Endpoint, Tls, extra_headers
+from client.transports import Dialect, Endpoint, extra_headers
 
 Stamped: TypeAlias = list[tuple[int, bytes]]
 _PATIENCE = aiohttp.ClientTimeout(total=10)
@@ -49,8 +47,7 @@ class HttpTransport:
                 async for piece in answer.content.iter_any():
                     pieces.append((perf_counter_ns(), piece))
                 if answer.status != 200:
-                    text = _said(b"".join(piece for _, piece in pieces))
-                    seen.failure = Status.ERROR, f"HTTP {answer.status}: {text}"
+                    seen.failure = Status.ERROR, f"HTTP {answer.status}: {_said(_all(pieces))}"
                     pieces = []
         except asyncio.TimeoutError:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
@@ -60,7 +57,10 @@ class HttpTransport:
             seen.failure = Status.ERROR, f"connection lost: {error or type(error).__name__}"
         seen.end_ns = perf_counter_ns()
         whole = seen.failure is None
-        seen.messages = cut_events(pieces, whole) if sse else _joined(pieces) if whole else []
+        if sse:
+            seen.messages = cut_events(pieces, whole)
+        elif whole and pieces:
+            seen.messages = [(pieces[-1][0], _all(pieces))]
         if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
             seen.failure = Status.CUT, seen.failure[1]
 
@@ -86,11 +86,19 @@ def _end_with_connection(answer: aiohttp.ClientResponse) -> None:
 
 def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     """A session with the endpoint's headers and TLS; raises ``UserError``."""
-    tls = _context(endpoint.tls) if endpoint.tls else True
-    headers = {"content-type": "application/json", **dict(extra_headers(endpoint))}
+    tls: ssl.SSLContext | bool = True
+    if endpoint.tls is not None:
+        try:
+            tls = ssl.create_default_context(cafile=endpoint.tls.ca)
+            if endpoint.tls.cert is not None:
+                tls.load_cert_chain(endpoint.tls.cert, endpoint.tls.key)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(
+                f"a TLS file can't be read: {error}", fix="give PEM files with --ssl-*"
+            ) from error
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=tls),
-        headers=headers,
+        headers={"content-type": "application/json", **dict(extra_headers(endpoint))},
         read_bufsize=_BUFFER,
         auto_decompress=False,
         skip_auto_headers=("accept-encoding",),
@@ -127,35 +135,41 @@ async def warm(session: aiohttp.ClientSession, endpoint: Endpoint, path: str, st
     await asyncio.gather(*asked, return_exceptions=True)
 
 
-def cut_events(pieces: Iterable[tuple[int, bytes]], whole: bool) -> Stamped:
+def cut_events(pieces: Stamped, whole: bool) -> Stamped:
     """The data of server-sent events (WHATWG HTML §9.2), each at the time of its last byte.
 
     The end of a ``whole`` stream ends its last event too.
     """
+    if whole and pieces:
+        pieces = [*pieces, (pieces[-1][0], b"\n\n")]
     events: Stamped = []
-    rest, data, last = b"", [], 0
+    rest, data = b"", []
     for at, piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
-        for line in map(_bare, lines):
+        for line in lines:
+            line = line.removesuffix(b"\r")
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif not line and data:
                 events.append((at, b"\n".join(data)))
                 data = []
-        last = at
-    if whole and rest.startswith(b"data:"):
-        data.append(_bare(rest)[5:].removeprefix(b" "))
-    if whole and data:
-        events.append((last, b"\n".join(data)))
     return events
 
 
-def _bare(line: bytes) -> bytes:
-    return line.removesuffix(b"\r")
+def _all(pieces: Stamped) -> bytes:
+    return b"".join(piece for _, piece in pieces)
 
 
-def _joined(pieces: Stamped) -> Stamped:
-    return [(pieces[-1][0], b"".join(piece for _, piece in pieces))] if pieces else []
+def error_text(answer: Any) -> str | None:
+    """What a JSON answer says is wrong, if it does: OpenAI's shape, vLLM's, or Triton's."""
+    if not isinstance(answer, dict):
+        return None
+    error = answer.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    elif answer.get("object") == "error":
+        error = answer.get("message", answer)
+    return None if error is None else str(error)
 
 
 def _said(body: bytes) -> str:
@@ -165,15 +179,3 @@ def _said(body: bytes) -> str:
     except ValueError:
         text = None
     return text or body.decode(errors="replace")[:_TEXT_SHOWN] or "no text"
-
-
-def _context(tls: Tls) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        if tls.cert is not None:
-            context.load_cert_chain(tls.cert, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"a TLS file can't be read: {error}", fix="give PEM files with --ssl-*"
-        ) from error
-    return context

@@ -60,7 +60,6 @@ class Connection(asyncio.Protocol):
             h2.CONTINUATION: self._on_headers,
             h2.RST_STREAM: self._on_reset,
             h2.SETTINGS: self._on_settings,
-            h2.PUSH_PROMISE: self._on_push,
             h2.PING: self._on_ping,
             h2.GOAWAY: self._on_goaway,
             h2.WINDOW_UPDATE: self._on_window,
@@ -161,6 +160,8 @@ class Connection(asyncio.Protocol):
         try:
             if self._reader.unfinished and kind != h2.CONTINUATION:
                 raise ValueError("a header block that is not continued")
+            if kind == h2.PUSH_PROMISE:
+                raise ValueError("PUSH_PROMISE, which our settings forbid")
             if (handle := self._handlers.get(kind)) is not None:  # §5.5: others are ignored
                 handle(at, kind, flags, number, payload)
         except h2.UNREADABLE as error:
@@ -219,9 +220,6 @@ class Connection(asyncio.Protocol):
         self._wake()
         if not self._streams:
             self.close()
-
-    def _on_push(self, _at: int, _kind: int, _flags: int, _number: int, _payload: bytes) -> None:
-        raise ValueError("PUSH_PROMISE, which our settings forbid")
 
     # Ends.
 

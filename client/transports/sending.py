@@ -5,25 +5,16 @@ Most bodies fit into the windows and go out at once; the rest waits here for WIN
 
 from __future__ import annotations
 
-from client.transports.frames import (
-    DATA,
-    DEFAULT_FRAME,
-    DEFAULT_WINDOW,
-    END_STREAM,
-    INITIAL_WINDOW,
-    LARGEST,
-    MAX_FRAME,
-    frame,
-)
+from client.transports import frames as h2
 
 
 class Outbox:
     """What the server allows us to send, and what waits for it to allow more."""
 
     def __init__(self) -> None:
-        self._window = DEFAULT_WINDOW
-        self._initial = DEFAULT_WINDOW
-        self._frame_limit = DEFAULT_FRAME
+        self._window = h2.DEFAULT_WINDOW
+        self._initial = h2.DEFAULT_WINDOW
+        self._frame_limit = h2.DEFAULT_FRAME
         self._windows: dict[int, int] = {}  # of streams with a rest
         self._rests: dict[int, memoryview] = {}
 
@@ -32,7 +23,7 @@ class Outbox:
         size = len(body)
         if size <= min(self._frame_limit, self._window, self._initial):
             self._window -= size
-            return frame(DATA, END_STREAM, number, body)
+            return h2.frame(h2.DATA, h2.END_STREAM, number, body)
         self._windows[number] = self._initial
         self._rests[number] = memoryview(body)
         return self._take(number)
@@ -58,13 +49,13 @@ class Outbox:
 
         Raises ``ValueError`` for what the RFC doesn't allow: it could make us wait forever.
         """
-        if key == INITIAL_WINDOW:
-            if value > LARGEST:
+        if key == h2.INITIAL_WINDOW:
+            if value > h2.LARGEST:
                 raise ValueError("a window over the limit")
             change, self._initial = value - self._initial, value
             self._windows = {each: left + change for each, left in self._windows.items()}
-        elif key == MAX_FRAME:
-            if not DEFAULT_FRAME <= value < 2**24:
+        elif key == h2.MAX_FRAME:
+            if not h2.DEFAULT_FRAME <= value < 2**24:
                 raise ValueError("a frame size out of bounds")
             self._frame_limit = value
 
@@ -77,7 +68,7 @@ class Outbox:
             part, rest = rest[:room], rest[room:]
             self._window -= room
             self._windows[number] -= room
-            frames.append(frame(DATA, 0 if rest else END_STREAM, number, bytes(part)))
+            frames.append(h2.frame(h2.DATA, 0 if rest else h2.END_STREAM, number, bytes(part)))
         self._rests[number] = rest
         if not rest:
             self.forget(number)

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
 from client.errors import UserError
 from client.record import Exchange, Status
-from client.transports import Endpoint, Tls, extra_headers
+from client.transports import Endpoint, Tls, extra_headers, no_model
 from client.triton import TritonModel, model_from_config
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -35,35 +34,31 @@ async def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
     if endpoint.tls is None:
         channel = grpc.aio.insecure_channel(endpoint.url, options=CHANNEL_OPTIONS)
     else:
-        credentials = grpc.ssl_channel_credentials(*read_pem(endpoint.tls))
+        credentials = grpc.ssl_channel_credentials(*_read_pem(endpoint.tls))
         channel = grpc.aio.secure_channel(endpoint.url, credentials, options=CHANNEL_OPTIONS)
     try:
-        await _call(channel, endpoint, "ServerLive")
+        await call(channel, endpoint, "ServerLive")
     except grpc.aio.AioRpcError as error:
         await channel.close()
         raise _no_server(endpoint, error) from error
     return channel
 
 
-def read_pem(tls: Tls) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """The bytes of CA, key and certificate, in gRPC's order; raises ``UserError``."""
-    found: list[bytes | None] = []
-    for path in (tls.ca, tls.key, tls.cert):
-        try:
-            found.append(None if path is None else path.read_bytes())
-        except OSError as error:
-            raise UserError(f"can't be read: {error.strerror}", where=path) from error
-    return found[0], found[1], found[2]
+def _read_pem(tls: Tls) -> list[bytes | None]:
+    """The bytes of CA, key and certificate, in gRPC's order."""
+    try:
+        return [path.read_bytes() if path else None for path in (tls.ca, tls.key, tls.cert)]
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=error.filename) from error
 
 
-async def _call(channel: grpc.aio.Channel, endpoint: Endpoint, method: str, **fields: Any) -> Any:
+async def call(channel: grpc.aio.Channel, endpoint: Endpoint, method: str, **fields: Any) -> Any:
     """Make one unary call: ``ModelConfig`` sends a ``ModelConfigRequest`` with ``fields``."""
-    request_type: type[Message] = getattr(service_pb2, f"{method}Request")
-    response_type = getattr(service_pb2, f"{method}Response")
+    request_type = getattr(service_pb2, f"{method}Request")
     stub = channel.unary_unary(
         SERVICE + method,
         request_serializer=request_type.SerializeToString,
-        response_deserializer=response_type.FromString,
+        response_deserializer=getattr(service_pb2, f"{method}Response").FromString,
     )
     return await stub(request_type(**fields), timeout=_PATIENCE_S, metadata=extra_headers(endpoint))
 
@@ -76,9 +71,14 @@ async def describe(endpoint: Endpoint, defaults: Mapping[str, int]) -> TritonMod
     """
     async with await open_channel(endpoint) as channel:
         try:
-            config = (await _call(channel, endpoint, "ModelConfig", name=endpoint.model)).config
+            config = (await call(channel, endpoint, "ModelConfig", name=endpoint.model)).config
         except grpc.aio.AioRpcError as error:
-            raise await _no_model(channel, endpoint, error) from error
+            try:
+                models = (await call(channel, endpoint, "RepositoryIndex")).models
+            except grpc.aio.AioRpcError:  # servers may forbid it
+                models = ()
+            known = {model.name: model.reason or error.details() for model in models}
+            raise no_model(endpoint, known) from error
     return model_from_config(config, defaults)
 
 
@@ -103,26 +103,4 @@ def _no_server(endpoint: Endpoint, error: grpc.aio.AioRpcError) -> UserError:
     return UserError(
         f"no Triton server answers at {endpoint.url} ({error.details()})",
         fix="start it, or give its host and gRPC port (8001 unless set otherwise) with -u",
-    )
-
-
-async def _no_model(
-    channel: grpc.aio.Channel, endpoint: Endpoint, error: grpc.aio.AioRpcError
-) -> UserError:
-    try:
-        known = {
-            model.name: model
-            for model in (await _call(channel, endpoint, "RepositoryIndex")).models
-        }
-    except grpc.aio.AioRpcError:  # servers may forbid it
-        known = {}
-    if endpoint.model in known:
-        reason = known[endpoint.model].reason or error.details()
-        return UserError(
-            f"model {endpoint.model!r} at {endpoint.url} is not ready: {reason}",
-            fix="wait until it is loaded, or see the server's log",
-        )
-    return UserError(
-        f"the server at {endpoint.url} has no model {endpoint.model!r}",
-        fix=f"it has: {', '.join(sorted(known)) or 'none'}; choose one with -m",
     )

@@ -81,6 +81,11 @@ class Asked:
     wants_empty_final: bool
 
 
+def answer(prompt: str) -> list[Step]:
+    """A script: two responses that repeat the prompt."""
+    return [Say(f"re {prompt}", 1), Say(".", 1), FINAL]
+
+
 def response(step: Say, model: str = "ensemble") -> service_pb2.ModelStreamInferResponse:
     message = service_pb2.ModelStreamInferResponse()
     answer = message.infer_response

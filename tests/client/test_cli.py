@@ -130,7 +130,7 @@ def test_a_trace_is_replayed_from_the_prompts_times(llm_perf, tmp_path: Path) ->
 
 def test_strict_turns_a_client_that_can_not_keep_up_into_code_three(llm_perf) -> None:
     code = (
-        "import client.health as health; health.CPU_LIMIT = 0.0\n"
+        "import client.health as health; health.LIMITS['cpu_share'] = 0.0\n"
         "from client.cli import main; main()"
     )
     assert llm_perf(code=code, strict=None).returncode == 3
@@ -248,7 +248,7 @@ def test_other_commands_are_named_first_and_have_their_own_help(name: str) -> No
 
 
 def test_measuring_loads_neither_torch_nor_transformers() -> None:
-    probe = "import sys, client.api, client.transports.grpc_aio as g; print(sorted(sys.modules))"
+    probe = "import sys, client.api, client.transports.libraries as g; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     modules = done.stdout
     assert "'numpy'" in modules

@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.compare import compare_command
-from client.comparison import Change, Rule, Side, compare, parse_rule, read_side
+from client.compare import Change, Rule, Side, compare, compare_command, parse_rule, read_side
 from client.errors import UserError
 from client.export import write_run
 from client.record import Record, Status

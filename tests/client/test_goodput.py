@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from client.errors import UserError
-from client.goodput import Goodput, parse_goodput
+from client.metrics import Goodput, parse_goodput
 from client.record import Record, Status
 
 from .test_metrics import record

@@ -12,13 +12,9 @@ import pytest
 
 from client.api import (
     Concurrency,
-    Endpoint,
-    Options,
     Progress,
     Run,
     Status,
-    load_workload,
-    measure,
     write_run,
 )
 from client.errors import UserError
@@ -61,19 +57,6 @@ SCRIPTS: dict[str, list[Step]] = {
     "rejected": [Abort(grpc.StatusCode.RESOURCE_EXHAUSTED)],
     "hangs": [Say("one", 1), Hang()],
 }
-
-
-@pytest.fixture
-def ask(write_prompts: Callable[..., Path], tokenizer_folder: Path) -> Callable[..., Run]:
-    def ask(
-        server: ScriptedTriton, *prompts: str | dict[str, object], n: int = 1, **options
-    ) -> Run:
-        workload = load_workload(write_prompts(*prompts), tokenizer_folder)
-        endpoint = Endpoint(server.url, "grpc", "ensemble")
-        chosen = Options(**{"request_timeout_s": 20.0, **options})
-        return measure(endpoint, workload, Concurrency(n), chosen)
-
-    return ask
 
 
 def test_known_chunks_give_known_counts_and_ordered_times(ask: Callable[..., Run]) -> None:
@@ -128,7 +111,7 @@ def test_an_answer_without_tokens_is_an_answer_and_silence_is_not(ask: Callable[
 def test_one_requests_failure_is_its_own(ask: Callable[..., Run]) -> None:
     prompts = ["refused", "fails late", "cut", "rejected", "hangs", "null final"]
     with ScriptedTriton(SCRIPTS.__getitem__) as server:
-        run = ask(server, *prompts, n=2, request_timeout_s=0.5)
+        run = ask(server, *prompts, load=Concurrency(2), request_timeout_s=0.5)
     assert [record.status.value for record in run.records] == [
         "error",
         "error",
@@ -151,7 +134,7 @@ def test_a_closed_loop_reaches_its_concurrency_and_never_passes_it(
 ) -> None:
     prompts = [f"p{i}" for i in range(n * 3)]
     with ScriptedTriton(lambda prompt: GOOD, hold=n) as server:
-        run = ask(server, *prompts, n=n)
+        run = ask(server, *prompts, load=Concurrency(n))
     assert server.peak == n
     assert server.in_flight == 0
     assert run.requests_ok == len(prompts)
@@ -161,7 +144,7 @@ def test_a_closed_loop_reaches_its_concurrency_and_never_passes_it(
 def test_every_request_has_its_own_id_and_its_own_answer(ask: Callable[..., Run]) -> None:
     prompts = [f"p{i}" for i in range(20)]
     with ScriptedTriton(lambda prompt: [Say(f"re {prompt}", 1), FINAL]) as server:
-        run = ask(server, *prompts, n=4)
+        run = ask(server, *prompts, load=Concurrency(4))
     assert run.answers == tuple(f"re {prompt}" for prompt in prompts)
     asked = {request.id: request.tensors["text_input"] for request in server.asked}
     assert asked == {record.request_id: record.prompt.text for record in run.records}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.metrics import PERCENTILES, compute_metrics, metric_rows, window_ns
+from client.metrics import DEFINITIONS, PERCENTILES, compute_metrics, window_ns
 from client.record import Record, Status
 from client.workload import Prompt
 
@@ -167,10 +167,9 @@ def test_a_request_that_was_never_sent_does_not_stretch_the_run() -> None:
 def test_every_metric_has_a_formula_and_a_source() -> None:
     split = record(0, (1, 2), tokens=2, queue_ns=1, prefill_ns=1, kv_cache_reused_blocks=1)
     metrics = compute_metrics([split], open_loop=True)
-    rows = metric_rows()
-    assert {key for key, *_ in rows} == {*metrics, "request_goodput"}
-    assert all(unit == metrics[key]["unit"] for key, unit, *_ in rows if key in metrics)
-    assert all(formula and source for _, _, formula, source in rows)
+    assert DEFINITIONS.keys() == {*metrics, "request_goodput"}
+    assert all(DEFINITIONS[key].unit == metric["unit"] for key, metric in metrics.items())
+    assert all(each.formula and each.source for each in DEFINITIONS.values())
 
 
 _streams = st.builds(
@@ -226,6 +225,6 @@ def test_figures_do_not_depend_on_the_clocks_origin(records: list[Record], shift
 
 def test_the_documentation_has_every_metric_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
-    for key, unit, formula, source in metric_rows():
-        assert f"| `{key}` | {unit} | {formula} | {source} |\n" in page
-    assert page.count("\n| `") == len(metric_rows()) + 5  # and the files
+    for each in DEFINITIONS.values():
+        assert f"| `{each.key}` | {each.unit} | {each.formula} | {each.source} |\n" in page
+    assert page.count("\n| `") == len(DEFINITIONS) + 5  # and the files

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from client.api import Concurrency, Endpoint, Load, Options, Progress, Rate, load_workload, measure
+from client.api import Concurrency, Load, Progress, Rate, Run
 from client.errors import UserError
 
-from .scripted import FINAL, Say, ScriptedTriton, Step
+from .scripted import Abort, ScriptedTriton, Step, answer
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +27,14 @@ def cluster() -> Iterator[str]:
         nodes.shutdown()
 
 
-def answer(prompt: str) -> list[Step]:
-    return [Say(f"re {prompt}", 1), Say(".", 1), FINAL]
-
-
 @pytest.mark.parametrize("load", [Concurrency(4), Rate(100.0, "constant")])
 def test_machines_together_ask_every_prompt_once_on_one_clock(
-    load: Load, cluster: str, write_prompts: Callable[..., Path], tokenizer_folder: Path
+    load: Load, cluster: str, ask: Callable[..., Run]
 ) -> None:
     prompts = [f"p{i}" for i in range(20)]
-    workload = load_workload(write_prompts(*prompts), tokenizer_folder)
     seen: list[Progress] = []
     with ScriptedTriton(answer) as server:
-        endpoint = Endpoint(server.url, "grpc", "ensemble")
-        options = Options(workers=None, ray=cluster, watch=seen.append)
-        run = measure(endpoint, workload, load, options)
+        run = ask(server, *prompts, load=load, workers=None, ray=cluster, watch=seen.append)
     assert run.answers == tuple(f"re {prompt}." for prompt in prompts)
     assert len(server.asked) == 20
     assert run.health is not None and run.health.workers == 2
@@ -54,42 +46,30 @@ def test_machines_together_ask_every_prompt_once_on_one_clock(
     assert max(sent) - min(sent) < 10_000_000_000
 
 
-def test_what_is_wrong_on_a_machine_is_said(
-    cluster: str, write_prompts: Callable[..., Path], tokenizer_folder: Path
-) -> None:
-    workload = load_workload(write_prompts("a", "b"), tokenizer_folder)
+def test_what_is_wrong_on_a_machine_is_said(cluster: str, ask: Callable[..., Run]) -> None:
     with ScriptedTriton(answer) as server:
         server.configs.clear()
-        endpoint = Endpoint(server.url, "grpc", "ensemble")
         with pytest.raises(UserError, match="has no model 'ensemble'"):
-            measure(endpoint, workload, Concurrency(2), Options(workers=None, ray=cluster))
+            ask(server, "a", "b", load=Concurrency(2), workers=None, ray=cluster)
 
 
-def test_failures_on_all_machines_count_together(
-    cluster: str, write_prompts: Callable[..., Path], tokenizer_folder: Path
-) -> None:
-    from .scripted import Abort
-
-    workload = load_workload(write_prompts(*(f"p{i}" for i in range(500))), tokenizer_folder)
+def test_failures_on_all_machines_count_together(cluster: str, ask: Callable[..., Run]) -> None:
     hold = threading.Event()
 
     def script(prompt: str) -> list[Step]:
         hold.wait(0.05)
         return [Abort()]
 
+    options = {"load": Concurrency(2), "workers": 2, "ray": cluster, "stop_after_failures": 5}
     with ScriptedTriton(script) as server:
-        endpoint = Endpoint(server.url, "grpc", "ensemble")
-        options = Options(workers=2, ray=cluster, stop_after_failures=5)
-        run = measure(endpoint, workload, Concurrency(2), options)
+        run = ask(server, *(f"p{i}" for i in range(500)), **options)
     assert run.stopped is not None and run.stopped.endswith("requests failed")
     assert 5 <= len(run.records) < 500
 
 
 def test_without_ray_the_extra_is_named(
-    write_prompts: Callable[..., Path], tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    workload = load_workload(write_prompts("a"), tokenizer_folder)
-    endpoint = Endpoint("localhost:1", "grpc", "ensemble")
     with pytest.raises(UserError, match=r"--ray: Ray isn't installed; pip install 'trtllm"):
-        measure(endpoint, workload, Concurrency(1), Options(ray="auto"))
+        ask(ScriptedTriton(answer, url="localhost:1"), "a", ray="auto")

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from client.goodput import parse_goodput
 from client.load import Concurrency, Rate
-from client.metrics import metric_rows
+from client.metrics import DEFINITIONS, parse_goodput
 from client.record import Status
 from client.report import print_run, print_summary
 from client.run import Run
@@ -111,10 +110,10 @@ def test_every_figure_is_explained_on_request() -> None:
     run = make_run([asked(0), asked(1, tokens=1, chunks_ms=(300,))])
     assert "computed" not in printed(run)
     text = printed(run, explain=True)
-    for key, unit, formula, source in metric_rows():
-        if key in run.metrics:
-            n = run.metrics[key].get("count", 2)
-            assert f"{key} ({unit}; n = {n}): {formula} [{source}]" in text
+    for each in DEFINITIONS.values():
+        if each.key in run.metrics:
+            n = run.metrics[each.key].get("count", 2)
+            assert f"{each.key} ({each.unit}; n = {n}): {each.formula} [{each.source}]" in text
     assert "inter_token_latency (ms; n = 1)" in text
 
 

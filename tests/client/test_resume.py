@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.api import Concurrency, Endpoint, Options, Rate, Run, load_workload, measure
+from client.api import Concurrency, Rate, Run
 from client.errors import UserError
 from client.journal import Journal, decode, encode, read_journal, start_journal
 from client.record import Exchange, Status
 
-from .scripted import FINAL, Abort, Say, ScriptedTriton, Step
+from .scripted import Abort, ScriptedTriton, Step, answer
 
 _times = st.integers(0, 2**63 - 1)
 _exchanges = st.builds(
@@ -93,25 +93,18 @@ def test_without_a_journal_a_resumed_run_starts_anew(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"workload": "w"}
 
 
-def answer(prompt: str) -> list[Step]:
-    return [Say(f"re {prompt}", 1), Say(".", 1), FINAL]
-
-
 @pytest.mark.parametrize("load", [Concurrency(2), Rate(200.0)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_what_is_missing_is_asked_again(
     load: Concurrency | Rate,
     workers: int,
     tmp_path: Path,
-    write_prompts: Callable[..., Path],
-    tokenizer_folder: Path,
+    ask: Callable[..., Run],
 ) -> None:
-    workload = load_workload(write_prompts(*"abcdefghij"), tokenizer_folder)
     journal = tmp_path / "j.jsonl"
 
     def run(server: ScriptedTriton, **options) -> Run:
-        endpoint = Endpoint(server.url, "grpc", "ensemble")
-        return measure(endpoint, workload, load, Options(journal=journal, **options))
+        return ask(server, *"abcdefghij", load=load, journal=journal, **options)
 
     with ScriptedTriton(answer) as server:
         whole = run(server)

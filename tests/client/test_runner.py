@@ -6,23 +6,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from client.api import (
     Concurrency,
-    Endpoint,
     Extent,
     Load,
-    Options,
     Progress,
     Rate,
     Run,
     Status,
     Trace,
-    load_workload,
-    measure,
 )
 from client.health import LoopSample, judge
 
@@ -30,18 +25,6 @@ from .scripted import FINAL, Abort, Hang, Say, ScriptedTriton, Step, Wait
 
 GOOD: list[Step] = [Say("one", 1), Say(" two", 1), FINAL]
 AT_ONCE = Rate(float("inf"))
-
-
-@pytest.fixture
-def ask(write_prompts: Callable[..., Path], tokenizer_folder: Path) -> Callable[..., Run]:
-    def ask(
-        server: ScriptedTriton, *prompts: str | dict[str, object], load: Load, **options
-    ) -> Run:
-        workload = load_workload(write_prompts(*prompts), tokenizer_folder)
-        chosen = Options(**{"request_timeout_s": 20.0, **options})
-        return measure(Endpoint(server.url, "grpc", "ensemble"), workload, load, chosen)
-
-    return ask
 
 
 def texts(server: ScriptedTriton) -> list[str]:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -107,30 +105,15 @@ def test_garbage_is_skipped(text: str) -> None:
     assert values["good", ()] == 1
 
 
-class Pages(BaseHTTPRequestHandler):
-    asked = 0
-
-    def do_GET(self) -> None:
-        page = PAGES[min(Pages.asked, 2)].encode()
-        Pages.asked += 1
-        self.send_response(200 if self.path == "/metrics" else 404)
-        self.end_headers()
-        self.wfile.write(page)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def url() -> Iterator[str]:
-    Pages.asked = 0
-    server = HTTPServer(("127.0.0.1", 0), Pages)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}/metrics"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def url(http_server: Callable) -> Iterator[str]:
+    pages = iter([*PAGES, *[PAGES[-1]] * 9])
+
+    def answer(path: str) -> tuple[int, bytes]:
+        return (200, next(pages).encode()) if path == "/metrics" else (404, b"")
+
+    with http_server(answer) as place:
+        yield f"{place}/metrics"
 
 
 def test_a_scraper_sees_the_start_and_the_end(url: str) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from multiprocessing import active_children
-from pathlib import Path
 
 import pytest
 
 from client.api import (
     Concurrency,
-    Endpoint,
     Extent,
     Load,
     Options,
@@ -21,8 +20,6 @@ from client.api import (
     Rate,
     Run,
     Trace,
-    load_workload,
-    measure,
 )
 from client.errors import UserError
 from client.runner import Job
@@ -31,21 +28,12 @@ from client.transports import Endpoint as Place
 from client.workers import RESPONSES_PER_WORKER, shares, workers_for
 from client.workload import Prompt
 
-from .scripted import FINAL, Abort, Hang, Say, ScriptedTriton, Step
-
-
-def answer(prompt: str) -> list[Step]:
-    return [Say(f"re {prompt}", 1), Say(".", 1), FINAL]
+from .scripted import Abort, Hang, Say, ScriptedTriton, Step, answer
 
 
 @pytest.fixture
-def ask(write_prompts: Callable[..., Path], tokenizer_folder: Path) -> Callable[..., Run]:
-    def ask(server: ScriptedTriton, *prompts: str, load: Load, **options) -> Run:
-        workload = load_workload(write_prompts(*prompts), tokenizer_folder)
-        chosen = Options(**{"request_timeout_s": 20.0, "workers": 2, **options})
-        return measure(Endpoint(server.url, "grpc", "ensemble"), workload, load, chosen)
-
-    return ask
+def ask(ask: Callable[..., Run]) -> Callable[..., Run]:
+    return partial(ask, workers=2)
 
 
 PROMPTS = [f"p{i}" for i in range(12)]
@@ -129,10 +117,10 @@ def test_a_worker_that_dies_ends_the_run_with_what_the_others_have(ask: Callable
 def test_a_job_is_split_without_a_rest() -> None:
     prompts = tuple(Prompt(i, "p", 1, 1) for i in range(10))
     order = plan(Concurrency(8), Extent(), 10)
-    job = Job(Place("h:1", "grpc", "m"), prompts, order, 1.0, max_in_flight=10)
+    job = Job(Place("h:1", "grpc", "m"), prompts, order, Options(max_in_flight=10))
     parts = shares(job, 3)
     assert [part.order.streams for part in parts] == [3, 3, 2]
-    assert sum(part.max_in_flight for part in parts) >= 10
+    assert sum(part.options.max_in_flight for part in parts) >= 10
 
 
 def test_auto_takes_more_than_one_worker_only_for_more_than_one_can_carry(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import UserError
-from client.lengths import Lengths, parse_lengths
+from client.synthetic import Lengths, parse_lengths
 from client.workload import DEFAULT_MAX_TOKENS, load_workload, synthetic_workload
 
 NUMBER_WORDS = Path(__file__).parents[2] / "examples/number-words/model"

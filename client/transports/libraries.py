@@ -1,11 +1,13 @@
-"""Triton's ``ModelStreamInfer`` through the stock ``tritonclient`` library: TLS, and a cross-check.
+"""Triton's ``ModelStreamInfer`` through libraries of others: TLS, and a cross-check of ours.
 
-Each request is taken apart and written again by the library, and each answer read by it, so that
-nothing of ours but the clock is between the server and the record.
+``tritonclient`` takes each request apart and writes it again, and reads each answer, so that
+nothing of ours but the clock is between the server and the record. ``grpc.aio`` leaves messages
+bytes: 23-27 µs of CPU each against 31.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from time import perf_counter_ns
@@ -18,15 +20,52 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from client.record import Exchange
-from client.transports import Endpoint, Headers, extra_headers
-from client.transports.triton_rpc import CHANNEL_OPTIONS, describe, fail
+from client.transports import Endpoint, Headers, Transport, extra_headers
+from client.transports.triton_rpc import CHANNEL_OPTIONS, SERVICE, describe, fail, open_channel
 from client.triton import TritonModel
 
-_STREAMS_PER_CLIENT = 32
+_STREAMS_PER_CHANNEL = 32  # one HTTP/2 connection is one socket and one flow-control window
+
+
+class GrpcTransport:
+    """Streams over a few channels of ``grpc.aio``, in turn."""
+
+    def __init__(
+        self, dialect: TritonModel, channels: Sequence[grpc.aio.Channel], metadata: Headers
+    ) -> None:
+        self.dialect = dialect
+        self._metadata = metadata
+        self._channels = channels
+        self._stubs = itertools.cycle(
+            [channel.stream_stream(SERVICE + "ModelStreamInfer") for channel in channels]
+        )
+
+    async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
+        """See ``Transport.stream``."""
+        stub = next(self._stubs)
+        note = seen.messages.append
+        seen.sent_ns = perf_counter_ns()
+        call = stub(timeout=timeout_s, metadata=self._metadata)
+        try:
+            await call.write(request)
+            await call.done_writing()  # half-closed, so that the stream's end always comes
+            while (message := await call.read()) is not grpc.aio.EOF:
+                note((perf_counter_ns(), message))
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            pass  # whatever broke, the call's status says it
+        code = await call.code()
+        seen.end_ns = perf_counter_ns()
+        if code is not grpc.StatusCode.OK:
+            fail(seen, code, await call.details() or "")
+
+    async def close(self) -> None:
+        """See ``Transport.close``."""
+        for channel in self._channels:
+            await channel.close()
 
 
 class StockTransport:
-    """Streams over a few clients, in turn."""
+    """Streams over a few of ``tritonclient``'s clients, in turn."""
 
     def __init__(self, dialect: TritonModel, clients: Sequence[Any], headers: Headers) -> None:
         self.dialect = dialect
@@ -36,21 +75,21 @@ class StockTransport:
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
-        inputs = _arguments(request)
+        inputs = _once(_arguments(request))
         answers: list[tuple[int, Any]] = []
+        failure: tuple[grpc.StatusCode, str] | None = None
         seen.sent_ns = perf_counter_ns()
         try:
             async for answer in next(self._turn).stream_infer(
-                _once(inputs), stream_timeout=timeout_s, headers=self._headers
+                inputs, stream_timeout=timeout_s, headers=self._headers
             ):
                 answers.append((perf_counter_ns(), answer))
-            seen.end_ns = perf_counter_ns()
         except grpc.aio.AioRpcError as error:
-            seen.end_ns = perf_counter_ns()
-            seen.messages = [(at, _message(*answer)) for at, answer in answers]
-            fail(seen, error.code(), error.details() or "")
-        else:
-            seen.messages = [(at, _message(*answer)) for at, answer in answers]
+            failure = error.code(), error.details() or ""
+        seen.end_ns = perf_counter_ns()
+        seen.messages = [(at, _message(*answer)) for at, answer in answers]
+        if failure is not None:
+            fail(seen, *failure)
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -58,9 +97,13 @@ class StockTransport:
             await client.close()
 
 
-async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> StockTransport:
+async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> Transport:
     """See ``transports.connect``."""
-    dialect = await describe(endpoint, defaults)
+    dialect, headers = await describe(endpoint, defaults), extra_headers(endpoint)
+    channels = range(-(-streams // _STREAMS_PER_CHANNEL))
+    if endpoint.chosen == "grpc.aio":
+        opened = await asyncio.gather(*(open_channel(endpoint) for _ in channels))
+        return GrpcTransport(dialect, opened, headers)
     tls = endpoint.tls
     clients = [
         InferenceServerClient(
@@ -71,9 +114,8 @@ async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int])
             certificate_chain=tls and tls.cert,
             channel_args=CHANNEL_OPTIONS,
         )
-        for _ in range(-(-streams // _STREAMS_PER_CLIENT))
+        for _ in channels
     ]
-    headers = extra_headers(endpoint)
     for client in clients:
         await client.is_server_live(headers=dict(headers))  # connects
     return StockTransport(dialect, clients, headers)

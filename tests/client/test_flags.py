@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from client import options_data
+from client import flags
 from client.accuracy import SCORERS
 from client.cli import command
 from client.errors import UserError
@@ -23,7 +23,7 @@ def read(tokenizer_folder: Path, tmp_path: Path) -> Any:
     def read(*words: object) -> Workload:
         told = [*SERVER, "--tokenizer-path", tokenizer_folder, *words]
         context = command.make_context("llm_perf", [str(word) for word in told])
-        return options_data.read_workload(context.params)
+        return flags.read_workload(context.params)
 
     return read
 
@@ -75,6 +75,6 @@ def test_the_choices_are_those_that_there_are() -> None:
     }
     assert list(choices["score"]) == list(SCORERS)
     assert set(choices["export"]) == {*EXTRAS, "all", "none"}
-    assert options_data.extras({"export": "all"}) == EXTRAS
-    assert options_data.extras({"export": "answers"}) == ("answers",)
-    assert options_data.extras({"export": "none"}) == ()
+    assert flags.read_extras({"export": "all"}) == EXTRAS
+    assert flags.read_extras({"export": "answers"}) == ("answers",)
+    assert flags.read_extras({"export": "none"}) == ()
