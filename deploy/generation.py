@@ -15,7 +15,8 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,38 +27,10 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers.generation.continuous_batching.requests import RequestStatus
 
 from client.errors import UserError
+from deploy.engine_limits import CacheSettings, Limits, cache_blocks, step_tokens
 from deploy.readback import load_model
-from deploy.sampling import Choice, choice_kwargs, choices_processor
-
-_REUSE_ROOM = 4  # finished prompts worth keeping, in multiples of what a full batch needs
-_LARGEST_STEP = 2048  # tokens; the attention mask is a row of the whole cache for each of them
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an engine was built for, under trtllm-build's names. Lengths in tokens."""
-
-    max_batch_size: int
-    max_input_len: int
-    max_seq_len: int
-    max_num_tokens: int
-    tokens_per_block: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """The KV cache settings of Triton's config.pbtxt; None stands for the default.
-
-    The cache holds what a full batch needs, four times that when prompts are reused, and never
-    more than ``max_tokens_in_paged_kv_cache`` tokens or ``kv_cache_free_gpu_mem_fraction`` of the
-    memory that is free once the model is loaded. Without ``enable_chunked_context`` a prompt must
-    fit in one step of max_num_tokens.
-    """
-
-    enable_kv_cache_reuse: bool = False
-    enable_chunked_context: bool = False
-    max_tokens_in_paged_kv_cache: int | None = None
-    kv_cache_free_gpu_mem_fraction: float = 0.9
+from deploy.sampling import Choice, Trace, choices_processor
+from deploy.scheduler import scheduler_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +43,29 @@ class Request:
     streaming: bool = False
     stop_words: tuple[tuple[int, ...], ...] = ()
     choice: Choice = field(default_factory=Choice)
+    wants_metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New tokens of one request. ``error`` says why it failed; then ``final`` is true."""
+    """New tokens of one request. ``error`` says why it failed; then ``final`` is true.
+
+    ``metrics`` are TensorRT-LLM's of the request so far, under its names: times in ns as
+    ``time.perf_counter_ns`` has them, and KV pages of the prompt.
+    """
 
     tokens: tuple[int, ...]
     final: bool
     error: str | None = None
+    metrics: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Stream:
     request: Request
     on_chunk: Callable[[Chunk], None]
+    trace: Trace
+    arrival_ns: int
     sent: int = 0
 
 
@@ -114,6 +95,7 @@ class Engine:
         self._cache = cache
         self._ids = itertools.count()
         self._streams: dict[str, _Stream] = {}
+        self._vocabulary = model.config.vocab_size
         model.requires_grad_(False)
         self._manager = model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1),
@@ -125,18 +107,21 @@ class Engine:
                 max_memory_percent=1.0,
                 allow_block_sharing=cache.enable_kv_cache_reuse,
                 safety_margin=0.0,
+                scheduler_type=scheduler_type(cache.batch_scheduler_policy),
                 use_async_batching=False,
             ),
         )
         self._manager.logit_processor = choices_processor()
         try:
             self._manager.warmup()  # makes the cache now, not in a thread that nobody watches
-        except MemoryError as error:
+        except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(
                 f"the KV cache and a step's working memory do not fit: {error}",
                 where="triton",
                 fix="lower max_batch_size, max_num_tokens or kv_cache_free_gpu_mem_fraction",
             ) from error
+        self._scheduler: Any = self._manager.batch_processor.scheduler
+        self._device = model.device
         self._manager.start()
         self._running = True
         self._router = threading.Thread(target=self._hand_out, name="chunks", daemon=True)
@@ -153,14 +138,16 @@ class Engine:
         if refusal is not None:
             on_chunk(Chunk((), final=True, error=refusal))
             return handle
-        self._streams[handle] = _Stream(request, on_chunk)
+        trace = Trace(request.choice, len(request.input_ids))
+        self._streams[handle] = _Stream(request, on_chunk, trace, time.perf_counter_ns())
         self._manager.add_request(
             list(request.input_ids),
             request_id=handle,
             max_new_tokens=request.max_new_tokens,
             streaming=request.streaming or bool(request.stop_words),
+            record_timestamps=request.wants_metrics,
             eos_token_id=request.end_id,
-            **choice_kwargs(request.choice, len(request.input_ids)),
+            trace=trace,
         )
         return handle
 
@@ -168,6 +155,17 @@ class Engine:
         """Stop generating for a request; it gets no more chunks. Unknown handles are fine."""
         if self._streams.pop(handle, None) is not None:
             self._manager.cancel_request(handle)
+
+    def statistics(self) -> Mapping[str, Mapping[str, float]]:
+        """What runs and what the cache holds (``MaxUtilization.statistics``), memory in bytes."""
+        on_gpu = self._device.type == "cuda"
+        memory = {
+            "cpu": psutil.Process().memory_info().rss,
+            "gpu": torch.cuda.memory_allocated(self._device) if on_gpu else 0,
+            "pinned": 0,
+        }
+        seen: Mapping[str, Mapping[str, float]] = self._scheduler.statistics(len(self._streams))
+        return {**seen, "runtime_memory": memory}
 
     def close(self) -> None:
         """End generation. Requests under way get an error."""
@@ -196,6 +194,12 @@ class Engine:
                 f"prompt and output are {prompt} + {asked} = {prompt + asked} tokens, more than"
                 f" max_seq_len {limits.max_seq_len}"
             )
+        bias = request.choice.embedding_bias
+        if bias is not None and len(bias) > self._vocabulary:
+            return f"embedding_bias has {len(bias)} entries, the vocabulary {self._vocabulary}"
+        named = itertools.chain(request.input_ids, *request.choice.bad_words)
+        if not all(0 <= token < self._vocabulary for token in named):
+            return f"a token id is not in the vocabulary of {self._vocabulary}"
         return None
 
     def _hand_out(self) -> None:
@@ -224,12 +228,14 @@ class Engine:
         elif not final and _ends_with(tokens, request.stop_words):
             self._manager.cancel_request(output.request_id)
             final = True
-        chunk = Chunk(tuple(tokens[stream.sent :]), final)
+        elif not (final or request.streaming):
+            return
+        metrics = _metrics(stream, output.timestamps) if request.wants_metrics else {}
+        chunk = Chunk(tuple(tokens[stream.sent :]), final, metrics=metrics)
         stream.sent = len(tokens)
         if final:
-            chunk = chunk if request.streaming else Chunk(tuple(tokens), final)
             self._finish(output.request_id, chunk)
-        elif request.streaming:
+        else:
             stream.on_chunk(chunk)
 
     def _finish(self, handle: str, chunk: Chunk) -> None:
@@ -242,49 +248,19 @@ def _ends_with(tokens: list[int], words: tuple[tuple[int, ...], ...]) -> bool:
     return any(tuple(tokens[-len(word) :]) == word for word in words)
 
 
-def step_tokens(limits: Limits) -> int:
-    """The most tokens of one step: max_num_tokens, but no more than can come together.
-
-    Nor more than 2048: a longer step only costs memory here, and prompts are split anyway.
-    """
-    together = limits.max_batch_size * limits.max_input_len
-    return min(limits.max_num_tokens, together, _LARGEST_STEP)
-
-
-def cache_blocks(model: PreTrainedModel, limits: Limits, cache: CacheSettings) -> int:
-    """How many pages the KV cache gets (see ``CacheSettings``).
-
-    Raises UserError when the settings leave less than one request of max_seq_len needs.
-    """
-    size = limits.tokens_per_block
-    one_request = -(-limits.max_seq_len // size) + 1  # the scheduler asks for one page ahead
-    wanted = one_request * limits.max_batch_size
-    if cache.enable_kv_cache_reuse:
-        wanted *= _REUSE_ROOM
-    if cache.max_tokens_in_paged_kv_cache is not None:
-        wanted = min(wanted, cache.max_tokens_in_paged_kv_cache // size)
-    memory = int(_free_bytes(model.device) * cache.kv_cache_free_gpu_mem_fraction)
-    mask = step_tokens(limits) * model.dtype.itemsize
-    blocks: int = min(wanted, memory // ((_bytes_per_token(model) + mask) * size))
-    if blocks < one_request:
-        raise UserError(
-            f"the KV cache has room for {blocks} pages of {size} tokens, one request of"
-            f" max_seq_len {limits.max_seq_len} needs {one_request}",
-            where="triton",
-            fix="raise max_tokens_in_paged_kv_cache or kv_cache_free_gpu_mem_fraction",
-        )
-    return blocks
-
-
-def _bytes_per_token(model: PreTrainedModel) -> int:
-    """Key and value, for every layer and KV head."""
-    config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head
-    return int(numbers * model.dtype.itemsize)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return psutil.virtual_memory().available
+def _metrics(stream: _Stream, token_times: list[float]) -> Mapping[str, int]:
+    trace, (first, last) = stream.trace, (int(token_times[i] * 1e9) for i in (0, -1))
+    trace.first_token_ns = trace.first_token_ns or first  # the list starts anew after a pause
+    return {
+        "arrival_time_ns": stream.arrival_ns,
+        "first_scheduled_time_ns": trace.scheduled_ns,
+        "first_token_time_ns": trace.first_token_ns,
+        "last_token_time_ns": last,
+        "kv_cache_reused_blocks": trace.reused_pages,
+        "kv_cache_alloc_new_blocks": trace.allocated_pages,
+        "kv_cache_alloc_total_blocks": trace.allocated_pages,
+        # without speculative decoding:
+        **dict.fromkeys(
+            ("acceptance_rate", "total_accepted_draft_tokens", "total_draft_tokens"), 0
+        ),
+    }

@@ -1,13 +1,18 @@
 """How one request picks its next token, with the meaning TensorRT-LLM gives its sampling settings.
 
-In: a row of logits and a ``Choice``. Out: logits whose largest entry is the token to take, so that
-greedy and sampled requests share a batch. It knows nothing of models, caches or Triton.
+In: a row of logits, the tokens so far and a ``Choice``. Out: logits whose largest entry is the
+token to take, so that greedy and sampled requests share a batch. It knows nothing of models, caches
+or Triton.
+
+Order and formulas are those of TensorRT-LLM's decoder layers, the same from 0.11 to 1.2
+(``cpp/tensorrt_llm/kernels/penaltyKernels.cu``, ``banBadWords.cu``):
+embedding bias, temperature, penalties, min_tokens, bad words, then top_k and top_p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +23,25 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.logits_process import LogitsProcessorList
 
+_COLDEST = 1e-6  # what TensorRT-LLM adds to a temperature, so that 0 is one too
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of executor::SamplingConfig
+    "temperature": ("at least 0", lambda value: value >= 0),
+    "top_k": ("at least 0", lambda value: value >= 0),
+    "top_p": ("at most 1", lambda value: value <= 1),
+    "min_tokens": ("at least 0", lambda value: value >= 0),
+    "repetition_penalty": ("more than 0", lambda value: value > 0),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The sampling settings of one request; the defaults are TensorRT-LLM's and mean greedy.
 
-    Neither ``top_k`` nor ``top_p``, or a ``top_k`` of 1, is greedy; then ``temperature`` and
-    ``seed`` change nothing. ``end_id`` cannot come up in the first ``min_tokens`` new tokens.
+    Neither ``top_k`` nor ``top_p``, or a ``top_k`` of 1, is greedy; then ``seed`` changes nothing,
+    and ``temperature`` only what the penalties do. The penalties count the tokens of the prompt and
+    of the answer. ``end_id`` cannot come up in the first ``min_tokens`` new tokens. The last token
+    of a bad word cannot follow its others. ``embedding_bias`` is added to the first logits of the
+    vocabulary. Raises ValueError for a value out of range.
     """
 
     temperature: float = 1.0
@@ -33,30 +50,71 @@ class Choice:
     seed: int = 0
     min_tokens: int = 0
     end_id: int = -1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    embedding_bias: Tensor | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, (allowed, holds) in _RANGES.items():
+            if not holds(getattr(self, name)):
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name):g}")
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.top_k == 1 or self.temperature == 0 or (self.top_k == 0 and self.top_p == 0)
+        return self.top_k == 1 or self.temperature == 0 or (self.top_k == 0 and self.top_p <= 0)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that were seen become less likely."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0)
 
     @property
     def plain(self) -> bool:
         """Whether the logits can stay as they are."""
-        return self.greedy and (self.min_tokens == 0 or self.end_id < 0)
+        bars_end = self.min_tokens > 0 and self.end_id >= 0
+        shapes = bars_end or self.penalises or self.bad_words or self.embedding_bias is not None
+        return self.greedy and not shapes
 
-    def apply(self, logits: Tensor, new_tokens: int) -> Tensor:
-        """Logits [vocabulary] whose largest entry is the choice for new token ``new_tokens``."""
-        if self.end_id >= 0 and new_tokens < self.min_tokens:
-            logits = logits.clone()
-            logits[self.end_id] = -torch.inf
+    def apply(self, logits: Tensor, new_tokens: int, sequence: Sequence[int] = ()) -> Tensor:
+        """Logits [vocabulary] whose largest entry is the choice for new token ``new_tokens``.
+
+        ``sequence`` are the token ids so far, those of the prompt first.
+        """
+        if self.plain:
+            return logits
+        logits = self._shaped(logits, new_tokens, sequence)
         if self.greedy:
             return logits
-        generator = torch.Generator(device=logits.device).manual_seed(self.seed + new_tokens)
+        seed = (self.seed + new_tokens) % 2**64
+        generator = torch.Generator(device=logits.device).manual_seed(seed)
         token = torch.multinomial(self._probabilities(logits), 1, generator=generator)
         return torch.full_like(logits, -torch.inf).index_fill_(0, token, 0.0)
 
+    def _shaped(self, logits: Tensor, new_tokens: int, sequence: Sequence[int]) -> Tensor:
+        logits = logits.clone()
+        if self.embedding_bias is not None:
+            logits[: len(self.embedding_bias)] += self.embedding_bias.to(logits.device)
+        if self.temperature != 1:
+            logits /= max(self.temperature, _COLDEST)
+        if self.penalises:
+            tokens = torch.tensor(sequence, device=logits.device)
+            times = torch.bincount(tokens, minlength=len(logits)).to(logits.dtype)
+            factor = torch.where(logits < 0, self.repetition_penalty, 1 / self.repetition_penalty)
+            penalised = logits * factor - self.presence_penalty - self.frequency_penalty * times
+            logits = torch.where(times > 0, penalised, logits)
+        if 0 <= self.end_id < len(logits) and new_tokens < self.min_tokens:
+            logits[self.end_id] = -torch.inf
+        for *before, last in self.bad_words:
+            if not before or list(sequence[-len(before) :]) == before:
+                logits[last] = -torch.inf
+        return logits
+
     def _probabilities(self, logits: Tensor) -> Tensor:
-        ordered, tokens = (logits / self.temperature).sort(descending=True)
+        ordered, tokens = logits.sort(descending=True)
         if self.top_k:
             ordered[self.top_k :] = -torch.inf
         probabilities = ordered.softmax(-1)
@@ -66,14 +124,32 @@ class Choice:
         return torch.zeros_like(logits).scatter_(0, tokens, probabilities)
 
 
+@dataclass(slots=True)
+class Trace:
+    """What is noted of one request while it runs; times as ``time.perf_counter`` has them, in ns.
+
+    It stays the same object when transformers copies the state of a request that it evicts.
+    """
+
+    choice: Choice
+    prompt_length: int
+    scheduled_ns: int = 0
+    first_token_ns: int = 0
+    allocated_pages: int = 0  # for the prompt
+    reused_pages: int = 0
+
+    def __deepcopy__(self, memo: object) -> Trace:
+        return self
+
+
 class _Choices(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """Applies each request's own ``Choice`` to its row of a batch; synchronous batching only."""
 
-    supported_kwargs: dict[str, type] = {"choice": Choice, "prompt_length": int}  # noqa: RUF012
+    supported_kwargs: dict[str, type] = {"trace": Trace}  # noqa: RUF012
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, Choice]] = []
+        self._rows: list[tuple[int, Trace, Any]] = []
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.fill_(0)
@@ -81,27 +157,22 @@ class _Choices(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     def prepare_tensor_args(self, requests_with_new_token: Sequence[Any]) -> Tensor:
         self._rows = []
         for row, request in enumerate(requests_with_new_token):
-            state = request.state
-            settings = state.logit_processor_kwargs
-            if settings:
-                # an evicted request comes back with its answer so far as part of its prompt
-                length = len(state.initial_tokens) + state.generated_len()
-                self._rows.append((row, length - settings["prompt_length"], settings["choice"]))
+            trace = request.state.logit_processor_kwargs.get("trace")  # warmup's requests have none
+            if trace is not None and not trace.choice.plain:
+                self._rows.append((row, trace, request.state))
         return torch.zeros(len(requests_with_new_token), dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:  # noqa: ARG002
-        for row, new_tokens, choice in self._rows:
-            scores[row] = choice.apply(scores[row], new_tokens)
+        for row, trace, state in self._rows:
+            # an evicted request comes back with its answer so far as part of its prompt
+            sequence = state.initial_tokens + state.generated_tokens
+            new_tokens = len(sequence) - trace.prompt_length
+            scores[row] = trace.choice.apply(scores[row], new_tokens, sequence)
         return scores
 
 
 def choices_processor() -> Any:
-    """What a ContinuousBatchingManager takes as ``logit_processor`` to honour ``choice_kwargs``."""
+    """What a ContinuousBatchingManager takes as ``logit_processor`` to honour a ``trace``."""
     processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([_Choices()]))
     processor.tensors_required = 1  # it counts only the processors that it converted itself
     return processor
-
-
-def choice_kwargs(choice: Choice, prompt_length: int) -> dict[str, Any]:
-    """The keyword arguments of ``add_request`` for a choice; none when there is nothing to do."""
-    return {} if choice.plain else {"choice": choice, "prompt_length": prompt_length}

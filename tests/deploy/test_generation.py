@@ -1,92 +1,30 @@
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from client.errors import UserError
-from deploy.generation import CacheSettings, Chunk, Engine, Limits, Request, cache_blocks
+from deploy.engine_limits import CacheSettings, Limits, cache_blocks
+from deploy.generation import Chunk, Engine, Request
 from deploy.sampling import Choice
-
-VOCABULARY = 500
-LIMITS = Limits(
-    max_batch_size=4, max_input_len=300, max_seq_len=400, max_num_tokens=128, tokens_per_block=16
+from tests.deploy.engines import (
+    CHUNKED,
+    LIMITS,
+    REUSING,
+    VOCABULARY,
+    ask,
+    model,
+    prompt,
+    running,
+    tokens,
+    truth,
 )
-CHUNKED = CacheSettings(enable_chunked_context=True)
-REUSING = CacheSettings(enable_chunked_context=True, enable_kv_cache_reuse=True)
 
-
-def model() -> Any:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,  # far apart logits: greedy answers do not hang on rounding
-    )
-    return Qwen2ForCausalLM(config).eval()
-
-
-def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(1000 * seed + length)
-    return tuple(torch.randint(0, VOCABULARY, (length,), generator=generator).tolist())
-
-
-def truth(ids: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
-    """What transformers' plain generate says."""
-    inputs = torch.tensor([ids])
-    answer = model().generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    return tuple(answer[0, len(ids) :].tolist())
-
-
-def ask(engine: Engine, requests: list[Request]) -> list[list[Chunk]]:
-    """Every request's chunks, all requests submitted at once."""
-    answers: list[list[Chunk]] = [[] for _ in requests]
-    ended = threading.Semaphore(0)
-
-    def receiver(index: int) -> Any:
-        def receive(chunk: Chunk) -> None:
-            answers[index].append(chunk)
-            if chunk.final:
-                ended.release()
-
-        return receive
-
-    for index, request in enumerate(requests):
-        engine.submit(request, receiver(index))
-    for _ in requests:
-        assert ended.acquire(timeout=60)
-    return answers
-
-
-def tokens(chunks: list[Chunk]) -> tuple[int, ...]:
-    assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert not any(chunk.error for chunk in chunks)
-    return sum((chunk.tokens for chunk in chunks), ())
-
-
-@contextmanager
-def running(cache: CacheSettings, limits: Limits = LIMITS) -> Iterator[Engine]:
-    engine = Engine(model(), limits, cache)
-    try:
-        yield engine
-    finally:
-        engine.close()
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +33,16 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize("cache", [CHUNKED, REUSING])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_neither_batch_size_nor_reuse_changes_an_answer(batch: int, cache: CacheSettings) -> None:
+def test_neither_batch_size_nor_reuse_changes_an_answer(
+    batch: int, cache: CacheSettings, device: str
+) -> None:
     prompts = [prompt(length) for length in (1, 15, 16, 17, 140, 300)]
     prompts += [prompts[4] + prompt(9, seed) for seed in (1, 2)]
     limits = Limits(batch, 300, 400, 128, 16)
-    with running(cache, limits) as engine:
+    with running(cache, limits, device) as engine:
         for _ in range(2):
             answers = ask(engine, [Request(ids, 12, streaming=True) for ids in prompts])
             assert [tokens(each) for each in answers] == [truth(ids, 12) for ids in prompts]
@@ -182,6 +123,59 @@ def test_a_prompt_s_beginning_is_computed_once() -> None:
     assert computed == [205 + 3, 205 - pages + 3, 205 - pages + 3]
 
 
+def test_a_token_outside_the_vocabulary_harms_nobody_else(engine: Engine) -> None:
+    good = Request(prompt(20), 10)
+    bad = [
+        Request((VOCABULARY,), 5),
+        Request((-1,), 5),
+        Request(prompt(5), 5, choice=Choice(bad_words=((VOCABULARY,),))),
+        Request(prompt(5), 5, choice=Choice(embedding_bias=torch.ones(VOCABULARY + 1))),
+    ]
+    answers = ask(engine, [good, *bad, good])
+    assert tokens(answers[0]) == tokens(answers[-1]) == truth(prompt(20), 10)
+    assert all("vocabulary" in str(chunks[0].error) for chunks in answers[1:-1])
+
+
+def test_what_is_seen_so_far_decides_the_next_token_in_any_batch(engine: Engine) -> None:
+    ids = prompt(20)
+    choices = [
+        Choice(frequency_penalty=1e6),
+        Choice(presence_penalty=1e6),
+        Choice(repetition_penalty=1e6),
+        Choice(bad_words=((truth(ids, 3)[2],),)),
+        Choice(embedding_bias=torch.eye(VOCABULARY)[7] * 1e6),
+    ]
+    answers = ask(engine, [Request(ids, 40, choice=choice) for choice in choices] * 2)
+    said = [tokens(chunks) for chunks in answers]
+    assert said[: len(choices)] == said[len(choices) :]
+    for once in said[:2]:  # a token that was seen, in the prompt or since, does not come again
+        assert len({*ids, *once}) == len({*ids}) + 40
+    assert said[2] != truth(ids, 40)
+    assert said[3][:2] == truth(ids, 2)
+    assert truth(ids, 3)[2] not in said[3]
+    assert said[4] == (7,) * 40
+
+
+def test_metrics_are_those_of_the_request(engine: Engine) -> None:
+    shared, size = prompt(150, seed=7), LIMITS.tokens_per_block
+    ask(engine, [Request(shared, 2)])
+    before = time.perf_counter_ns()
+    for streaming in (True, False):
+        asked = Request(shared + prompt(30, seed=8), 5, streaming=streaming, wants_metrics=True)
+        [chunks] = ask(engine, [asked])
+        seen = [chunk.metrics for chunk in chunks]
+        names = ("arrival", "first_scheduled", "first_token", "last_token")
+        times = [seen[-1][f"{name}_time_ns"] for name in names]
+        assert [before, *times] == sorted([before, *times])
+        assert times[-1] < time.perf_counter_ns()
+        assert len({metrics["first_token_time_ns"] for metrics in seen}) == 1
+        reused = seen[0]["kv_cache_reused_blocks"]
+        assert seen[0]["kv_cache_alloc_new_blocks"] == -(-180 // size) - reused
+        assert reused == (150 if streaming else 180) // size
+    [plain] = ask(engine, [Request(shared, 2)])
+    assert plain[-1].metrics == {}
+
+
 def test_a_cancelled_request_gets_no_more_chunks_and_others_go_on(engine: Engine) -> None:
     seen: list[Chunk] = []
     started = threading.Event()
@@ -228,33 +222,6 @@ def test_sampling_hangs_on_the_seed_alone(engine: Engine) -> None:
     assert greedy == truth(ids, 12)
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        Choice(top_k=1, temperature=9.0),
-        Choice(temperature=0.0, top_k=5),
-        Choice(seed=4, temperature=2),
-    ],
-)
-def test_one_candidate_is_greedy(choice: Choice) -> None:
-    logits = torch.randn(50)
-    assert choice.greedy
-    assert torch.equal(choice.apply(logits, 0), logits)
-
-
-def test_top_k_and_top_p_bound_what_can_be_taken() -> None:
-    logits = torch.tensor([0.6, 0.3, 0.08, 0.02]).log()
-    for choice, allowed in (
-        (Choice(top_k=2), {0, 1}),
-        (Choice(top_p=0.85), {0, 1}),
-        (Choice(top_p=0.5), {0}),
-        (Choice(top_p=0.95), {0, 1, 2}),
-        (Choice(top_k=3, top_p=0.95), {0, 1, 2}),
-    ):
-        taken = {int(choice.apply(logits, step).argmax()) for step in range(200)}
-        assert taken == allowed
-
-
 def test_the_end_token_waits_for_min_tokens(engine: Engine) -> None:
     ids = prompt(20)
     end_id = truth(ids, 1)[0]
@@ -282,13 +249,6 @@ def test_the_end_token_waits_for_min_tokens(engine: Engine) -> None:
 def test_a_cache_too_small_for_one_request_is_refused(settings: CacheSettings) -> None:
     with pytest.raises(UserError, match="one request of max_seq_len 400 needs 26"):
         cache_blocks(model(), LIMITS, settings)
-
-
-def test_a_cache_too_small_for_a_full_batch_only_makes_requests_wait() -> None:
-    prompts = [prompt(100, seed) for seed in range(6)]
-    with running(CacheSettings(max_tokens_in_paged_kv_cache=26 * 16)) as engine:
-        answers = ask(engine, [Request(ids, 60, streaming=True) for ids in prompts])
-    assert [tokens(each) for each in answers] == [truth(ids, 60) for ids in prompts]
 
 
 def test_an_engine_folder_needs_its_config(tmp_path: Path) -> None:

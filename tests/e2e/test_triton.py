@@ -233,6 +233,14 @@ def test_a_stop_word_ends_a_stream(streaming: TritonServer) -> None:
     assert stopped.text == full.text[: full.text.index(" hundred") + len(" hundred")]
 
 
+def test_a_bad_word_does_not_come_up(streaming: TritonServer) -> None:
+    bad = {"bad_words": (b" hundred", "BYTES")}
+    [full, without] = send(streaming.grpc_url, [Ask(ENGLISH), Ask(ENGLISH, inputs=bad)])
+    assert " hundred" in full.text
+    assert without.text
+    assert " hundred" not in without.text
+
+
 def test_sampling_is_honoured_and_hangs_on_the_seed(streaming: TritonServer) -> None:
     def sampled(seed: int) -> Ask:
         inputs = {
