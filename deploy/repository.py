@@ -6,7 +6,8 @@ nothing of how an engine came to be, of Triton's process, or of what the models 
 To what a release declares, we add (``with_additions``) outputs ``output_ids`` and
 ``sequence_length`` of the ensemble and of tensorrt_llm_bls, so that a client can count tokens;
 preprocessing's input ``STREAMING``, for postprocessing's detokenizer has to hear of it; and, where
-a release's ensemble lacks it, the input ``exclude_input_in_output``. And we take away
+a release's ensemble lacks it, the input ``exclude_input_in_output``, and ``min_length``, the former
+name of ``min_tokens`` that genai-perf sends. And we take away
 postprocessing's empty ``dynamic_batching``: with it a cancelled ensemble never ends.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -122,6 +124,16 @@ def with_additions(release: Release, extra_tensors: bool = True) -> Mapping[str,
         models["preprocessing"] = _with(
             models["preprocessing"], parameters={extra.name: extra.name}
         )
+    if not any(each.name == "min_length" for each in models["ensemble"].inputs):
+        extra = tensor("min_length", "TYPE_INT32[1] optional")
+        for name in ("ensemble", "tensorrt_llm_bls"):
+            models[name] = _with(models[name], inputs=[extra])
+        for name in ("min_length", "min_tokens"):
+            inputs.append(replace(extra, name=name.upper()))
+            to_preprocessing[name.upper()] = name
+        models["preprocessing"] = _with(
+            models["preprocessing"], outputs=[tensor("OUT_MIN_TOKENS", "TYPE_INT32[1]")]
+        )
     models["preprocessing"] = _with(models["preprocessing"], inputs=inputs)
     models["postprocessing"] = replace(models["postprocessing"], dynamic_batching=False)
     outputs = [
@@ -157,6 +169,10 @@ def _with_additions(step: Step, to_preprocessing: Mapping[str, str]) -> Step:
     if step.model == "preprocessing":
         inputs |= to_preprocessing
     outputs = {key: _SHOWN.get(value, value) for key, value in step.output_map.items()}
+    if "MIN_LENGTH" in to_preprocessing and step.model == "preprocessing":
+        outputs["OUT_MIN_TOKENS"] = "_MIN_TOKENS"
+    elif "MIN_LENGTH" in to_preprocessing and step.model == "tensorrt_llm":
+        inputs["min_tokens"] = "_MIN_TOKENS"
     return Step(step.model, inputs, outputs)
 
 
@@ -168,7 +184,7 @@ def render_config(model: TritonModel, values: Mapping[str, str]) -> str:
     known = {key: value for key, value in values.items() if model.takes(key)}
     where = f"{model.name}/config.pbtxt"
     try:
-        text = _environment().get_template(f"{where}.j2").render(model=settled, values=known)
+        text = template(f"{where}.j2").render(model=settled, values=known)
     except jinja2.UndefinedError as error:
         raise UserError(f"a value is missing: {error}", where=where) from error
     check_config(text, where)
@@ -215,6 +231,11 @@ def templates_digest(release: Release) -> str:
 _SOURCES = {".j2", ".py"}
 
 
+def template(name: str) -> jinja2.Template:
+    """A template of the folder, for text as it is: nothing is escaped, what is unset an error."""
+    return _environment().get_template(name)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -223,8 +244,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # protobuf text, not HTML
+        autoescape=False,  # protobuf text, YAML and shell, not HTML
     )
     filters: dict[str, Any] = environment.filters
     filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
+    filters["shell"] = shlex.quote
     return environment

@@ -146,11 +146,15 @@ def test_our_additions_are_the_only_difference_to_the_contract(release: str, nam
     values = distinct_values(CONTRACTS[release][name]) | {"decoupled_mode": "true"}
     rendered = render_config(with_additions(load_release(release))[name], values)
     ours = text_format.Parse(rendered, ModelConfig())
-    old = ["exclude_input_in_output"] if release == "0.11.0" else []
+    old = ["exclude_input_in_output"] if release == "0.11.0" else ["min_length"]
     upper = [each.upper() for each in old]
+    if release == "1.2":
+        upper.append("MIN_TOKENS")
     answer = ["output_ids", "sequence_length"]
     inputs = {"preprocessing": ["STREAMING", *upper], "ensemble": old, "tensorrt_llm_bls": old}
     outputs = {"ensemble": answer, "tensorrt_llm_bls": answer}
+    if release == "1.2":
+        outputs["preprocessing"] = ["OUT_MIN_TOKENS"]
     for kind, added in (("input", inputs), ("output", outputs)):
         extra = added.get(name, [])
         tensors_of = getattr(ours, kind)
@@ -162,6 +166,9 @@ def test_our_additions_are_the_only_difference_to_the_contract(release: str, nam
         assert before.input_map.pop("STREAMING") == "stream"
         for each in upper:
             assert before.input_map.pop(each) == each.lower()
+        if release == "1.2":
+            assert before.output_map.pop("OUT_MIN_TOKENS") == model.input_map["min_tokens"]
+            model.input_map["min_tokens"] = "min_tokens"
         for key, shown in (("TOKENS_BATCH", answer[0]), ("SEQUENCE_LENGTH", answer[1])):
             assert model.output_map[shown] == after.input_map[key] == shown
             model.output_map[shown] = after.input_map[key] = f"_{key}"
