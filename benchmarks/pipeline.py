@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
 
@@ -37,8 +38,9 @@ from deploy.executor import Executor, OnLine
 from deploy.gather import gather
 from deploy.local import LocalExecutor
 from deploy.plan import CellPlan, Stage, distinct, plan
-from deploy.settings import TritonSettings
+from deploy.progress import BuildProgress
 from deploy.schedule import Node, Task, lower_bound
+from deploy.settings import TritonSettings
 from deploy.spec import Cell, load_deployment
 from deploy.store import Store, content_key
 from deploy.workspace import Workspace
@@ -215,7 +217,7 @@ def makespan(root: Path, executor: Callable[[Workspace], Executor]) -> float:
         manifest = {"stage": stage.kind, "about": about(stage), "seconds": seconds, "files": {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     started = time.perf_counter()
-    outcome = build(plans, space, lambda: executor(space), Silent())
+    outcome = build(plans, space, lambda: executor(space), BuildProgress(Console(quiet=True)))
     assert len(outcome.built) == 64, outcome.failures
     return time.perf_counter() - started
 
@@ -243,18 +245,6 @@ def ray_cluster() -> Iterator[None]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def planned(self, seconds: Mapping[str, float], stages: Sequence[Stage], had: int) -> None: ...
-    def started(self, stage: Stage) -> None: ...
-    def line(self, stage: Stage, text: str) -> None: ...
-    def finished(self, stage: Stage, made: bool) -> None: ...
-    def failed(self, stage: Stage, error: str) -> None: ...
-    def given_up(self, stages: Sequence[Stage]) -> None: ...
-    def tick(self) -> None: ...
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from deploy.estimate import UNKNOWN_S, estimate
 from deploy.executor import Ended, Executor, Line
@@ -17,34 +17,12 @@ from deploy.plan import CellPlan, Stage, distinct
 from deploy.schedule import Schedule, Task
 from deploy.workspace import Workspace
 
+if TYPE_CHECKING:
+    from deploy.progress import BuildProgress
+
 _LOOK_EVERY_S = 1.0  # so that Ctrl-C and clocks on the screen are never far behind
 
 OpenExecutor: TypeAlias = Callable[[], Executor]
-
-
-class Watcher(Protocol):
-    """Is told how a build goes."""
-
-    def planned(self, seconds: Mapping[str, float], stages: Sequence[Stage], had: int) -> None:
-        """What will be made, with estimates by key where known; ``had`` are there already."""
-
-    def started(self, stage: Stage) -> None:
-        """A stage starts."""
-
-    def line(self, stage: Stage, text: str) -> None:
-        """A stage said something."""
-
-    def finished(self, stage: Stage, made: bool) -> None:
-        """A stage's artifact is there: made just now, or by another process."""
-
-    def failed(self, stage: Stage, error: str) -> None:
-        """A stage can't be made."""
-
-    def given_up(self, stages: Sequence[Stage]) -> None:
-        """Stages that won't be made: one that they need failed, or the build stops."""
-
-    def tick(self) -> None:
-        """Time passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +39,7 @@ def build(
     plans: Iterable[CellPlan],
     workspace: Workspace,
     executor: OpenExecutor,
-    watcher: Watcher,
+    watcher: BuildProgress,
     *,
     fail_fast: bool = False,
 ) -> Outcome:
@@ -104,7 +82,7 @@ class _Run:
         seconds: Mapping[str, float],
         workspace: Workspace,
         executor: Executor,
-        watcher: Watcher,
+        watcher: BuildProgress,
         fail_fast: bool,
     ) -> None:
         self._stages = {stage.key: stage for stage in stages}

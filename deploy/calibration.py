@@ -26,8 +26,7 @@ _INSTALL = "pip install 'trtllm-deploy[datasets]', or name a jsonl with text_inp
 def read_prompts(path: Path) -> Iterator[str]:
     """The prompts of a calibration jsonl, one by one.
 
-    Raises:
-        UserError: can't be read, or with the line: isn't a JSON object, has neither field.
+    Raises UserError: can't be read, or with the line: isn't a JSON object, has neither field.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 may stand in a prompt
@@ -61,10 +60,8 @@ def write_prompts(data: Path | str, samples: int, file: Path) -> Path:
     """A jsonl with ``text`` of the first ``samples`` rows of a data set, at ``file``.
 
     ``data`` is the folder of a data set (jsonl files, or whatever ``datasets`` loads) or the name
-    of one on the hub, which is asked for no more rows than needed.
-
-    Raises:
-        UserError: there is no such data set, no network, no text in it, or ``datasets`` is missing.
+    of one on the hub, which is asked for no more rows than needed. Raises UserError: there is no
+    such data set, no network, no text in it, or ``datasets`` is missing.
     """
     texts = list(islice(_texts(data), samples))
     if not texts:

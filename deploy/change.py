@@ -18,6 +18,7 @@ import yaml
 
 from client.errors import UserError
 from deploy.backend import BACKENDS
+from deploy.launch import DIRECT
 from deploy.make import StageMaker
 from deploy.operate import changes
 from deploy.plan import CellPlan, Facts
@@ -34,8 +35,7 @@ def rerender(
 ) -> dict[str, list[str]]:
     """Make the cell's repository and give it the cell's name; what changed, by file.
 
-    Raises:
-        UserError: it can't be rendered; the name stays with the old one.
+    Raises UserError: it can't be rendered; the name stays with the old one.
     """
     named = workspace.root / "ensemble_models" / plan.cell.name
     before = _files(named)
@@ -75,21 +75,22 @@ def _settings(name: str, files: Mapping[str, bytes]) -> Mapping[str, Any]:
 
 
 def bring_up(workspace: Workspace, cell: str, models: Set[str], backend: str) -> str:
-    """Have the server of a cell load the ``models`` that changed, if it runs; what came of it.
+    """Have the servers of a cell load the ``models`` that changed; what came of it.
 
-    Raises:
-        UserError: the server refuses; what it had before goes on.
+    Raises UserError: the server refuses; what it had before goes on.
     """
-    served = next((each for each in running(workspace) if each.cell == cell), None)
-    if served is None:
+    servers = [each for each in running(workspace) if each.cell == cell]
+    if not servers:
         return "it isn't served now"
-    if served.key is None:
+    started = time.monotonic()
+    for served in servers:
+        if served.key is not None:
+            reload(served, models, unload_first=BACKENDS[backend].compiles)
+    if any(served.key is None for served in servers):
         return (
             "its server can't load models again (several ranks, or not on loopback):"
             f" trtllm-deploy stop {cell}, then serve it"
         )
-    started = time.monotonic()
-    reload(served, models, unload_first=BACKENDS[backend].compiles)
     return f"loaded {', '.join(sorted(models))} in {time.monotonic() - started:.1f} s; ready"
 
 
@@ -120,7 +121,7 @@ def _ask(served: Running, path: str, body: Mapping[str, Any] | None = None) -> A
         headers=dict(served.reload_headers),
     )
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE_S) as response:
+        with DIRECT.open(request, timeout=_PATIENCE_S) as response:
             text = response.read()
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace") or error.reason

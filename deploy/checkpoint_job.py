@@ -1,7 +1,7 @@
 """A checkpoint to make: what is asked for, and what can be known to be wrong with it beforehand.
 
 Comes in: a Hugging Face model folder, a precision, a split over GPUs. Goes out: a checked job.
-Reads configs only; imports no torch.
+Reads configs and prompts only; torch isn't needed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from client.errors import UserError
-from deploy.calibration import read_prompts
+from deploy.calibration import choose, read_prompts
 from deploy.fetch import check_weights
 from deploy.precision import PRECISIONS, Precision, find_precision
-from deploy.trtllm_checkpoint import ARCHITECTURES, CONFIG, read_json_object
+from deploy.trtllm_checkpoint import CONFIG, check_architecture, read_json_object
 
 CheckpointKind = Literal["trtllm", "hf"]
 
@@ -75,6 +75,24 @@ class CheckpointJob:
         """Whether activations or the KV cache are measured on prompts."""
         return PRECISIONS[self.precision].calibrated or self.kv_cache_dtype is not None
 
+    def prompts(self) -> list[str]:
+        """Those to calibrate on; the data is a file by then."""
+        assert self.calibration is not None and isinstance(self.calibration.data, Path)
+        return choose(
+            list(read_prompts(self.calibration.data)), self.calibration.samples, self.seed
+        )
+
+    def tokenizer(self) -> Any:
+        """The model's, by transformers. Raises UserError: it doesn't load."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.model_dir, trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        except Exception as error:  # a broken tokenizer file raises nearly anything
+            raise UserError(f"the tokenizer doesn't load: {error}", where=self.model_dir) from error
+
     def to_json(self) -> str:
         """The job as JSON, paths absolute."""
         return json.dumps(asdict(self), default=lambda path: str(Path(path).absolute()), indent=2)
@@ -83,8 +101,7 @@ class CheckpointJob:
     def from_json(cls, text: str) -> CheckpointJob:
         """The job that :meth:`to_json` wrote; calibration data is a file by then.
 
-        Raises:
-            ValueError, TypeError: the text isn't such a job.
+        Raises ValueError, TypeError: the text isn't such a job.
         """
         fields: dict[str, Any] = json.loads(text)
         calibration, verification = fields.pop("calibration"), fields.pop("verification")
@@ -101,9 +118,8 @@ class CheckpointJob:
 def check_job(job: CheckpointJob) -> None:
     """Find what would make the job fail, without loading the model.
 
-    Raises:
-        UserError: the model folder, the architecture, tp or pp, the calibration data, or an
-            output folder that isn't free.
+    Raises UserError: the model folder, the architecture, tp or pp, the calibration data, or an
+    output folder that isn't free.
     """
     precision = find_precision(job.precision)
     if (job.output_dir / CONFIG).exists() or any(job.output_dir.glob("rank*.safetensors")):
@@ -113,12 +129,7 @@ def check_job(job: CheckpointJob) -> None:
         raise UserError("is no Hugging Face model: it has no config.json", where=job.model_dir)
     config = read_json_object(file)
     architectures = config.get("architectures") or ["none"]
-    if architectures[0] not in ARCHITECTURES:
-        raise UserError(
-            f"architecture '{architectures[0]}' isn't supported",
-            where=file,
-            fix=f"one of: {', '.join(ARCHITECTURES)}",
-        )
+    check_architecture(architectures[0], file)
     if job.kind == "hf" and not precision.as_hf:
         known = ", ".join(each.name for each in PRECISIONS.values() if each.as_hf)
         raise UserError(f"the LLM API takes no {precision.name} checkpoint", fix=f"use {known}")

@@ -29,6 +29,10 @@ _LINEARS = {
     "mlp.gate": (("mlp.up_proj",), True),
     "mlp.proj": (("mlp.down_proj",), False),
 }
+_SAME = (  # fields of transformers' config too
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "mlp_bias"),
+)
 _NORMS = {"input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm"}
 
 
@@ -79,8 +83,7 @@ class LayerTensors(Protocol):
 class CheckpointTensors:
     """The :class:`LayerTensors` of a TensorRT-LLM checkpoint.
 
-    Raises:
-        UserError: the checkpoint isn't complete, names the file and what it lacks.
+    Raises UserError: the checkpoint isn't complete, names the file and what it lacks.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -155,19 +158,11 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(
         ARCHITECTURES[config["architecture"]].model_type,
         architectures=[config["architecture"]],
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_hidden_layers=config["num_hidden_layers"],
-        num_attention_heads=config["num_attention_heads"],
-        num_key_value_heads=config["num_key_value_heads"],
+        **{name: config[name] for name in _SAME},
         head_dim=config["head_size"],
-        hidden_act=config["hidden_act"],
-        max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config["norm_epsilon"],
         rope_parameters={**rope, "rope_theta": config["rotary_base"]},
         attention_bias=config["attn_bias"],
-        mlp_bias=config["mlp_bias"],
         tie_word_embeddings=False,
     )
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from client.errors import UserError
-from deploy.cli_check import COMMANDS as CHECK
-from deploy.cli_doctor import doctor
+from deploy.cli_findings import COMMANDS as FINDINGS
 from deploy.cli_render import COMMANDS as RENDER
 from deploy.cli_serve import COMMANDS as SERVE
-from deploy.cli_workspace import COMMANDS
+from deploy.cli_workspace import COMMANDS as WORKSPACE
 from deploy.options import (
     Planned,
     Where,
@@ -29,7 +28,6 @@ from deploy.options import (
     where_to_run,
     workspace_folder,
 )
-from deploy.store import UNWRITABLE
 
 if TYPE_CHECKING:
     from deploy.build import Outcome
@@ -41,7 +39,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in (*COMMANDS, *CHECK, *SERVE, *RENDER, doctor):
+for each in (*WORKSPACE, *FINDINGS, *SERVE, *RENDER):
     command.add_command(each)
 
 
@@ -52,20 +50,13 @@ for each in (*COMMANDS, *CHECK, *SERVE, *RENDER, doctor):
 @click.option(
     "--gpu-memory", help="Memory of a GPU, as 80GiB; default: that of the first one here."
 )
-def plan(
-    file: Path,
-    workspace: Path,
-    gpus: str | None,
-    ray: str | None,
-    jobs: int | None,
-    gpu_memory: str | None,
-) -> None:
+def plan(file: Path, workspace: Path, where: Where, gpu_memory: str | None) -> None:
     """Show the cells of FILE, what is left to make, and what a GPU has to hold."""
     from deploy.memory import memory_plans, parse_size
     from deploy.report import print_plan
 
     size = parse_size(gpu_memory) if gpu_memory else None
-    asked = planned(file, workspace, Where(gpus, ray, jobs), offline_ok=True)
+    asked = planned(file, workspace, where, offline_ok=True)
     if size is None and asked.facts.gpus:
         size = asked.facts.gpus[0].memory
     cells = [each.cell for each in asked.plans]
@@ -79,17 +70,9 @@ def plan(
 @where_to_run
 @fail_fast
 @click.option("--dry-run", is_flag=True, help="Print a shell script that would do the same.")
-def build(
-    file: Path,
-    workspace: Path,
-    gpus: str | None,
-    ray: str | None,
-    jobs: int | None,
-    fail_fast: bool,
-    dry_run: bool,
-) -> int:
+def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: bool) -> int:
     """Make every artifact of FILE that isn't there yet."""
-    asked = planned(file, workspace, Where(gpus, ray, jobs), offline_ok=dry_run)
+    asked = planned(file, workspace, where, offline_ok=dry_run)
     if dry_run:
         from deploy.script import dry_run_script
 
@@ -103,19 +86,12 @@ def build(
 @workspace_folder
 @where_to_run
 @fail_fast
-def run(
-    file: Path,
-    workspace: Path,
-    gpus: str | None,
-    ray: str | None,
-    jobs: int | None,
-    fail_fast: bool,
-) -> int:
+def run(file: Path, workspace: Path, where: Where, fail_fast: bool) -> int:
     """Build FILE, then serve and measure each cell that could be built."""
     from client.datasets import read_lines
     from deploy.measure import measure_cells, print_summary
 
-    asked = planned(file, workspace, Where(gpus, ray, jobs))
+    asked = planned(file, workspace, where)
     settings = asked.file.deployment.measure
     if settings is None:
         raise UserError(
@@ -166,12 +142,14 @@ def main() -> None:
         click.echo(f"trtllm-deploy: {error}", err=True)
         code = 2
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.filename is None:
             raise
         click.echo(f"trtllm-deploy: {error.filename}: {error.strerror}", err=True)
         code = 2
     except click.ClickException as error:
-        click.echo(f"trtllm-deploy: {error.format_message()} (see trtllm-deploy --help)", err=True)
+        context = getattr(error, "ctx", None)  # where the error is of a command's own
+        path = context.command_path if context else "trtllm-deploy"
+        click.echo(f"trtllm-deploy: {error.format_message()} (see {path} --help)", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("trtllm-deploy: interrupted; what was finished stays", err=True)

@@ -5,7 +5,6 @@ They print, and keep to what a person chose; a server itself is :mod:`deploy.lau
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ import click
 from rich.table import Table
 
 from client.errors import UserError
-from deploy.options import F, console, planned, workspace_folder
+from deploy.options import console, planned, workspace_folder
 from deploy.workspace import Workspace
 
 if TYPE_CHECKING:
     from deploy.processes import Processes
     from deploy.serving import Target
+
+_PORT = click.IntRange(1, 65535)
 
 
 def _restarts(text: str) -> float:
@@ -33,53 +34,6 @@ def _restarts(text: str) -> float:
     return float(most or "inf")
 
 
-def _serve_options(function: F) -> F:
-    port = click.IntRange(1, 65535)
-    options: tuple[Callable[[F], F], ...] = (
-        *(
-            click.option(f"--{kind}-port", default=number, show_default=True, type=port)
-            for kind, number in (("grpc", 8001), ("http", 8000), ("metrics", 8002))
-        ),
-        click.option(
-            "--address", default="127.0.0.1", show_default=True, help="Address to listen on."
-        ),
-        click.option(
-            "--timeout", default=600.0, show_default=True, help="Seconds until it must be ready."
-        ),
-        click.option(
-            "--restart",
-            default="no",
-            show_default=True,
-            type=_restarts,
-            metavar="no|on-failure[:N]",
-            help="Start a server that failed again, N times at most.",
-        ),
-        click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop."),
-        click.option(
-            "--print", "show", is_flag=True, help="Only print the command that would be run."
-        ),
-        click.option("--force", is_flag=True, help="Launch whatever preflight finds."),
-        click.option(
-            "--mode",
-            type=click.Choice(["leader", "orchestrator"]),
-            default="leader",
-            show_default=True,
-            help="mpirun starts every rank, or one process that spawns the others.",
-        ),
-        click.option("--no-mpi", is_flag=True, help="llmapi: one process, which spawns its ranks."),
-        click.option("--gpus", metavar="0,1,...", help="One for each rank of a node."),
-        click.option(
-            "--hostfile",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True),
-            help="mpirun's hosts, this one first.",
-        ),
-        click.option("--oversubscribe", is_flag=True, help="More ranks than mpirun sees slots."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.argument("cell", required=False)
@@ -89,13 +43,49 @@ def _serve_options(function: F) -> F:
     help="Serve this model repository instead of a CELL of FILE.",
 )
 @workspace_folder
-@_serve_options
+@click.option("--grpc-port", default=8001, show_default=True, type=_PORT)
+@click.option("--http-port", default=8000, show_default=True, type=_PORT)
+@click.option("--metrics-port", default=8002, show_default=True, type=_PORT)
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until it must be ready.",
+)
+@click.option(
+    "--restart",
+    default="no",
+    show_default=True,
+    type=_restarts,
+    metavar="no|on-failure[:N]",
+    help="Start a server that failed again, N times at most.",
+)
+@click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
+@click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
+@click.option("--force", is_flag=True, help="Launch whatever preflight finds.")
+@click.option(
+    "--mode",
+    type=click.Choice(["leader", "orchestrator"]),
+    default="leader",
+    show_default=True,
+    help="mpirun starts every rank, or one process that spawns the others.",
+)
+@click.option("--no-mpi", is_flag=True, help="llmapi: one process, which spawns its ranks.")
+@click.option("--gpus", metavar="0,1,...", help="One for each rank of a node.")
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True),
+    help="mpirun's hosts, this one first.",
+)
+@click.option("--oversubscribe", is_flag=True, help="More ranks than mpirun sees slots.")
 def serve(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
 ) -> int:
     """Serve the built CELL of FILE with Triton until Ctrl-C."""
-    from deploy.launch import Ports, TritonServer
-    from deploy.serving import detached, keep_serving
+    from deploy.launch import Ports, TritonServer, check_ports
+    from deploy.serving import in_background, keep_serving
 
     target = _target(file, cell, repository, workspace)
     processes = _processes(target, chosen)
@@ -113,10 +103,13 @@ def serve(
     if chosen["show"]:
         click.echo(new_server().shell_command())
         return 0
-    if chosen["detach"]:
-        return detached(target, log_file.with_suffix(".out"))
     if not _preflight(target, processes) and not chosen["force"]:
         raise UserError("preflight found errors; nothing was started", fix="--force goes on")
+    if chosen["detach"]:
+        check_ports(ports, chosen["address"])  # before the output of a server there is lost
+        code = in_background(target.workspace, log_file.with_suffix(".out"))
+        if code is not None:
+            return code
     return keep_serving(target, new_server, chosen["restart"], chosen["timeout"])
 
 
@@ -159,18 +152,12 @@ def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
 def _preflight(target: Target, processes: Processes) -> bool:
     """Print what is wrong; whether nothing is that stops a launch."""
     from deploy.finding import print_findings
-    from deploy.gpu import gpus
-    from deploy.preflight import installed_tensorrt_llm, preflight
+    from deploy.preflight import here, judge
 
     hosts = processes.hostfile.read_text("utf-8").splitlines() if processes.hostfile else ["here"]
-    found = preflight(
-        target.repository,
-        world_size=processes.world_size,
-        nodes=sum(bool(host.partition("#")[0].strip()) for host in hosts),
-        gpus=[gpu for gpu in gpus() if not processes.gpus or str(gpu.index) in processes.gpus],
-        tensorrt_llm=installed_tensorrt_llm(),
-        lengths=target.lengths,
-    )
+    nodes = sum(bool(host.partition("#")[0].strip()) for host in hosts)
+    asked = {"world_size": processes.world_size, "nodes": nodes, "lengths": target.lengths}
+    found = judge(target.repository, here(processes.gpus, **asked))
     print_findings(found, console())
     return all(each.level != "error" for each in found)
 
@@ -202,8 +189,8 @@ def stop(cell: str | None, workspace: Path) -> None:
     served = running(Workspace(workspace.resolve()))
     chosen = [each for each in served if cell in (None, each.cell)]
     if not chosen:
-        what = f"no {cell}" if cell else "nothing"
-        raise UserError(f"{what} is served from {workspace}", fix="see trtllm-deploy ps")
+        what = f"{cell} isn't" if cell else "nothing is"
+        raise UserError(f"{what} served from {workspace}", fix="see trtllm-deploy ps")
     for each in chosen:
         end(each)
         click.echo(f"stopped {each.cell}")

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from client.errors import UserError
@@ -45,12 +44,7 @@ class RayExecutor:
     def __enter__(self) -> RayExecutor:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Interrupt what runs, give it time to clean up, then kill it."""
         for force in (False, True):
             for running in self._running:
@@ -122,8 +116,7 @@ class RayExecutor:
 def connect(address: str) -> None:
     """Join the cluster at ``address`` (``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``).
 
-    Raises:
-        UserError: Ray isn't installed, or doesn't answer there.
+    Raises UserError: Ray isn't installed, or doesn't answer there.
     """
     ray, on_sigterm = _ray(), signal.getsignal(signal.SIGTERM)
     try:

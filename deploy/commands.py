@@ -93,11 +93,8 @@ class Command:
     def line(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The flags with these values, in their order, as argv without the command itself.
 
-        None leaves a flag unsaid.
-
-        Raises:
-            UserError: a flag that the release doesn't have, a value that it doesn't take, or a
-                required flag that is missing.
+        None leaves a flag unsaid. Raises UserError: a flag that the release doesn't have, a value
+        that it doesn't take, or a required flag that is missing.
         """
         words: list[str] = []
         for name, value in values.items():

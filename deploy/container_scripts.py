@@ -26,11 +26,9 @@ from deploy.trtllm_checkpoint import ARCHITECTURES, CONFIG, add_defaults, read_j
 def script_command(job: CheckpointJob, calibration_dir: Path, architecture: str) -> tuple[str, ...]:
     """The command that makes the job's checkpoint of a model of ``architecture``, as argv.
 
-    Full precision is converted, which needs no GPU; all else goes through quantize.py, int8_wo
-    too: convert_checkpoint.py would lay its weights out for one GPU type, unreadable elsewhere.
-
-    Raises:
-        UserError: the release has no such script, or it doesn't take a flag or its value.
+    Full precision is converted, which needs no GPU; all else goes through quantize.py, int8_wo too:
+    convert_checkpoint.py would lay its weights out for one GPU type, unreadable elsewhere. Raises
+    UserError: the release has no such script, or it doesn't take a flag or its value.
     """
     assert job.release is not None
     release, precision = load_release(job.release), find_precision(job.precision)
@@ -77,8 +75,7 @@ def run_scripts(
 ) -> None:
     """Run the script; its output goes to ``log_file``.
 
-    Raises:
-        UserError: a flag that the release doesn't take, or the script failed or wrote no config.
+    Raises UserError: a flag that the release doesn't take, or the script failed or wrote no config.
     """
     calibration_dir = log_file.with_suffix(".calibration")
     architecture = read_json_object(job.model_dir / CONFIG)["architectures"][0]

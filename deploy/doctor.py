@@ -12,33 +12,27 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import get_token
 
-from deploy.doctor_gpus import read_report
+from deploy.data import load_data
 from deploy.finding import Finding
-from deploy.gpu import ask, gpus
+from deploy.gpu import ask, gpus, read_report
 from deploy.release import release_names
 
 Facts = Mapping[str, str]
+_DATA = load_data("doctor.yaml")
 
 
 class _Told(dict[str, str]):
     def __missing__(self, _: str) -> str:
         return "unknown"
-
-
-@cache
-def _data() -> dict[str, Any]:
-    text = (resources.files("deploy") / "doctor.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
 
 
 def examine(workspace: Path) -> tuple[Facts, tuple[Facts, ...]]:
@@ -48,7 +42,7 @@ def examine(workspace: Path) -> tuple[Facts, tuple[Facts, ...]]:
         report = ask("-q", "-x")
         with suppress(subprocess.SubprocessError):  # not every system has it
             topology = ask("topo", "-m")
-        machine, states = read_report(report, topology, gpus(), _data()["gpu_facts"])
+        machine, states = read_report(report, topology, gpus(), _DATA["gpu_facts"])
     except FileNotFoundError:
         machine, states = _without_gpu("there is no nvidia-smi"), ()
     except (OSError, subprocess.SubprocessError, SyntaxError) as error:
@@ -63,7 +57,7 @@ def _without_gpu(reason: object) -> dict[str, str]:
 
 def _software() -> dict[str, str]:
     places = f"{os.environ.get('PATH', os.defpath)}:/opt/tritonserver/bin"
-    found = {name: _version(name) for name in _data()["packages"]}
+    found = {name: installed(name) for name in _DATA["packages"]}
     version = f"{found['tensorrt-llm']}."
     facts = {
         **found,
@@ -76,13 +70,17 @@ def _software() -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _version(package: str) -> str | None:
-    """In this environment, else in that of trtllm-build: the container's python has its own."""
-    tool = Path(shutil.which("trtllm-build") or "/").resolve()
-    beside = [str(each) for each in tool.parent.parent.glob("lib/python3*/*-packages")]
-    for found in metadata.distributions(name=package):
-        return found.version
-    return next((each.version for each in metadata.distributions(name=package, path=beside)), None)
+def installed(package: str) -> str | None:
+    """Its version in this environment, else in trtllm-build's: the container's python has its own.
+
+    None where it is in neither.
+    """
+    tool = shutil.which("trtllm-build")
+    beside = Path(tool).resolve().parent.parent.glob("lib/python3*/*-packages") if tool else ()
+    for path in (sys.path, list(map(str, beside))):
+        for found in metadata.distributions(name=package, path=path):
+            return found.version
+    return None
 
 
 def _host(workspace: Path) -> dict[str, str]:
@@ -101,10 +99,10 @@ def _host(workspace: Path) -> dict[str, str]:
 def lines(machine: Facts, states: Sequence[Facts]) -> Iterator[tuple[str, str]]:
     """All facts for people, in lines of less than 80 columns: what it is of, what it is."""
     yield from machine.items()
-    known = (*_data()["packages"], "tritonserver", "mpirun")
+    known = (*_DATA["packages"], "tritonserver", "mpirun")
     yield "not here", ", ".join(name for name in known if name not in machine) or "nothing"
     for number, facts in enumerate(states):
-        for template in _data()["gpu_lines"]:
+        for template in _DATA["gpu_lines"]:
             yield f"GPU {number}", template.format_map(_Told(facts))
 
 
@@ -117,7 +115,7 @@ def check(machine: Facts, states: Sequence[Facts]) -> list[Finding]:
 
 
 def _broken(rules: str, facts: Facts) -> Iterator[Finding]:
-    for rule in _data()[rules].values():
+    for rule in _DATA[rules].values():
         if _holds(rule, facts):
             told = {key: rule[key].format_map(_Told(facts)) for key in ("what", "where", "fix")}
             yield Finding(rule["level"], why=rule["why"], **told)

@@ -65,8 +65,7 @@ class EngineConfig:
 def read_engine(folder: Path) -> EngineConfig:
     """Read the engine in ``folder``.
 
-    Raises:
-        UserError: config.json can't be read, is of a trtllm-build before 0.8, or lacks a field.
+    Raises UserError: config.json can't be read, is of a trtllm-build before 0.8, or lacks a field.
     """
     file = folder / "config.json"
     config = read_json_object(file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from client.errors import UserError
@@ -62,12 +61,7 @@ class Executor(Protocol):
     def __enter__(self) -> Executor:
         """Ready to start stages."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop what still runs, so that it cleans up after itself."""
 
 

@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
-import yaml
-
+from deploy.data import load_data
 from deploy.finding import Finding, Level
 
 # What Triton, TensorRT-LLM and python call an error, after mpirun's tag; of a python model's error,
@@ -26,7 +25,8 @@ _ERROR = re.compile(
     r"|(?P<python>(?:[\w.]+Error|[\w.]+Exception): .+)"
     r"|(?P<mpirun>(?:mpirun (?:noticed|detected|was unable)|There are not enough slots).+))$"
 )
-_WITHOUT_GPU = ("CudaDriverHelper", "unable to create stream")  # errors that mean nothing there
+# errors that mean nothing: of a machine without a GPU, and of a server that was told to stop
+_HARMLESS = ("CudaDriverHelper", "unable to create stream", "failed to stop server")
 _READ = 2000  # characters of a line; backtraces and tables make them endless
 _SHOWN = 300  # characters of a matched value, or of a line
 
@@ -53,8 +53,7 @@ class Failure:
 @cache
 def failures() -> tuple[Failure, ...]:
     """All that is known."""
-    text = (resources.files("deploy") / "failures.yaml").read_text(encoding="utf-8")
-    entries = yaml.safe_load(text)
+    entries = load_data("failures.yaml")
     return tuple(Failure(**{**entry, "says": tuple(entry["says"])}) for entry in entries)
 
 
@@ -70,6 +69,15 @@ def diagnose(text: Iterable[str], log: str = "log") -> list[Finding]:
     return [_finding(each, match, whole, log) for each, match in found]
 
 
+def diagnose_logs(files: Iterable[Path]) -> list[Finding]:
+    """The same of several logs; a cause that those of several ranks tell of is one."""
+    found: dict[str, Finding] = {}
+    for file in files:
+        for each in diagnose(file.read_text(errors="replace").splitlines(), str(file)):
+            found.setdefault(each.what, each)
+    return list(found.values())
+
+
 def _finding(failure: Failure, match: re.Match[str], whole: str, log: str) -> Finding:
     said = {name: (value or "…")[:_SHOWN] for name, value in match.groupdict().items()}
     line = whole.count("\n", 0, match.start()) + 1
@@ -78,10 +86,10 @@ def _finding(failure: Failure, match: re.Match[str], whole: str, log: str) -> Fi
 
 
 def error_in(line: str) -> str | None:
-    """What a line calls an error; None for other lines, and for errors that mean nothing here."""
+    """What a line calls an error; None for other lines, and for errors that mean nothing."""
     match = _ERROR.match(line)
     text = next(filter(None, match.groups())) if match else ""
-    return text[:_SHOWN] if text and not text.startswith(_WITHOUT_GPU) else None
+    return text[:_SHOWN] if text and not text.startswith(_HARMLESS) else None
 
 
 def first_errors(lines: Sequence[str], count: int = 2) -> list[str]:

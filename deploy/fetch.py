@@ -8,7 +8,6 @@ and appears nowhere else.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client.errors import UserError
-from deploy.store import write_json
+from deploy.store import read_json, write_json
 from deploy.trtllm_checkpoint import check_shard, read_json_object
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ def resolve_folder(folder: Path, remote_code: bool, memory: Path) -> Source:
     ``memory`` is a JSON file that keeps digests by path, size and time of change, so that the
     weights are read once.
     """
-    known: dict[str, str] = _load(memory)
+    known: dict[str, str] = read_json(memory) or {}
     digests, seen = {}, dict(known)
     for path in sorted(_needed(folder, remote_code)):
         status = path.stat()
@@ -78,17 +77,15 @@ def resolve_hub(repo: str, revision: str, memory: Path, offline_ok: bool) -> Sou
     """Identity of a hub checkpoint: its commit.
 
     ``memory`` is a JSON file of earlier resolutions, used when the hub can't be reached. With
-    ``offline_ok`` an id that can't be resolved at all is returned marked as unresolved.
-
-    Raises:
-        UserError: no such repository or revision, no access, or no network and no earlier answer.
+    ``offline_ok`` an id that can't be resolved at all is returned marked as unresolved. Raises
+    UserError: no such repository or revision, no access, or no network and no earlier answer.
     """
     if _COMMIT.fullmatch(revision):
         return Source({"repo": repo, "commit": revision})
     from huggingface_hub import HfApi  # 0.2 s to import
 
     name = f"{repo}@{revision}"
-    known: dict[str, str] = _load(memory)
+    known: dict[str, str] = read_json(memory) or {}
     try:
         commit = _ask_hub(repo, lambda: HfApi().model_info(repo, revision=revision).sha)
     except _UnreachableError as error:
@@ -109,11 +106,9 @@ def resolve_hub(repo: str, revision: str, memory: Path, offline_ok: bool) -> Sou
 def fetch(source: Source, remote_code: bool, target: Path, partial: Path) -> None:
     """Fill ``target`` with the checkpoint's files.
 
-    A download goes to ``partial`` first, which stays when it is cut, so that the next call goes
-    on where this one ended.
-
-    Raises:
-        UserError: no access, no network, or the source has no config.json or no whole weights.
+    A download goes to ``partial`` first, which stays when it is cut, so that the next call goes on
+    where this one ended. Raises UserError: no access, no network, or the source has no config.json
+    or no whole weights.
     """
     if source.folder is not None:
         check_weights(source.folder)
@@ -141,8 +136,7 @@ def fetch(source: Source, remote_code: bool, target: Path, partial: Path) -> Non
 def check_weights(folder: Path) -> None:
     """Each weight file of a Hugging Face checkpoint is there and whole; no weights are read.
 
-    Raises:
-        UserError: a shard is missing, truncated or no safetensors file.
+    Raises UserError: a shard is missing, truncated or no safetensors file.
     """
     shards = set(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
@@ -224,11 +218,3 @@ def _digest(path: Path) -> str:
         while chunk := stream.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _load(memory: Path) -> dict[str, str]:
-    try:
-        value: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value

@@ -31,10 +31,8 @@ def gather(
 ) -> Facts:
     """Look up what the plan depends on; ``gpus`` are those that stages will run on.
 
-    ``offline_ok`` lets hub ids stay unresolved when the hub can't be reached, as a plan may.
-
-    Raises:
-        UserError: a source can't be resolved.
+    ``offline_ok`` lets hub ids stay unresolved when the hub can't be reached, as a plan may. Raises
+    UserError: a source can't be resolved.
     """
     spec = file.deployment
     return Facts(

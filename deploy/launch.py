@@ -36,7 +36,8 @@ _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _LOOK_SECONDS = 0.2  # between looks at the server
 _STUB = "triton_python_backend_stub"  # Triton says it is ready whether or not it lives
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")  # what shlex.quote would leave alone
-_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens a server's URLs, whatever proxy the environment names."""
 
 Say = Callable[[str], None]
 
@@ -142,8 +143,7 @@ class TritonServer:
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The command line, and what is added to this process's environment for it.
 
-        Raises:
-            UserError: there is no Triton here.
+        Raises UserError: there is no Triton here.
         """
         triton = find_triton(self._cache_dir)
         environment = {**triton.environment, **self.processes.environment}
@@ -203,9 +203,8 @@ class TritonServer:
     def wait_ready(self, timeout: float = 300.0, say: Say = lambda _: None) -> None:
         """Return once every model is loaded; each error line of the logs goes to ``say``.
 
-        Raises:
-            ServerError: with the log's first error lines, when the server ends first or
-                ``timeout`` (seconds) has passed.
+        Raises ServerError with the log's first error lines, when the server ends first or
+        ``timeout`` (seconds) has passed.
         """
         deadline = time.monotonic() + timeout
         while not self._is_ready():
@@ -245,7 +244,7 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            with _NO_PROXY.open(f"http://{self.http_url}/v2/health/ready", timeout=2):
+            with DIRECT.open(f"http://{self.http_url}/v2/health/ready", timeout=2):
                 return True
         except (OSError, http.client.HTTPException):
             return False

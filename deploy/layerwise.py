@@ -28,10 +28,8 @@ def hidden_states(
 
     Prompts are padded on the right: attention looks back only, so what stands after a prompt's end
     changes nothing before it. ``on_layer`` is called with each layer and its weights, on
-    ``device``, just before the layer runs.
-
-    Raises:
-        UserError: the layer's weights aren't those of the config.
+    ``device``, just before the layer runs. Raises UserError: the layer's weights aren't those of
+    the config.
     """
     model = _empty_model(tensors, device)
 

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import ForkServerProcess
-from types import TracebackType
 from typing import Any
 
 from client.errors import UserError
@@ -48,12 +47,7 @@ class LocalExecutor:
     def __enter__(self) -> LocalExecutor:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ask all workers to leave, wait for them, and kill what doesn't."""
         try:
             for worker in self._workers:
@@ -119,8 +113,7 @@ class LocalExecutor:
 def visible_gpus(asked: str | None) -> tuple[str, ...]:
     """The GPUs to use: those asked for (``0,1``), else CUDA_VISIBLE_DEVICES, else all there are.
 
-    Raises:
-        UserError: one is listed twice, or isn't there.
+    Raises UserError: one is listed twice, or isn't there.
     """
     listed = tuple(str(gpu.index) for gpu in listed_gpus())
     if asked is None:

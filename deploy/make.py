@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,15 +40,14 @@ class StageMaker:
     def __call__(self, stage: Stage, on_line: OnLine) -> bool:
         """Make the stage's artifact unless it is there; true if this call made it.
 
-        Raises:
-            UserError: it can't be made; the log of the stage says more.
+        Raises UserError: it can't be made; the log of the stage says more.
         """
         log = self.workspace.log(stage)
 
         def maker(target: Path) -> None:
             on_line("")
             try:
-                _MAKERS[stage.kind](_Context(stage, self, on_line), target)
+                self._make(stage, target, log, on_line)
             except (UserError, OSError):
                 raise
             except Exception as error:
@@ -63,34 +62,47 @@ class StageMaker:
         store = self.workspace.store
         return store.make(stage.kind, stage.made_from, maker, waiting, about(stage))[1]
 
+    def _make(self, stage: Stage, target: Path, log: Path, on_line: OnLine) -> None:
+        if stage.kind == "fetch":
+            model = stage.cell.model
+            trust = self.file.deployment.models[model].trust_remote_code
+            fetch(self.facts.sources[model], trust, target, self.workspace.partial(stage))
+        elif stage.kind == "checkpoint":
+            job = checkpoint_job(stage, self.file, self._input(stage, "fetch"), target)
+            run_checkpoint(job, log, on_line)
+        elif stage.kind == "engine":
+            self._make_engine(stage, target, log, on_line)
+        else:
+            self._make_repository(stage, target)
 
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What the maker of one stage may look at."""
+    def _make_engine(self, stage: Stage, target: Path, log: Path, on_line: OnLine) -> None:
+        visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        with _timing_cache(stage, self.workspace, visible) as timing_cache:
+            job = EngineJob(
+                checkpoint=self._input(stage, "checkpoint"),
+                target=target,
+                release=stage.made_from["release"],
+                build_config=stage.made_from["build_config"],
+                workers=max(1, len(visible)),
+                timing_cache=timing_cache,
+            )
+            BACKENDS[stage.made_from["backend"]].make_engine(job, log, on_line)
 
-    stage: Stage
-    maker: StageMaker
-    on_line: OnLine
+    def _make_repository(self, stage: Stage, target: Path) -> None:
+        spec = self.facts.file_for(stage.cell, self.file).deployment
+        job = RepositoryJob(
+            target=target,
+            release=spec.release,
+            engine_dir=self._input(stage, "engine"),
+            tokenizer_dir=self._input(stage, "fetch", "tokenizer"),
+            max_batch_size=stage.made_from["max_batch_size"],
+            settings=spec.triton,
+        )
+        BACKENDS[spec.backend].make_repository(job)
 
-    @property
-    def log(self) -> Path:
-        return self.maker.workspace.log(self.stage)
-
-    def input(self, kind: StageKind, role: str | None = None) -> Path:
+    def _input(self, stage: Stage, kind: StageKind, role: str | None = None) -> Path:
         """The folder of the artifact that the stage was planned on."""
-        return self.maker.workspace.store.path(kind, self.stage.made_from[role or kind])
-
-
-def _make_fetch(context: _Context, target: Path) -> None:
-    stage, maker = context.stage, context.maker
-    name = stage.cell.model
-    trust = maker.file.deployment.models[name].trust_remote_code
-    fetch(maker.facts.sources[name], trust, target, maker.workspace.partial(stage))
-
-
-def _make_checkpoint(context: _Context, target: Path) -> None:
-    job = checkpoint_job(context.stage, context.maker.file, context.input("fetch"), target)
-    run_checkpoint(job, log_file=context.log, on_line=context.on_line)
+        return self.workspace.store.path(kind, stage.made_from[role or kind])
 
 
 def checkpoint_job(
@@ -119,21 +131,6 @@ def checkpoint_job(
     )
 
 
-def _make_engine(context: _Context, target: Path) -> None:
-    made_from, workspace = context.stage.made_from, context.maker.workspace
-    visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-    with _timing_cache(context.stage, workspace, visible) as timing_cache:
-        job = EngineJob(
-            checkpoint=context.input("checkpoint"),
-            target=target,
-            release=made_from["release"],
-            build_config=made_from["build_config"],
-            workers=max(1, len(visible)),
-            timing_cache=timing_cache,
-        )
-        BACKENDS[made_from["backend"]].make_engine(job, context.log, context.on_line)
-
-
 @contextmanager
 def _timing_cache(stage: Stage, workspace: Workspace, visible: list[str]) -> Iterator[Path | None]:
     """A copy of what builds on this kind of GPU share; what the build adds replaces the shared one.
@@ -156,25 +153,3 @@ def _timing_cache(stage: Stage, workspace: Workspace, visible: list[str]) -> Ite
             own.replace(shared)
     finally:
         own.unlink(missing_ok=True)
-
-
-def _make_repository(context: _Context, target: Path) -> None:
-    maker, made_from = context.maker, context.stage.made_from
-    spec = maker.facts.file_for(context.stage.cell, maker.file).deployment
-    job = RepositoryJob(
-        target=target,
-        release=spec.release,
-        engine_dir=context.input("engine"),
-        tokenizer_dir=context.input("fetch", "tokenizer"),
-        max_batch_size=made_from["max_batch_size"],
-        settings=spec.triton,
-    )
-    BACKENDS[spec.backend].make_repository(job)
-
-
-_MAKERS: dict[StageKind, Callable[[_Context, Path], None]] = {
-    "fetch": _make_fetch,
-    "checkpoint": _make_checkpoint,
-    "engine": _make_engine,
-    "repository": _make_repository,
-}

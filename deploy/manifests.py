@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
-
 from client.errors import UserError
 from deploy.release import load_release
-from deploy.repository import templates
+from deploy.repository import template
 from deploy.schema import BackendName
 from deploy.spec import Cell
 
@@ -141,15 +138,6 @@ def _check(**words: object) -> None:
             raise UserError(f"--{option} can't be {word!r}", fix=f"it has to match {allowed}")
 
 
-def _rendered(template: str, job: ClusterJob, **values: object) -> str:
+def _rendered(source: str, job: ClusterJob, **values: object) -> str:
     _check(**values)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # shell and YAML, not HTML
-    )
-    environment.filters["shell"] = shlex.quote
-    return environment.get_template(f"deployment/{template}.j2").render(job=job, **values)
+    return template(f"deployment/{source}.j2").render(job=job, **values)

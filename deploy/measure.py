@@ -5,7 +5,6 @@ The figures are the client's; this module only adds which cell they belong to.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from deploy.plan import CellPlan
 from deploy.processes import processes_for
 from deploy.schema import MeasureSpec
 from deploy.spec import DeploymentFile
-from deploy.store import write_json
+from deploy.store import read_json, write_json
 from deploy.workspace import Workspace
 
 Row = dict[str, Any]
@@ -38,10 +37,8 @@ def measure_cells(
     """Measure each cell under each load; one row per cell and load.
 
     ``results/<cell>/`` gets the client's files. ``results/summary.json`` gets the rows after each
-    cell, in the place of that cell's earlier ones; those of other cells stay.
-
-    Raises:
-        UserError: the prompts can't be read, or a server doesn't come up.
+    cell, in the place of that cell's earlier ones; those of other cells stay. Raises UserError: the
+    prompts can't be read, or a server doesn't come up.
     """
     plans = list(plans)
     summary = workspace.results / "summary.json"
@@ -49,17 +46,9 @@ def measure_cells(
     for number, plan in enumerate(plans, start=1):
         say(f"[{number}/{len(plans)}] serving {plan.cell.name}")
         new = _measure_cell(plan, file, settings, workspace)
-        others = [row for row in _read(summary) if row["cell"] != plan.cell.name]
+        others = [row for row in read_json(summary) or () if row["cell"] != plan.cell.name]
         write_json(summary, others + new)
         rows += new
-    return rows
-
-
-def _read(summary: Path) -> list[Row]:
-    try:
-        rows: list[Row] = json.loads(summary.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
     return rows
 
 

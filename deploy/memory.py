@@ -7,9 +7,11 @@ models in :mod:`deploy.shape`, activations are bounded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from client.errors import UserError
 from deploy.precision import PRECISIONS
@@ -33,8 +35,7 @@ WEIGHT_BYTES: Mapping[str | None, float] = {
 _FULL_BYTES = 2  # float16, bfloat16
 KV_FRACTION = 0.9  # TensorRT-LLM's default of kv_cache_free_gpu_mem_fraction
 _CONTEXT_BYTES = 2**30  # CUDA context, cuBLAS and NCCL workspaces: about 1 GiB, an estimate
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = TypeAdapter(Annotated[ByteSize, Field(ge=0)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,14 @@ class MemoryPlan:
         return "fits" if self.sequences >= self.cell.max_batch_size else "batch can't fill"
 
 
-def weight_bytes(shape: ModelShape, precision: str, tp: int, pp: int) -> int:
+def weight_bytes(shape: ModelShape, quant_algo: str | None, tp: int, pp: int) -> int:
     """Bytes of weights on the fullest GPU.
 
     Source: TensorRT-LLM's layout. tp splits every matrix of a layer and the output matrix, repeats
     key-value heads when there are fewer than tp, and repeats the embedding, which lies on the
     first of pp stages; the output matrix lies on the last (also when it is the embedding).
     """
-    of_matrix = WEIGHT_BYTES[PRECISIONS[precision].quant_algo]
+    of_matrix = WEIGHT_BYTES[quant_algo]
     kv_heads = max(shape.kv_heads, tp)
     layer = shape.matrices(kv_heads) / tp * of_matrix + shape.vectors() * _FULL_BYTES
     first = shape.vocab * shape.hidden * _FULL_BYTES
@@ -103,7 +104,7 @@ def plan_memory(
     triton = file.deployment.triton
     flags = {name: file.flag(cell, name) for name in ("max_num_tokens", "tokens_per_block")}
     batch = cell.max_batch_size
-    weights = weight_bytes(shape, cell.precision, cell.tp, cell.pp)
+    weights = weight_bytes(shape, PRECISIONS[cell.precision].quant_algo, cell.tp, cell.pp)
     kv_dtype = file.deployment.kv_cache_dtype.get(cell.precision)
     per_token = kv_bytes_per_token(shape, cell.tp, cell.pp, kv_dtype)
     activations = activation_bytes(shape, cell.tp, int(flags["max_num_tokens"] or 0), batch)
@@ -122,13 +123,12 @@ def plan_memory(
 def parse_size(text: str) -> int:
     """Bytes of ``80GiB``, ``80 GB`` or a plain number.
 
-    Raises:
-        UserError: no number, or a unit that isn't one.
+    Raises UserError: no number, or a unit that isn't one.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise UserError(f"{text!r} is no size", fix="write it as 80GiB or 80GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    try:
+        return int(_SIZE.validate_python(text))
+    except ValidationError:
+        raise UserError(f"{text!r} is no size", fix="write it as 80GiB or 80GB") from None
 
 
 def memory_plans(

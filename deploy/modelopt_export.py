@@ -21,10 +21,9 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.export import export_hf_checkpoint, export_tensorrt_llm_checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from client.errors import UserError
-from deploy.calibration import choose, read_prompts
 from deploy.checkpoint_job import CheckpointJob
 from deploy.fetch import TOKENIZER_FILES
 from deploy.precision import Precision, find_precision
@@ -43,9 +42,7 @@ def export_checkpoint(job: CheckpointJob, progress: Progress) -> dict[str, float
     """Load, quantize, export, complete the config.
 
     Returns the largest input of each linear that calibration measured, by its name in the model.
-
-    Raises:
-        UserError: the model or its tokenizer doesn't load.
+    Raises UserError: the model or its tokenizer doesn't load.
     """
     precision = find_precision(job.precision)
     torch.manual_seed(job.seed)
@@ -104,15 +101,7 @@ def _recipe(precision: Precision, kv_cache_dtype: str | None) -> dict[str, Any]:
 
 def _quantize(model: Any, job: CheckpointJob, recipe: dict[str, Any], progress: Progress) -> Any:
     assert job.calibration is not None  # check_job saw to it
-    assert not isinstance(job.calibration.data, str)  # the parent fetched it
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            job.model_dir, trust_remote_code=job.trust_remote_code, local_files_only=True
-        )
-    except Exception as error:  # a broken tokenizer file raises nearly anything
-        raise UserError(f"the tokenizer doesn't load: {error}", where=job.model_dir) from error
-    prompts = choose(list(read_prompts(job.calibration.data)), job.calibration.samples, job.seed)
-    length = job.calibration.max_length
+    tokenizer, prompts, length = job.tokenizer(), job.prompts(), job.calibration.max_length
     passes = itertools.count(1)
 
     def measure(model: Any) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -45,34 +46,41 @@ class Where:
 
 
 def where_to_run(function: F) -> F:
-    """The options that make up a :class:`Where`."""
-    gpus = click.option(
-        "--gpus",
-        metavar="0,1,...",
-        help="GPUs to use; default: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.",
-    )
-    ray = click.option(
-        "--ray",
-        metavar="ADDRESS",
-        help="Build on this Ray cluster (auto, HOST:PORT), the workspace on a shared file system.",
-    )
-    jobs = click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        help="Stages without a GPU at once, per machine; default: its cores. Such a checkpoint"
-        " holds its whole model in memory.",
-    )
-    return gpus(ray(jobs(function)))
+    """The options that make up a :class:`Where`, the command's argument ``where``."""
+
+    @wraps(function)
+    def command(*, gpus: str | None, ray: str | None, jobs: int | None, **others: Any) -> Any:
+        return function(where=Where(gpus, ray, jobs), **others)
+
+    for option in (
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            help="Stages without a GPU at once, per machine; default: its cores. Such a checkpoint"
+            " holds its whole model in memory.",
+        ),
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Build on this Ray cluster (auto, HOST:PORT), the workspace on a shared file"
+            " system.",
+        ),
+        click.option(
+            "--gpus",
+            metavar="0,1,...",
+            help="GPUs to use; default: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.",
+        ),
+    ):
+        command = option(command)
+    return cast(F, command)
 
 
-def fail_fast(function: F) -> F:
-    """The choice of what a failed stage means for the others."""
-    return click.option(
-        "--fail-fast/--keep-going",
-        default=False,
-        show_default=True,
-        help="When a stage fails: start nothing more, or go on with what doesn't depend on it.",
-    )(function)
+fail_fast = click.option(
+    "--fail-fast/--keep-going",
+    default=False,
+    show_default=True,
+    help="When a stage fails: start nothing more, or go on with what doesn't depend on it.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +110,20 @@ class Planned:
 def planned(
     path: Path,
     workspace: Path,
-    where: Where | None = None,
+    where: Where = Where(),
     *,
     offline_ok: bool = False,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Planned:
     """Read a deployment file and plan it; with other ``overrides`` than the workspace's, if given.
 
-    Raises:
-        UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
+    Raises UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
     """
     from deploy.gather import gather
     from deploy.plan import plan
     from deploy.spec import load_deployment
     from deploy.workspace import Workspace
 
-    where = where or Where()
     file = load_deployment(path)
     space = Workspace(workspace.resolve())
     facts = gather(file, space, _gpus(where), offline_ok=offline_ok)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from client.errors import UserError
+from deploy.located import Located, first_error
 from deploy.release import load_release
 from deploy.schema import Deployment, ModelSpec
 from deploy.settings import TritonSettings, lacking
@@ -25,8 +26,7 @@ from deploy.spec import DeploymentFile
 def parse_changes(words: Sequence[str], file: DeploymentFile) -> dict[str, Any]:
     """Values by key; None where the file's own shall hold again.
 
-    Raises:
-        UserError: no such key (with the nearest), one that is built in, or no value.
+    Raises UserError: no such key (with the nearest), one that is built in, or no value.
     """
     changes = {}
     for word in words:
@@ -63,8 +63,7 @@ def overridden(
 ) -> DeploymentFile:
     """The file with some of its triton settings changed; ``where`` the changes are kept.
 
-    Raises:
-        UserError: a value of the wrong type or range, or a key that the release lacks.
+    Raises UserError: a value of the wrong type or range, or a key that the release lacks.
     """
     if not changed:
         return file
@@ -72,12 +71,7 @@ def overridden(
     try:
         settings = TritonSettings.model_validate(given)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        what = detail["msg"].removeprefix("Value error, ")
-        if detail["loc"]:
-            key = str(detail["loc"][0])
-            what = f"{key}: {what[0].lower()}{what[1:]}, not {given.get(key)!r}"
-        raise UserError(what, where=where) from None
+        raise first_error(Located(file.path, given, {}), error, TritonSettings, where) from None
     for key, wrong in lacking(settings, file.deployment.release):
         raise UserError(f"{key}: {wrong}", where=where, fix="reset it: trtllm-deploy set … KEY=")
     return replace(file, deployment=file.deployment.model_copy(update={"triton": settings}))

@@ -92,8 +92,7 @@ class Facts:
 def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
     """The stages of every cell; equal stages of different cells have equal keys.
 
-    Raises:
-        UserError: the backend refuses a combination, with the line that asks for it.
+    Raises UserError: the backend refuses a combination, with the line that asks for it.
     """
     cells = _settled(file, facts.gpus)
     check = BACKENDS[file.deployment.backend].check
@@ -108,8 +107,7 @@ def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
 def find_plan(plans: Sequence[CellPlan], file: DeploymentFile, name: str) -> CellPlan:
     """The plan of the cell with that name.
 
-    Raises:
-        UserError: there is none; the nearest name is given.
+    Raises UserError: there is none; the nearest name is given.
     """
     names = {each.cell.name: each for each in plans}
     if name not in names:

@@ -8,43 +8,37 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from deploy import preflight_engine, preflight_repository
+from deploy.doctor import installed
 from deploy.finding import Finding
-from deploy.gpu import Gpu
+from deploy.gpu import gpus
 from deploy.preflight_facts import Launch, read_facts
 
 
-def preflight(
-    repository: Path,
-    *,
-    world_size: int | None = None,
-    nodes: int = 1,
-    gpus: Sequence[Gpu] = (),
-    tensorrt_llm: str | None = None,
-    lengths: tuple[int, int] | None = None,
-    engine: Path | None = None,
-) -> list[Finding]:
-    """Check a repository, and the engines that it names, for this machine.
+def here(only: Collection[str] = (), **asked: Any) -> Launch:
+    """A launch on this machine, with ``only`` these of its GPUs if any are named.
 
-    ``world_size`` processes are to be started on ``nodes`` machines with these ``gpus`` each;
-    ``tensorrt_llm`` is the version installed there; ``lengths`` are the ISL and OSL of the
-    requests; ``engine`` is looked at instead of what gpt_model_path names. What isn't given isn't
-    checked.
+    ``asked`` are other fields of the value; what isn't known isn't checked.
     """
     size, locked = None, resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     with suppress(OSError):
         size = shutil.disk_usage("/dev/shm").total
-    launch = Launch(world_size, tuple(gpus), nodes, tensorrt_llm, lengths, engine, size, locked)
-    return judge(repository, launch)
+    return Launch(
+        gpus=tuple(gpu for gpu in gpus() if not only or str(gpu.index) in only),
+        tensorrt_llm=installed("tensorrt-llm"),
+        shared_memory=size,
+        locked_memory=locked,
+        **asked,
+    )
 
 
 def judge(repository: Path, launch: Launch) -> list[Finding]:
-    """Every rule on all that can be read there; each finding once."""
+    """What every rule finds in a repository, and in the engines that it names; each once."""
     findings: list[Finding] = []
     for facts in read_facts(repository, launch):
         findings += facts.unreadable
@@ -54,10 +48,3 @@ def judge(repository: Path, launch: Launch) -> list[Finding]:
             for about_engine in preflight_engine.RULES:
                 findings += about_engine(facts, facts.llm, facts.engine)
     return list(dict.fromkeys(findings))
-
-
-def installed_tensorrt_llm() -> str | None:
-    """The version of TensorRT-LLM that Python finds here; None without one."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version("tensorrt_llm")
-    return None

@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from deploy.backends.refusals import FP8_SM
 from deploy.engine_config import EngineConfig
 from deploy.finding import Finding
-from deploy.memory import KV_FRACTION, activation_bytes, kv_bytes_per_token, weight_bytes
-from deploy.precision import PRECISIONS
+from deploy.memory import (
+    KV_FRACTION,
+    WEIGHT_BYTES,
+    activation_bytes,
+    kv_bytes_per_token,
+    weight_bytes,
+)
 from deploy.preflight_facts import Facts, Model, found
 from deploy.shape import read_shape
 
@@ -173,16 +178,15 @@ def memory(facts: Facts, llm: Model, engine: EngineConfig) -> Iterator[Finding]:
 
 def _bytes_on_a_gpu(engine: EngineConfig) -> tuple[int, int, float] | None:
     """Weights, what a step works with, and KV cache of a token; None for an unknown model."""
-    quantized = engine.quantization.get("quant_algo")
-    names = [name for name, each in PRECISIONS.items() if each.quant_algo == quantized]
+    quantized = [each for each in WEIGHT_BYTES if each == engine.quantization.get("quant_algo")]
     head_size = engine.pretrained.get("head_size")
     shape = read_shape({**engine.pretrained, "head_dim": head_size})
-    if shape is None or not names:
+    if shape is None or not quantized:
         return None
     kv_dtype = engine.quantization.get("kv_cache_quant_algo")
     tokens, batch = engine.limit("max_num_tokens") or 0, engine.limit("max_batch_size") or 1
     return (
-        weight_bytes(shape, names[0], engine.tp, engine.pp),
+        weight_bytes(shape, quantized[0], engine.tp, engine.pp),
         activation_bytes(shape, engine.tp, tokens, batch),
         kv_bytes_per_token(shape, engine.tp, engine.pp, kv_dtype),
     )

@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from client.errors import UserError
+from deploy.data import load_data
 from deploy.engine_config import EngineConfig, read_engine
 from deploy.finding import Finding, Level
 from deploy.gpu import Gpu
@@ -39,16 +38,9 @@ _ROLES = {
 }
 
 
-@cache
-def _texts() -> Mapping[str, Mapping[str, str]]:
-    text = (resources.files("deploy") / "preflight.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, dict[str, str]] = yaml.safe_load(text)
-    return loaded
-
-
 def found(rule: str, where: str | Path, **values: object) -> Finding:
     """A finding of preflight.yaml with its blanks filled."""
-    texts = {key: text.format(**values) for key, text in _texts()[rule].items()}
+    texts = {key: text.format(**values) for key, text in load_data("preflight.yaml")[rule].items()}
     level: Level = "error" if "error" in texts else "warning"
     return Finding(level, texts[level], str(where), texts["why"], texts["fix"])
 
@@ -175,7 +167,8 @@ def _read_model(folder: Path) -> Iterator[Model | Finding]:
         yield found("unreadable", f"{file}:{error.GetLine() or 1}", problem=error)
         return
     except (OSError, ValueError) as error:
-        yield found("unreadable", file, problem=f"can't be read: {error}")
+        why = getattr(error, "strerror", None) or error
+        yield found("unreadable", file, problem=f"can't be read: {why}")
         return
     paths = frozenset(path.relative_to(folder).as_posix() for path in inside)
     inputs = {each.name for each in config.input}

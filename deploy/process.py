@@ -6,7 +6,6 @@ the process that called. Knows nothing of what the child does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -17,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.errors import UserError
+from deploy.supervise import ending_with_parent
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_TAIL = 20  # lines of output that an error keeps
+_TAIL = 20  # lines of output among which an error's cause is looked for
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
@@ -29,21 +28,18 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class CommandFailedError(UserError):
-    """A child process failed. ``tail`` holds its last lines, ``out_of_memory`` says why."""
+    """A child process failed; ``out_of_memory`` says whether that was why."""
 
-    def __init__(
+    def __init__(  # defaults: pickle gives it ``what`` alone
         self,
         what: str,
-        *,
         log_file: Path | None = None,
         returncode: int = 1,
         out_of_memory: bool = False,
-        tail: Sequence[str] = (),
     ) -> None:
         super().__init__(what, where=log_file)
         self.returncode = returncode
         self.out_of_memory = out_of_memory
-        self.tail = tuple(tail)
 
 
 def run_command(
@@ -57,11 +53,9 @@ def run_command(
 ) -> None:
     """Run ``command`` until it ends; each line of its output goes to ``log_file`` and ``on_line``.
 
-    ``environment`` is all that the child sees; this process's own where it is left out.
-
-    Raises:
-        UserError: there is no such executable.
-        CommandFailedError: it ended with another exit code than 0, or by a signal.
+    ``environment`` is all that the child sees; this process's own where it is left out. Raises
+    UserError: there is no such executable; CommandFailedError: it ended with another exit code than
+    0, or by a signal.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=_TAIL)
@@ -85,23 +79,15 @@ def run_command(
     if child.returncode:
         raise CommandFailedError(
             f"{_name(command)} {_how(child.returncode)}: {_said(tail)}",
-            log_file=log_file,
-            returncode=child.returncode,
-            out_of_memory=out_of_memory or child.returncode == -signal.SIGKILL,
-            tail=tail,
+            log_file,
+            child.returncode,
+            out_of_memory or child.returncode == -signal.SIGKILL,
         )
 
 
 def _started(
     command: Sequence[str], environment: Mapping[str, str] | None, cwd: Path | None
 ) -> subprocess.Popen[str]:
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def end_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before the call
-
     try:
         return subprocess.Popen(
             list(command),
@@ -113,7 +99,7 @@ def _started(
             errors="replace",
             env=environment,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=ending_with_parent(),
         )
     except FileNotFoundError:
         raise UserError(

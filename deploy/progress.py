@@ -1,6 +1,6 @@
 """What a person sees while stages are made: a live table on a terminal, plain lines elsewhere.
 
-A :class:`deploy.build.Watcher`. It decides nothing; its clock is only for the screen.
+It decides nothing; its clock is only for the screen.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -43,12 +42,7 @@ class BuildProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.update("")
         self._live.stop()
         if self._had:

@@ -44,11 +44,8 @@ def run_checkpoint(job: CheckpointJob, log_file: Path, on_line: OnLine = lambda 
     """Make the checkpoint in a child process; returns when it is there, complete and verified.
 
     ``on_line`` is told each progress text, such as ``40% calibrate``. The child ends with the
-    parent, however that ends.
-
-    Raises:
-        UserError: the job can't be done, the child failed, or the checkpoint isn't the model; says
-            why and where the log is.
+    parent, however that ends. Raises UserError: the job can't be done, the child failed, or the
+    checkpoint isn't the model; says why and where the log is.
     """
     check_job(job)
     log_file.parent.mkdir(parents=True, exist_ok=True)

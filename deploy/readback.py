@@ -9,7 +9,6 @@ tokenizers, end tokens or engines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +24,16 @@ _FP8_MAX = 448.0  # largest e4m3 value
 _ATTENTIONS = ("sdpa", "paged|sdpa")
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How near two models' logits are: share of equal top tokens, and errors of single logits."""
-
-    top1: float
-    mean_abs_err: float
-    max_abs_err: float
-
-
-def load_model(
-    checkpoint_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> Any:
+def load_model(checkpoint_dir: Path, *, device: str = "cpu") -> Any:
     """The checkpoint as a ``transformers.PreTrainedModel``, in evaluation mode.
 
-    ``dtype`` is that of the computation. By default it is the checkpoint's own, but float32 on the
-    CPU, where half precision is slow: the weights are still those of the checkpoint, exactly.
-
-    Raises:
-        UserError: the checkpoint isn't complete, names the file and what it lacks.
+    It computes in the checkpoint's own type, but in float32 on the CPU, where half precision is
+    slow: the weights are still those of the checkpoint, exactly. Raises UserError: the checkpoint
+    isn't complete, names the file and what it lacks.
     """
     tensors = CheckpointTensors(checkpoint_dir)
-    if dtype is None:
-        cpu = torch.device(device).type == "cpu"
-        dtype = torch.float32 if cpu else getattr(torch, tensors.fields["dtype"])
+    cpu = torch.device(device).type == "cpu"
+    dtype = torch.float32 if cpu else getattr(torch, tensors.fields["dtype"])
     architecture = getattr(transformers, tensors.fields["architecture"])
     model, report = architecture.from_pretrained(
         None,
@@ -81,18 +66,6 @@ def round_layer(layer: nn.Module, tensors: LayerTensors, index: int) -> None:
     kv = tensors.kv_rounding(index)
     if kv is not None:
         _round_kv_cache(layer.get_submodule("self_attn"), kv)
-
-
-def compare_logits(a: Tensor, b: Tensor) -> Agreement:
-    """Agreement of two models' logits, both [..., vocabulary].
-
-    A vocabulary that is padded in one of them is compared as far as the other goes.
-    """
-    common = min(a.shape[-1], b.shape[-1])
-    a, b = a[..., :common].float(), b[..., :common].float()
-    error = (a - b).abs()
-    same = a.argmax(-1) == b.argmax(-1)
-    return Agreement(same.float().mean().item(), error.mean().item(), error.max().item())
 
 
 def _round_input(linear: nn.Module, rounding: InputRounding) -> None:

@@ -14,10 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from client.errors import UserError
 from deploy.commands import Command, read_command
+from deploy.data import load_data
 
 _TENSOR = re.compile(
     r"(?P<dtype>TYPE_\w+|\$\{\w+\})\[(?P<dims>[-\d, ]+)\](?P<marks>( optional| reshape| ragged)*)"
@@ -91,8 +90,7 @@ class Release:
     def script(self, command: str) -> str:
         """Path of a command's script; ``TRTLLM_EXAMPLES`` says where the examples folder is.
 
-        Raises:
-            UserError: the release has no such script.
+        Raises UserError: the release has no such script.
         """
         found = self.commands.get(command)
         if found is None or found.script is None:
@@ -107,14 +105,8 @@ class Release:
 
 def release_names() -> tuple[str, ...]:
     """The releases there is data for, in alphabetical order."""
-    folder = resources.files("deploy") / "releases"
-    return tuple(
-        sorted(
-            entry.name[: -len(".yaml")]
-            for entry in folder.iterdir()
-            if entry.name.endswith(".yaml")
-        )
-    )
+    names = (each.name for each in (resources.files("deploy") / "releases").iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 def same_release(version: str, release: str) -> bool:
@@ -129,8 +121,7 @@ def load_release(name: str) -> Release:
         raise UserError(
             f"unknown TensorRT-LLM release {name!r}", fix=f"known are {', '.join(release_names())}"
         )
-    text = (resources.files("deploy") / "releases" / f"{name}.yaml").read_text(encoding="utf-8")
-    data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    data = load_data(f"releases/{name}.yaml")
     return Release(
         name=data["name"],
         models={key: _model(key, value) for key, value in data["model_repository"].items()},
@@ -148,12 +139,20 @@ def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
         name=name,
         inputs=tuple(tensor(key, text) for key, text in data["inputs"].items()),
         outputs=tuple(tensor(key, text) for key, text in data["outputs"].items()),
-        parameters=data.get("parameters", {}),
+        parameters=_named(data.get("parameters", {})),
         constants=data.get("constants", {}),
         settings=frozenset(data["settings"]),
         dynamic_batching=data.get("dynamic_batching", False),
-        steps=tuple(Step(**step) for step in data.get("steps", ())),
+        steps=tuple(
+            Step(step["model"], _named(step["input_map"]), _named(step["output_map"]))
+            for step in data.get("steps", ())
+        ),
     )
+
+
+def _named(names: Mapping[str, str | None]) -> Mapping[str, str]:
+    """What each name stands for: itself where nothing is written."""
+    return {name: other or name for name, other in names.items()}
 
 
 def tensor(name: str, text: str) -> Tensor:

@@ -72,8 +72,7 @@ def _memory_row(plan: MemoryPlan | None) -> Sequence[str]:
 def print_releases(console: Console, names: Sequence[str]) -> None:
     """List the releases, or show what changed from the first of two names to the second.
 
-    Raises:
-        UserError: one name, more than two, or a release there is no data for.
+    Raises UserError: one name, more than two, or a release there is no data for.
     """
     if not names:
         table = Table("release", "backends", "trtllm-build flags", "models")
@@ -99,39 +98,28 @@ def changes(old: Release, new: Release) -> Iterator[tuple[str, str, str, str]]:
 
     What the new release lacks comes with what to write instead, where there is that.
     """
-    for command in sorted(old.commands.keys() | new.commands.keys()):
-        before, after = old.commands.get(command), new.commands.get(command)
-        instead = after.instead if after else {}
-        flags = (
-            {name: _shown(flag) for name, flag in each.flags.items()} if each else {}
-            for each in (before, after)
-        )
-        for name, was, now in _differences(*flags):
-            hint = f"{now} ({instead[name]})" if name in instead else now
-            yield command, f"--{name}", was, hint
-        if before and after and before.script != after.script:
-            yield command, "script", before.script or "", after.script or ""
-    for model in sorted(old.models.keys() | new.models.keys()):
-        for part in ("inputs", "outputs"):
-            tensors = (
-                {each.name: f"{each.dtype}{list(each.dims)}" for each in getattr(found, part, ())}
-                for found in (old.models.get(model), new.models.get(model))
-            )
-            for name, was, now in _differences(*tensors):
-                yield f"{model} {part[:-1]}", name, was, now
-        parameters = (
-            dict.fromkeys(found.parameters, "there") if found else {}
-            for found in (old.models.get(model), new.models.get(model))
-        )
-        for name, was, now in _differences(*parameters):
-            yield f"{model} parameter", name, was, now
-
-
-def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    for name in [*old, *(name for name in new if name not in old)]:
-        was, now = old.get(name, "-"), new.get(name, "-")
+    before, after = dict(_told(old)), dict(_told(new))
+    commands = {**old.commands, **new.commands}
+    for what, name in sorted({**before, **after}, key=lambda key: (key[0] not in commands, key[0])):
+        was, now = before.get((what, name), "-"), after.get((what, name), "-")
         if was != now:
-            yield name, was, now
+            instead = new.commands[what].instead if what in new.commands else {}
+            hint = instead.get(name.removeprefix("--"))
+            yield what, name, was, f"{now} ({hint})" if hint else now
+
+
+def _told(release: Release) -> Iterator[tuple[tuple[str, str], str]]:
+    for command, each in release.commands.items():
+        for name, flag in each.flags.items():
+            yield (command, f"--{name}"), _shown(flag)
+        if each.script:
+            yield (command, "script"), each.script
+    for model in release.models.values():
+        for part, tensors in (("input", model.inputs), ("output", model.outputs)):
+            for tensor in tensors:
+                yield (f"{model.name} {part}", tensor.name), f"{tensor.dtype}{list(tensor.dims)}"
+        for name in model.parameters:
+            yield (f"{model.name} parameter", name), "there"
 
 
 def _shown(flag: Flag) -> str:

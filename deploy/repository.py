@@ -5,10 +5,11 @@ nothing of how an engine came to be, of Triton's process, or of what the models 
 
 To what a release declares, we add (``with_additions``) outputs ``output_ids`` and
 ``sequence_length`` of the ensemble and of tensorrt_llm_bls, so that a client can count tokens;
-preprocessing's input ``STREAMING``, for postprocessing's detokenizer has to hear of it; and, where
-a release's ensemble lacks it, the input ``exclude_input_in_output``, and ``min_length``, the former
-name of ``min_tokens`` that genai-perf sends. And we take away
-postprocessing's empty ``dynamic_batching``: with it a cancelled ensemble never ends.
+what preprocessing has to know for postprocessing's detokenizer: whether a request streams, for how
+many sequences, and the engine's limits; and, where a release's ensemble lacks it, the input
+``exclude_input_in_output``, and ``min_length``, the former name of ``min_tokens`` that genai-perf
+sends. And we take away postprocessing's empty ``dynamic_batching``: with it a cancelled ensemble
+never ends.
 """
 
 from __future__ import annotations
@@ -23,43 +24,36 @@ from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jinja2
 
 from client.errors import UserError
+from deploy.backends.jobs import RepositoryJob
 from deploy.engine_config import read_engine
-from deploy.release import Release, Step, Tensor, TritonModel, tensor
-from deploy.settings import TritonSettings, lacking
+from deploy.release import Release, Step, Tensor, TritonModel, load_release, tensor
+from deploy.settings import lacking
 
 MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 _CHECKOUT_TEMPLATES = Path(__file__).parent.parent / "templates"
 _INSTALLED_TEMPLATES = Path(__file__).parent / "templates"
+Ensemble: TypeAlias = Literal["reference", "tensorrt"]
 _BLS_INSTANCES = 5  # what the Triton backend's docs found to work well
 
 
-def render_repository(
-    target: Path,
-    *,
-    release: Release,
-    backend: Literal["reference", "tensorrt"],
-    engine_dir: Path,
-    tokenizer_dir: Path,
-    max_batch_size: int,
-    settings: TritonSettings,
-) -> None:
-    """Write the model repository of one cell into ``target``.
+def render_repository(job: RepositoryJob, backend: Ensemble) -> None:
+    """Write the release's ensemble around that backend's model into ``job.target``.
 
-    ``engine_dir`` and ``tokenizer_dir`` end up in the configs as absolute paths. Raises UserError
-    when the release has no such setting, or when a rendered config is not a valid ModelConfig.
+    The two folders end up in the configs as absolute paths. Raises UserError when the release has
+    no such setting, or when a rendered config is not a valid ModelConfig.
     """
-    for name, wrong in lacking(settings, release.name):
+    for name, wrong in lacking(job.settings, job.release):
         raise UserError(wrong, where=f"triton.{name}", fix="remove it")
-    values = setting_values(settings, backend, engine_dir, tokenizer_dir, max_batch_size)
-    models = with_additions(release, settings.extra_tensors)
+    values = setting_values(job, backend)
+    models = with_additions(load_release(job.release), job.settings.extra_tensors)
     configs = {name: render_config(models[name], values) for name in MODELS}
     for name, text in configs.items():
-        folder = target / name
+        folder = job.target / name
         (folder / "1").mkdir(parents=True, exist_ok=True)
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
         if name == "tensorrt_llm" and backend == "tensorrt":
@@ -67,26 +61,20 @@ def render_repository(
         for code in (templates() / name / "1").glob("*.py"):
             shutil.copyfile(code, folder / "1" / code.name)
     wiring = [asdict(step) for step in models["ensemble"].steps]
-    file = target / "tensorrt_llm_bls/1/wiring.json"
+    file = job.target / "tensorrt_llm_bls/1/wiring.json"
     file.write_text(json.dumps(wiring, indent=2) + "\n", encoding="utf-8")
 
 
-def setting_values(
-    settings: TritonSettings,
-    backend: Literal["reference", "tensorrt"],
-    engine_dir: Path,
-    tokenizer_dir: Path,
-    max_batch_size: int,
-) -> Mapping[str, str]:
+def setting_values(job: RepositoryJob, backend: Ensemble) -> Mapping[str, str]:
     """Every setting that is set, as config.pbtxt writes it."""
     chosen: dict[str, object] = {
-        "bls_instance_count": min(_BLS_INSTANCES, max_batch_size),
-        "logits_datatype": "TYPE_FP32" if backend == "reference" else _logits_type(engine_dir),
-        **settings.model_dump(exclude_none=True),
+        "bls_instance_count": min(_BLS_INSTANCES, job.max_batch_size),
+        "logits_datatype": "TYPE_FP32" if backend == "reference" else _logits_type(job.engine_dir),
+        **job.settings.model_dump(exclude_none=True),
         "triton_backend": "python" if backend == "reference" else "tensorrtllm",
-        "triton_max_batch_size": max_batch_size,
-        "engine_dir": engine_dir.absolute(),
-        "tokenizer_dir": tokenizer_dir.absolute(),
+        "triton_max_batch_size": job.max_batch_size,
+        "engine_dir": job.engine_dir.absolute(),
+        "tokenizer_dir": job.tokenizer_dir.absolute(),
     }
     return {key: _written(value) for key, value in chosen.items()}
 
@@ -109,42 +97,43 @@ def with_additions(release: Release, extra_tensors: bool = True) -> Mapping[str,
     Without ``extra_tensors`` only preprocessing's parameter ``apply_chat_template`` is added.
     """
     models = dict(release.models)
-    template = {"apply_chat_template": "apply_chat_template"}
-    models["preprocessing"] = _with(models["preprocessing"], parameters=template)
+
+    def extend(name: str, **more: Any) -> None:
+        models[name] = _with(models[name], **more)
+
+    extend("preprocessing", parameters={"apply_chat_template": "apply_chat_template"})
     if not extra_tensors:
         return models
-    to_preprocessing = {"STREAMING": "stream"}
-    inputs = [tensor("STREAMING", "TYPE_BOOL[1] optional")]
-    if not any(each.name == "exclude_input_in_output" for each in models["ensemble"].inputs):
-        extra = tensor("exclude_input_in_output", "TYPE_BOOL[1] optional")
-        for name in ("ensemble", "tensorrt_llm_bls"):
-            models[name] = _with(models[name], inputs=[extra])
-        inputs.append(replace(extra, name="EXCLUDE_INPUT_IN_OUTPUT"))
-        to_preprocessing["EXCLUDE_INPUT_IN_OUTPUT"] = extra.name
-        models["preprocessing"] = _with(
-            models["preprocessing"], parameters={extra.name: extra.name}
-        )
-    if not any(each.name == "min_length" for each in models["ensemble"].inputs):
-        extra = tensor("min_length", "TYPE_INT32[1] optional")
-        for name in ("ensemble", "tensorrt_llm_bls"):
-            models[name] = _with(models[name], inputs=[extra])
-        for name in ("min_length", "min_tokens"):
-            inputs.append(replace(extra, name=name.upper()))
-            to_preprocessing[name.upper()] = name
-        models["preprocessing"] = _with(
-            models["preprocessing"], outputs=[tensor("OUT_MIN_TOKENS", "TYPE_INT32[1]")]
-        )
-    models["preprocessing"] = _with(models["preprocessing"], inputs=inputs)
-    models["postprocessing"] = replace(models["postprocessing"], dynamic_batching=False)
-    outputs = [
-        tensor("output_ids", "TYPE_INT32[-1, -1]"),
-        tensor("sequence_length", "TYPE_INT32[-1]"),
-    ]
+    known = {each.name for each in models["ensemble"].inputs}
+    gained = [each for each in _GAINED if each.name not in known]
     for name in ("ensemble", "tensorrt_llm_bls"):
-        models[name] = _with(models[name], outputs=outputs)
-    steps = tuple(_with_additions(step, to_preprocessing) for step in models["ensemble"].steps)
+        extend(name, inputs=gained, outputs=_ANSWER)
+    wires = {"STREAMING": "stream", **{each.name.upper(): each.name for each in gained}}
+    parameters = {"gpt_model_path": "engine_dir"}
+    if "num_return_sequences" in known:
+        wires["NUM_RETURN_SEQUENCES"] = "num_return_sequences"
+    if "EXCLUDE_INPUT_IN_OUTPUT" in wires:
+        parameters["exclude_input_in_output"] = "exclude_input_in_output"
+    if "MIN_LENGTH" in wires:
+        wires["MIN_TOKENS"] = "min_tokens"
+        extend("preprocessing", outputs=[tensor("OUT_MIN_TOKENS", "TYPE_INT32[1]")])
+    tensors = {each.name: each for each in models["ensemble"].inputs}
+    inputs = [replace(tensors[name], name=key) for key, name in wires.items()]
+    extend("preprocessing", inputs=inputs, parameters=parameters)
+    models["postprocessing"] = replace(models["postprocessing"], dynamic_batching=False)
+    steps = tuple(_with_additions(step, wires) for step in models["ensemble"].steps)
     models["ensemble"] = replace(models["ensemble"], steps=steps)
     return models
+
+
+_GAINED = (
+    tensor("exclude_input_in_output", "TYPE_BOOL[1] optional"),
+    tensor("min_length", "TYPE_INT32[1] optional"),
+)
+_ANSWER = (
+    tensor("output_ids", "TYPE_INT32[-1, -1]"),
+    tensor("sequence_length", "TYPE_INT32[-1]"),
+)
 
 
 def _with(

@@ -65,7 +65,7 @@ def running(workspace: Workspace) -> list[Running]:
 
 def note(workspace: Workspace, served: Running) -> None:
     """Write the record of a cell."""
-    _folder(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)  # the key is nobody else's
+    _folder(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds a key
     write_json(_file(workspace, served), asdict(served))
 
 

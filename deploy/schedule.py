@@ -10,9 +10,8 @@ where they don't make it later. Without that, wide tasks would wait for all narr
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import NamedTuple
@@ -225,30 +224,6 @@ class Schedule:
                     break
         assert best is not None  # fit() saw to it that some node is large enough
         return best
-
-
-class Simulated(NamedTuple):
-    """How a build would go: seconds in all, and when each task starts, on which node."""
-
-    makespan: float
-    starts: Mapping[str, tuple[float, Node]]
-
-
-def simulate(
-    tasks: Iterable[Task], nodes: Sequence[Node], seconds: Mapping[str, float] | None = None
-) -> Simulated:
-    """Play a build. ``seconds`` are true durations where they differ from the estimates."""
-    schedule = Schedule(tasks, nodes)
-    seconds, now = seconds or {}, 0.0
-    starts: dict[str, tuple[float, Node]] = {}
-    ends: list[tuple[float, str]] = []
-    while not schedule.done:
-        for task, node in schedule.start(now):
-            starts[task.key] = (now, node)
-            heapq.heappush(ends, (now + seconds.get(task.key, task.seconds), task.key))
-        now, key = heapq.heappop(ends)
-        schedule.finish(key)
-    return Simulated(now, starts)
 
 
 def lower_bound(tasks: Iterable[Task], nodes: Sequence[Node]) -> float:

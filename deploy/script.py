@@ -35,8 +35,7 @@ def dry_run_script(
 ) -> str:
     """The script: every stage of the plan once, inputs first.
 
-    Raises:
-        UserError: a command can't be told, for the model's config.json isn't known.
+    Raises UserError: a command can't be told, for the model's config.json isn't known.
     """
     script = _Script(file, facts, workspace.root / "by-hand", {})
     lines = ["#!/bin/sh", f"# {file.path}: {len(plans)} cells", "set -eu"]

@@ -25,7 +25,8 @@ EXIT_SECONDS = 4  # that a server told to stop gives the requests in flight
 def reloads(processes: Processes, address: str) -> bool:
     """Whether models may be reloaded: through an API that lets its caller run code, so only here.
 
-    Several ranks would have to load a model at the same time; Triton tells only the first.
+    The key keeps out what only reaches the port, as a web page does; who may list this machine's
+    processes sees it. Several ranks would have to load a model at once; Triton tells the first.
     """
     try:
         local = ipaddress.ip_address(address).is_loopback

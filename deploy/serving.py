@@ -7,8 +7,7 @@ nothing of how a server is started, or of deployment files.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from deploy.failures import diagnose
+from deploy.failures import diagnose_logs
 from deploy.finding import print_findings
 from deploy.launch import ServerError, TritonServer
 from deploy.options import console
@@ -85,8 +84,7 @@ def _serve_once(target: Target, server: TritonServer, timeout: float) -> int:
             click.echo(f"trtllm-deploy: {error}", err=True)
             code = error.code
     if code:
-        for file in server.log.files:
-            print_findings(diagnose(file.read_text(errors="replace").splitlines(), str(file)), out)
+        print_findings(diagnose_logs(server.log.files), out)
     return code
 
 
@@ -111,28 +109,31 @@ def _record(target: Target, server: TritonServer, state: State) -> Running:
     )
 
 
-def detached(target: Target, output: Path) -> int:
-    """The same command in the background, whose output is shown until the server is ready."""
+def in_background(workspace: Workspace, output: Path) -> int | None:
+    """Go on in a new process, for which it is None; here the exit code, once that one is ready.
+
+    What the new process says goes to ``output``, and until it is ready it is shown here.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    words = [word for word in sys.argv[1:] if word != "--detach"]
-    with output.open("wb") as stream:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    output.write_bytes(b"")
+    child = os.fork()
+    if not child:
+        os.setsid()
+        with output.open("ab") as said, Path(os.devnull).open("rb") as nothing:
+            for stream, number in ((nothing, 0), (said, 1), (said, 2)):
+                os.dup2(stream.fileno(), number)
+        return None
     try:
-        with output.open("r", errors="replace") as shown:
+        with output.open(errors="replace") as shown:
             while True:
-                code, records = child.poll(), running(target.workspace)
-                ready = any(each.pid == child.pid and each.state == "ready" for each in records)
+                ended, status = os.waitpid(child, os.WNOHANG)
+                records = running(workspace)
+                ready = any(each.pid == child and each.state == "ready" for each in records)
                 click.echo(shown.read(), nl=False)
-                if ready or code is not None:
-                    return 0 if ready else code or 0
+                if ready or ended:
+                    return 0 if ready else os.waitstatus_to_exitcode(status)
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        child.terminate()
-        child.wait()
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
         raise

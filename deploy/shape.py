@@ -6,14 +6,15 @@ Out: a frozen shape and its parameter count. Knows nothing of GPUs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.errors import UserError
 from deploy.spec import DeploymentFile
+from deploy.trtllm_checkpoint import read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,8 @@ def _shape(file: DeploymentFile, name: str) -> ModelShape | None:
 
 
 def _read(path: Path) -> ModelShape | None:
-    with suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return read_shape(config) if isinstance(config, dict) else None
+    with suppress(UserError):
+        return read_shape(read_json_object(path))
     return None
 
 

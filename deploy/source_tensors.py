@@ -25,8 +25,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class SourceTensors:
     """The :class:`~deploy.checkpoint_tensors.LayerTensors` of a Hugging Face model folder.
 
-    Raises:
-        UserError: the folder's config or weights don't read, or a tensor is missing.
+    Raises UserError: the folder's config or weights don't read, or a tensor is missing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -6,21 +6,20 @@ stages run.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from client.errors import UserError
 from deploy.checkpoint_job import indivisible
 from deploy.commands import Scalar
-from deploy.located import KeyPath, Located, load_located
+from deploy.located import KeyPath, Located, first_error, load_located
 from deploy.precision import PRECISIONS
 from deploy.release import load_release, release_names
 from deploy.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
@@ -134,8 +133,7 @@ class DeploymentFile:
 def load_deployment(path: Path) -> DeploymentFile:
     """Read and check a deployment file.
 
-    Raises:
-        UserError: with the line and key of the first thing that is wrong, and how to mend it.
+    Raises UserError with the line and key of the first thing that is wrong, and how to mend it.
     """
     located = load_located(path)
     if not isinstance(located.value, dict):
@@ -148,82 +146,9 @@ def load_deployment(path: Path) -> DeploymentFile:
     try:
         file = DeploymentFile(located, Deployment.model_validate(located.value))
     except ValidationError as error:
-        raise _first_error(located, error) from None
+        raise first_error(located, error, Deployment, path) from None
     _check(file)
     return file
-
-
-_SCALARS = (str, int, float, bool, type(None))
-
-
-def _first_error(located: Located, error: ValidationError) -> UserError:
-    """The earliest error in the file as one line; a misspelt key before the one it then lacks."""
-    found = []
-    for detail in error.errors(include_url=False):
-        key = _key_path(located.value, detail["loc"])
-        found.append((located.line(key), key, detail))
-    line, key, detail = min(found, key=lambda item: (item[2]["type"] == "missing", item[0]))
-    dotted = ".".join(map(str, key))
-    what, fix = detail["msg"].removeprefix("Value error, "), None
-    if not detail["type"].startswith("value_error") and isinstance(detail["input"], _SCALARS):
-        what = f"{what[0].lower()}{what[1:]}, not {detail['input']!r}"
-    if detail["type"] == "extra_forbidden":
-        siblings = _fields_at(key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
-        what = f"unknown key {str(key[-1])!r}"
-        fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
-    elif detail["type"] == "missing":
-        what = f"the key {str(detail['loc'][-1])!r} is missing"
-        fix = _near_miss(located.value, key, str(detail["loc"][-1]))
-    return UserError(
-        f"{dotted}: {what}" if dotted else what, where=located.file, line=line, fix=fix
-    )
-
-
-def _near_miss(value: Any, key: KeyPath, missing: str) -> str | None:
-    """A hint, where a block that takes any key has one that looks like the missing one."""
-    for step in key:
-        value = value[step]
-    near = difflib.get_close_matches(missing, [str(each) for each in value], n=1)
-    return f"did you write {near[0]!r} for it?" if near else None
-
-
-def _key_path(value: Any, loc: tuple[str | int, ...]) -> KeyPath:
-    """The part of a pydantic location that is a path in the file."""
-    path: list[str | int] = []
-    for step in loc:
-        if not isinstance(value, (dict, list)):
-            break
-        try:
-            value = value[step]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError):
-            continue  # a missing key, or a name that pydantic gives to a check
-        path.append(step)
-    return tuple(path)
-
-
-def _fields_at(path: KeyPath) -> list[str]:
-    """The keys that the schema allows at a path."""
-    block: Any = Deployment
-    for step in path:
-        if isinstance(block, type) and issubclass(block, BaseModel):
-            field = block.model_fields.get(str(step))
-            block = field.annotation if field else None
-        else:  # the value type of a dict
-            block = get_args(block)[-1]
-        block = next((kind for kind in _flat(block) if _is_block(kind)), block)
-    return list(block.model_fields) if _is_block(block) else []
-
-
-def _is_block(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _flat(kind: Any) -> Iterator[Any]:
-    yield kind
-    if not isinstance(kind, type) and not str(kind).startswith(("dict", "list")):
-        for part in get_args(kind):
-            yield from _flat(part)
 
 
 def _check(file: DeploymentFile) -> None:

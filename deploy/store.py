@@ -51,11 +51,7 @@ class Store:
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of an artifact, or None where there is no artifact."""
-        try:
-            text = (self.path(stage, key) / MANIFEST).read_text(encoding="utf-8")
-            manifest: dict[str, Any] = json.loads(text)
-        except (OSError, ValueError):
-            return None
+        manifest: dict[str, Any] | None = read_json(self.path(stage, key) / MANIFEST)
         return manifest
 
     def has(self, stage: str, key: str) -> bool:
@@ -120,12 +116,10 @@ class Store:
     ) -> tuple[Path, bool]:
         """The artifact made from ``made_from``, and whether this call made it.
 
-        ``maker`` fills the empty folder it is given; what it raises leaves no artifact behind.
-        Of several processes one makes, the others wait (``waiting`` is called once if so).
-        ``about`` is kept in the manifest for people and estimates; the key doesn't depend on it.
-
-        Raises:
-            StoreError: the store can't be written (read-only, no space left).
+        ``maker`` fills the empty folder it is given; what it raises leaves no artifact behind. Of
+        several processes one makes, the others wait (``waiting`` is called once if so). ``about``
+        is kept in the manifest for people and estimates; the key doesn't depend on it. Raises
+        StoreError: the store can't be written (read-only, no space left).
         """
         key = content_key(made_from)
         final = self.path(stage, key)
@@ -215,6 +209,14 @@ def link(name: Path, target: Path) -> None:
     temporary = name.parent / f".{name.name}.{uuid.uuid4().hex[:8]}"
     temporary.symlink_to(relative)
     temporary.replace(name)
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` wrote; None where there is nothing, or nothing whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -35,14 +35,7 @@ _STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # of proc(5)'s fields after the name
 
 def main(launcher: int, grace: float, name: str, vital: str, command: list[str]) -> int:
     """Run the command to one of its ends; returns the exit code to leave with."""
-    libc, supervisor = ctypes.CDLL(None), os.getpid()
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-    def die_with_supervisor() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:
-            os._exit(1)  # it died before the call
-
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     told, tell = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(tell, b"."))
@@ -50,7 +43,7 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=die_with_supervisor,
+        preexec_fn=ending_with_parent(),
         env={**os.environ, _NAME_VARIABLE: name},
     )
     ended = os.pidfd_open(child.pid)
@@ -62,6 +55,18 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
     code = lost or child.wait()
     _bury()
     return code if code >= 0 else 128 - code
+
+
+def ending_with_parent() -> Callable[[], None]:
+    """What a new process has to call (``preexec_fn``) to be killed when this one dies."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def call() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before the call
+
+    return call
 
 
 def _bury(seconds: float = 2.0) -> None:

@@ -66,16 +66,11 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
 
 _WITHOUT = {"rotary_base": " (TensorRT-LLM would take 10000)"}
 
-# TensorRT-LLM field -> Hugging Face field; modelopt must have exported the same value.
-_SAME = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "max_position_embeddings": "max_position_embeddings",
-    "hidden_act": "hidden_act",
-}
+# Fields of the same name and value in TensorRT-LLM's config and in Hugging Face's.
+_SAME = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "max_position_embeddings", "hidden_act"),
+)
 
 
 def complete_config(
@@ -83,19 +78,17 @@ def complete_config(
 ) -> dict[str, Any]:
     """What modelopt exported plus what TensorRT-LLM needs and modelopt leaves out.
 
-    ``hf_config`` is the model's config as transformers 5 gives it (``rope_parameters``), from
-    which modelopt can't read the rotary base. ``mapping.cp_size`` stays out: it is 1 by default,
-    and TensorRT-LLM itself writes it only when it isn't.
-
-    Raises:
-        UserError: the two contradict each other.
+    ``hf_config`` is the model's config as transformers 5 gives it (``rope_parameters``), from which
+    modelopt can't read the rotary base. ``mapping.cp_size`` stays out: it is 1 by default, and
+    TensorRT-LLM itself writes it only when it isn't. Raises UserError: the two contradict each
+    other.
     """
     architecture = hf_config["architectures"][0]
-    for ours, theirs in _SAME.items():
-        if exported.get(ours) != hf_config.get(theirs):
+    for name in _SAME:
+        if exported.get(name) != hf_config.get(name):
             raise UserError(
-                f"modelopt exported {ours}={exported.get(ours)}, the model's config says"
-                f" {theirs}={hf_config.get(theirs)}",
+                f"modelopt exported {name}={exported.get(name)}, the model's config says"
+                f" {name}={hf_config.get(name)}",
                 where=architecture,
             )
     rope = _rope(hf_config)
@@ -137,7 +130,7 @@ def config_differences(config: Mapping[str, Any], hf_config: Mapping[str, Any]) 
 
     ``config`` is taken as it stands, so that a missing field shows here first.
     """
-    expected = {ours: hf_config.get(theirs) for ours, theirs in _SAME.items()}
+    expected = {name: hf_config.get(name) for name in _SAME}
     expected |= {"vocab_size": hf_config["vocab_size"], **_from_model(hf_config)}
     told = []
     for name, value in expected.items():
@@ -185,8 +178,7 @@ def _rotary_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
 def read_config(directory: Path) -> dict[str, Any]:
     """The checkpoint's config.json with every needed field there and of its type.
 
-    Raises:
-        UserError: names the file and the field that is missing or wrong.
+    Raises UserError: names the file and the field that is missing or wrong.
     """
     file = directory / CONFIG
     config = read_json_object(file)
@@ -199,12 +191,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(value, kind):
             raise UserError(f"field '{path}' is {value!r}", where=file)
     architecture = config["architecture"]
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"architecture '{architecture}' isn't supported",
-            where=file,
-            fix=f"one of: {', '.join(ARCHITECTURES)}",
-        )
+    check_architecture(architecture, file)
     for name, expected in ARCHITECTURES[architecture].extra.items():
         if name not in config:
             raise UserError(f"required field '{name}' is missing", where=file)
@@ -212,6 +199,15 @@ def read_config(directory: Path) -> dict[str, Any]:
             raise UserError(f"field '{name}' is {config[name]!r}, not {expected!r}", where=file)
     _check_mapping(config, file)
     return config
+
+
+def check_architecture(name: str, where: Path) -> None:
+    """Raises UserError for an architecture that isn't supported."""
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(
+            f"architecture '{name}' isn't supported", where=where, fix=f"one of: {known}"
+        )
 
 
 def _check_mapping(config: Mapping[str, Any], file: Path) -> None:
@@ -234,8 +230,7 @@ def rank_files(directory: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 def check_checkpoint(directory: Path) -> dict[str, Any]:
     """The config of a complete checkpoint: all fields, and all rank files whole.
 
-    Raises:
-        UserError: what is missing, truncated or left over, and where.
+    Raises UserError: what is missing, truncated or left over, and where.
     """
     config = read_config(directory)
     expected = list(rank_files(directory, config))
@@ -254,10 +249,8 @@ def check_shard(file: Path) -> None:
     """See that a safetensors file is as long as its header says; its weights aren't read.
 
     The format: 8 bytes little-endian header length, a JSON header with each tensor's
-    ``data_offsets``, then the data (https://huggingface.co/docs/safetensors, "Format").
-
-    Raises:
-        UserError: the file is missing, truncated or has no readable header.
+    ``data_offsets``, then the data (https://huggingface.co/docs/safetensors, "Format"). Raises
+    UserError: the file is missing, truncated or has no readable header.
     """
     try:
         size = file.stat().st_size
@@ -280,11 +273,7 @@ def check_shard(file: Path) -> None:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: can't be read, isn't JSON, isn't an object.
-    """
+    """A JSON object from a file. Raises UserError: can't be read, isn't JSON, isn't an object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -64,10 +64,8 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
     """The report of a checkpoint that passes.
 
     It needs memory for the embedding, the head, one layer and the prompts' logits, one prompt at a
-    time. Reads both checkpoints from disk, the original twice.
-
-    Raises:
-        UserError: it isn't the model that it was made from; says the likely cause.
+    time. Reads both checkpoints from disk, the original twice. Raises UserError: it isn't the model
+    that it was made from; says the likely cause.
     """
     started = time.monotonic()
     source = SourceTensors(task.model_dir)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from transformers import AutoTokenizer
 
 from client.errors import UserError
-from deploy.calibration import built_in_prompts, choose, read_prompts
+from deploy.calibration import built_in_prompts, read_prompts
 from deploy.checkpoint_job import CheckpointJob, Verification
 from deploy.precision import find_precision, least_top1
 from deploy.store import write_json
@@ -26,10 +25,8 @@ def verify_job(
 ) -> None:
     """Compare the checkpoint with the model and write the report.
 
-    ``measured`` is the largest input of each linear that calibration saw.
-
-    Raises:
-        UserError: the checkpoint isn't the model; or the tokenizer doesn't load.
+    ``measured`` is the largest input of each linear that calibration saw. Raises UserError: the
+    checkpoint isn't the model; or the tokenizer doesn't load.
     """
     asked, precision = job.verification, find_precision(job.precision)
     if asked is None:
@@ -62,17 +59,11 @@ def verify_job(
 
 def _tokens(job: CheckpointJob, asked: Verification) -> list[list[int]]:
     """Token ids of the prompts; of those that calibration used, where there was one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            job.model_dir, trust_remote_code=job.trust_remote_code, local_files_only=True
-        )
-    except Exception as error:  # a broken tokenizer file raises nearly anything
-        raise UserError(f"the tokenizer doesn't load: {error}", where=job.model_dir) from error
-    texts = built_in_prompts() if asked.text is None else list(read_prompts(asked.text))
+    tokenizer = job.tokenizer()
     if job.calibration is not None:
-        assert not isinstance(job.calibration.data, str)
-        known = list(read_prompts(job.calibration.data))
-        texts = choose(known, job.calibration.samples, job.seed)
+        texts = job.prompts()
+    else:
+        texts = built_in_prompts() if asked.text is None else list(read_prompts(asked.text))
     found = [
         tokenizer(text, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
         for text in texts[: asked.prompts]

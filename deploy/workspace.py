@@ -11,7 +11,7 @@ from typing import Any
 
 from client.errors import UserError
 from deploy.plan import CellPlan, Stage
-from deploy.store import Store, link, write_json
+from deploy.store import Store, link, read_json, write_json
 
 _FILES = "deployment-files.json"
 _OVERRIDES = "settings.json"
@@ -104,17 +104,14 @@ class Workspace:
 
     def deployment_files(self) -> list[Path]:
         """The deployment files that were built here and are still there; absolute."""
-        with suppress(OSError, ValueError):
-            known = map(Path, json.loads((self.root / _FILES).read_text(encoding="utf-8")))
-            return [file for file in known if file.is_file()]
-        return []
+        known = map(Path, read_json(self.root / _FILES) or ())
+        return [file for file in known if file.is_file()]
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
         """Triton settings that single cells have in place of their file's, by cell name.
 
-        Raises:
-            UserError: they can't be read.
+        Raises UserError: they can't be read.
         """
         file = self.root / _OVERRIDES
         try:
@@ -132,8 +129,7 @@ class Workspace:
     def repository(self, plan: CellPlan) -> Path:
         """The model repository of a cell, under the cell's name.
 
-        Raises:
-            UserError: the cell, as the deployment file describes it now, isn't built.
+        Raises UserError: the cell, as the deployment file describes it now, isn't built.
         """
         if not all(map(self.has, plan.stages)):
             raise UserError(

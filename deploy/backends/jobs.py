@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from deploy.release import load_release
-from deploy.repository import render_repository
 from deploy.settings import TritonSettings
 
 
@@ -39,15 +37,3 @@ class RepositoryJob:
     tokenizer_dir: Path
     max_batch_size: int
     settings: TritonSettings
-
-    def render_ensemble(self, backend: Literal["reference", "tensorrt"]) -> None:
-        """Fill ``target`` with the release's ensemble around that backend's model."""
-        render_repository(
-            self.target,
-            release=load_release(self.release),
-            backend=backend,
-            engine_dir=self.engine_dir,
-            tokenizer_dir=self.tokenizer_dir,
-            max_batch_size=self.max_batch_size,
-            settings=self.settings,
-        )

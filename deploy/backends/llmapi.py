@@ -11,15 +11,15 @@ can't say it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from client.errors import UserError
-from deploy.backends.jobs import EngineJob, RepositoryJob
-from deploy.backends.reference import write_linked_engine
+from deploy.backends.jobs import RepositoryJob
+from deploy.backends.reference import LinkedEngine
 from deploy.backends.refusals import refuse_fp8
 from deploy.gpu import Gpu
 from deploy.precision import PRECISIONS
@@ -30,18 +30,16 @@ from deploy.spec import Cell, DeploymentFile
 from deploy.trtllm_checkpoint import read_json_object
 
 
-class LlmApiBackend:
+class LlmApiBackend(LinkedEngine):
     """Of the build flags, the limits hold here too; the rest is trtllm-build's alone."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "hf"
-    compiles = False
 
     def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
         """Refuse what the LLM API can't load.
 
-        Raises:
-            UserError: a precision without a Hugging Face form, the container's scripts, which
-                write TensorRT-LLM checkpoints only, or a setting of the C++ backend's.
+        Raises UserError: a precision without a Hugging Face form, the container's scripts, which
+        write TensorRT-LLM checkpoints only, or a setting of the C++ backend's.
         """
         if file.deployment.checkpoint_with == "scripts":
             raise file.error(
@@ -72,19 +70,6 @@ class LlmApiBackend:
             "tensor_parallel_size": cell.tp,
             "pipeline_parallel_size": cell.pp,
         }
-
-    def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
-        """None: two files are written."""
-        return None
-
-    def make_engine(
-        self,
-        job: EngineJob,
-        log_file: Path,  # noqa: ARG002
-        on_line: Callable[[str], None],  # noqa: ARG002
-    ) -> None:
-        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
-        write_linked_engine(job, read_json_object(job.checkpoint / "config.json"))
 
     def make_repository(self, job: RepositoryJob) -> None:
         """One model, from the engine's limits and the ``triton:`` block."""

@@ -5,7 +5,6 @@ The engine is a ``config.json`` of the shape that trtllm-build writes, and a lin
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +12,41 @@ from typing import Any, Literal
 
 from deploy.backends.jobs import EngineJob, RepositoryJob
 from deploy.gpu import Gpu
+from deploy.repository import render_repository
 from deploy.spec import Cell, DeploymentFile
 from deploy.store import write_json
+from deploy.trtllm_checkpoint import read_json_object
 
 
-class ReferenceBackend:
+class LinkedEngine:
+    """An engine that is no more than its config.json and a link to its checkpoint."""
+
+    compiles = False
+
+    def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
+        """None: two files are written."""
+        return None
+
+    def make_engine(
+        self,
+        job: EngineJob,
+        log_file: Path,  # noqa: ARG002
+        on_line: Callable[[str], None],  # noqa: ARG002
+    ) -> None:
+        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
+        config = {
+            "version": job.release,
+            "pretrained_config": read_json_object(job.checkpoint / "config.json"),
+            "build_config": job.build_config,
+        }
+        write_json(job.target / "config.json", config)
+        (job.target / "checkpoint").symlink_to(os.path.relpath(job.checkpoint, job.target))
+
+
+class ReferenceBackend(LinkedEngine):
     """The embedded default; the flags that it knows mean what they mean in TensorRT-LLM."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
-    compiles = False
 
     def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
         """Nothing that the file alone shows is refused."""
@@ -42,31 +67,6 @@ class ReferenceBackend:
             },
         }
 
-    def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
-        """None: two files are written."""
-        return None
-
-    def make_engine(
-        self,
-        job: EngineJob,
-        log_file: Path,  # noqa: ARG002
-        on_line: Callable[[str], None],  # noqa: ARG002
-    ) -> None:
-        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
-        checkpoint = json.loads((job.checkpoint / "config.json").read_text("utf-8"))
-        write_linked_engine(job, checkpoint)
-
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble, with a python model in place of TensorRT-LLM's."""
-        job.render_ensemble("reference")
-
-
-def write_linked_engine(job: EngineJob, pretrained_config: Mapping[str, Any]) -> None:
-    """An engine folder that only points to its checkpoint."""
-    config = {
-        "version": job.release,
-        "pretrained_config": pretrained_config,
-        "build_config": job.build_config,
-    }
-    write_json(job.target / "config.json", config)
-    (job.target / "checkpoint").symlink_to(os.path.relpath(job.checkpoint, job.target))
+        render_repository(job, "reference")

@@ -21,11 +21,7 @@ FP8_SM = 89
 
 
 def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
-    """Check every cell.
-
-    Raises:
-        UserError: with the line of the key that asks for what can't be.
-    """
+    """Check every cell. Raises UserError with the line of the key that asks for what can't be."""
     if len({gpu.capability for gpu in gpus}) > 1:
         kinds = ", ".join(sorted({gpu.name for gpu in gpus}))
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any, Literal
 from client.errors import UserError
 from deploy.backends.jobs import EngineJob, RepositoryJob
 from deploy.backends.refusals import refuse
+from deploy.engine_config import read_engine
 from deploy.gpu import Gpu
 from deploy.process import CommandFailedError, run_command
 from deploy.release import load_release, same_release
+from deploy.repository import render_repository
 from deploy.spec import Cell, DeploymentFile
+from deploy.trtllm_checkpoint import read_json_object
 
 
 class TensorrtBackend:
@@ -48,9 +50,8 @@ class TensorrtBackend:
     def make_engine(self, job: EngineJob, log_file: Path, on_line: Callable[[str], None]) -> None:
         """Build and check.
 
-        Raises:
-            UserError: the build failed (out of memory: with smaller settings to try), or what it
-                wrote isn't a whole engine.
+        Raises UserError: the build failed (out of memory: with smaller settings to try), or what it
+        wrote isn't a whole engine.
         """
         command = self.command(job)
         assert command is not None
@@ -77,7 +78,7 @@ class TensorrtBackend:
 
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
-        job.render_ensemble("tensorrt")
+        render_repository(job, "tensorrt")
 
 
 def _smaller(job: EngineJob) -> list[str]:
@@ -101,37 +102,31 @@ def timing_cache_name(release: str, gpu: Gpu) -> str:
 def check_engine(job: EngineJob) -> None:
     """See that a finished build is whole, of this release, and has the limits it was asked for.
 
-    Raises:
-        UserError: config.json or a rank's engine is missing or empty, or says something else.
+    Raises UserError: config.json or a rank's engine is missing or empty, or says something else.
     """
-    file = job.target / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        ranks = int(config["pretrained_config"]["mapping"]["world_size"])
-        version, built = str(config["version"]), dict(config["build_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    engine, file = read_engine(job.target), job.target / "config.json"
+    ranks, wanted = engine.world_size, read_json_object(job.checkpoint / "config.json")["mapping"]
+    if ranks != wanted["world_size"]:
         raise UserError(
-            f"trtllm-build left no whole config.json ({type(error).__name__}: {error})", where=file
-        ) from None
-    asked = json.loads((job.checkpoint / "config.json").read_text(encoding="utf-8"))
-    if ranks != asked["mapping"]["world_size"]:
-        wanted = asked["mapping"]["world_size"]
-        raise UserError(f"is for {ranks} GPUs, its checkpoint for {wanted}", where=file)
+            f"is for {ranks} GPUs, its checkpoint for {wanted['world_size']}", where=file
+        )
     for rank in range(ranks):
-        engine = job.target / f"rank{rank}.engine"
-        if not engine.is_file() or not engine.stat().st_size:
+        part = job.target / f"rank{rank}.engine"
+        if not part.is_file() or not part.stat().st_size:
             raise UserError(
-                f"trtllm-build ended well, yet {engine.name} of {ranks} ranks is missing or empty",
+                f"trtllm-build ended well, yet {part.name} of {ranks} ranks is missing or empty",
                 where=job.target,
                 fix="see the log of the build; is the disk full?",
             )
-    if not same_release(version, job.release):
+    if not same_release(engine.version, job.release):
         raise UserError(
-            f"was built by TensorRT-LLM {version}, the deployment file says {job.release}",
+            f"was built by TensorRT-LLM {engine.version}, the deployment file says {job.release}",
             where=file,
-            fix=f"write release: {version!r}, or build in the container of {job.release}",
+            fix=f"write release: {engine.version!r}, or build in the container of {job.release}",
         )
     for name in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens"):
         wanted = job.build_config.get(name)
-        if wanted is not None and built.get(name) != wanted:
-            raise UserError(f"has {name} {built.get(name)}, {wanted} was asked for", where=file)
+        if wanted is not None and engine.build.get(name) != wanted:
+            raise UserError(
+                f"has {name} {engine.build.get(name)}, {wanted} was asked for", where=file
+            )

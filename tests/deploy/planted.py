@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deploy.backends.jobs import RepositoryJob
 from deploy.finding import Finding
 from deploy.gpu import Gpu
 from deploy.preflight import judge
 from deploy.preflight_facts import Launch
-from deploy.release import load_release
 from deploy.repository import render_repository
 from deploy.settings import TritonSettings
 from tests.standins import install
@@ -52,13 +52,10 @@ class Site:
         settings |= {"batch_scheduler_policy": "max_utilization", "enable_chunked_context": True}
         settings |= {"max_tokens_in_paged_kv_cache": 8 * 3072, "accumulate_tokens": True}
         render_repository(
-            self.repository,
-            release=load_release(self.release),
-            backend="tensorrt",
-            engine_dir=self.engine,
-            tokenizer_dir=TOKENIZER,
-            max_batch_size=8,
-            settings=TritonSettings(**settings),
+            RepositoryJob(
+                self.repository, self.release, self.engine, TOKENIZER, 8, TritonSettings(**settings)
+            ),
+            "tensorrt",
         )
         self.launch = Launch(
             world_size=1,

@@ -211,3 +211,14 @@ def test_without_a_terminal_starts_and_ends_are_plain_lines() -> None:
         "failed engine    title of a: out of [memory]",
         "given up with it: 1 stages",
     ]
+
+
+def test_a_file_that_can_not_be_written_is_one_line(matrix: Matrix, say: Say) -> None:
+    said = say("render", "slurm", str(matrix.file), CELL, "-o", str(matrix.workspace / "no/file"))
+    assert said.code == 2
+    assert said.err == f"trtllm-deploy: {matrix.workspace}/no/file: No such file or directory\n"
+
+
+def test_a_wrong_option_names_the_help_of_its_command(say: Say) -> None:
+    assert say("serve", "--timeout", "0").err.endswith("(see trtllm-deploy serve --help)\n")
+    assert say("nothing", workspace=False).err.endswith("(see trtllm-deploy --help)\n")

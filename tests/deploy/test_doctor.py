@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import doctor
+from deploy.data import load_data
 from deploy.doctor import check, examine, lines
-from deploy.doctor_gpus import read_report, read_topology
 from deploy.finding import Finding
-from deploy.gpu import Gpu
+from deploy.gpu import Gpu, read_report, read_topology
 from deploy.release import release_names
 from tests.standins import install
 
 REPORT = (Path(__file__).parents[1] / "standins/smi.xml").read_text(encoding="utf-8")
-RULES: dict[str, Any] = doctor._data()
+RULES: dict[str, Any] = load_data("doctor.yaml")
 H200 = "NVIDIA H200, 143771, 9.0"
 FIT = {
     "shared memory": "24106 MiB",

@@ -35,6 +35,7 @@ W1122 07:24:45.264284 20294 metrics.cc:798] "DCGM unable to start: DCGM initiali
 I1122 07:24:45.265439 20294 grpc_server.cc:2558] "Started GRPCInferenceService at 127.0.0.1:37105"
 Signal (15) received.
 I1122 07:24:49.451237 20294 server.cc:305] "Waiting for in-flight requests to complete."
+E1122 07:24:53.374468 20294 main.cc:535] "failed to stop server: Internal - Exit timeout expired. Exiting immediately."
 """.splitlines()  # noqa: E501 - the quickstart's server on a machine without GPU
 
 

@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,6 @@ def test_a_stop_word_ends_an_answer_and_is_part_of_it(engine: Engine) -> None:
     ("request_", "reason"),
     [
         (Request(prompt(301), 5), "301 tokens, more than max_input_len 300"),
-        (Request(prompt(300), 101), "300 + 101 = 401 tokens, more than max_seq_len 400"),
         (Request((), 5), "no tokens"),
         (Request(prompt(5), 0), "at least 1"),
     ],
@@ -96,6 +96,14 @@ def test_a_request_beyond_a_limit_fails_alone_and_says_the_limit(
     assert bad[0].final
     assert reason in str(bad[0].error)
     assert tokens(first) == tokens(second) == truth(prompt(20), 10)
+
+
+def test_an_answer_ends_at_max_seq_len_however_much_is_asked_for(engine: Engine) -> None:
+    [chunks] = ask(engine, [Request(prompt(300), 2**31 - 1)])
+    assert tokens(chunks) == truth(prompt(300), 100)
+    with running(REUSING, replace(LIMITS, max_seq_len=300)) as full:
+        [refused] = ask(full, [Request(prompt(300), 1)])
+    assert "300 tokens and fills max_seq_len 300" in str(refused[0].error)
 
 
 def test_a_prompt_longer_than_a_step_needs_chunked_context() -> None:

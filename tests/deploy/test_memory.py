@@ -62,19 +62,19 @@ def test_the_kv_cache_of_a_token_is_as_large_as_published(shape: ModelShape, kib
 
 def test_weights_on_one_gpu_are_two_bytes_for_every_parameter() -> None:
     for shape in (QWEN2_7B, QWEN2_72B, LLAMA_3_70B):
-        assert weight_bytes(shape, "fp16", 1, 1) == 2 * shape.parameters
+        assert weight_bytes(shape, None, 1, 1) == 2 * shape.parameters
 
 
 def test_eight_bits_halve_all_but_embedding_and_head() -> None:
-    full, half = (weight_bytes(QWEN2_7B, name, 1, 1) for name in ("fp16", "fp8"))
+    full, half = (weight_bytes(QWEN2_7B, algo, 1, 1) for algo in (None, "FP8"))
     assert full - half == QWEN2_7B.layers * QWEN2_7B.matrices()
-    assert weight_bytes(QWEN2_7B, "int8_wo", 1, 1) == half
+    assert weight_bytes(QWEN2_7B, "W8A16", 1, 1) == half
 
 
 def test_splitting_never_loses_weights() -> None:
-    whole = weight_bytes(QWEN2_72B, "fp16", 1, 1)
+    whole = weight_bytes(QWEN2_72B, None, 1, 1)
     for tp, pp in ((2, 1), (4, 1), (8, 1), (4, 2), (1, 8)):
-        part = weight_bytes(QWEN2_72B, "fp16", tp, pp)
+        part = weight_bytes(QWEN2_72B, None, tp, pp)
         assert whole <= part * tp * pp < 1.15 * whole
 
 

@@ -18,7 +18,7 @@ from client.errors import UserError
 from deploy.backend import BACKENDS
 from deploy.backends.jobs import EngineJob, RepositoryJob
 from deploy.engine_config import read_engine
-from deploy.preflight import judge, preflight
+from deploy.preflight import here, judge
 from deploy.preflight_facts import Launch
 from deploy.release import release_names
 from deploy.settings import TritonSettings
@@ -184,8 +184,8 @@ def test_a_template_as_it_comes_names_each_placeholder_with_its_line(tmp_path: P
 
 def test_a_folder_without_models_and_no_folder_are_findings(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
-    assert [each.what for each in preflight(tmp_path)] == ["there is no model here"]
-    assert ["can't be read" in each.what for each in preflight(tmp_path / "absent")] == [True]
+    assert [each.what for each in judge(tmp_path, here())] == ["there is no model here"]
+    assert ["can't be read" in each.what for each in judge(tmp_path / "absent", here())] == [True]
 
 
 def test_two_engines_of_one_repository_are_both_checked(site: Site, tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_an_engine_can_be_named_in_place_of_the_containers_path(site: Site, tmp_
     shutil.copytree(site.repository, tmp_path / "there")
     config = tmp_path / "there" / "tensorrt_llm" / "config.pbtxt"
     config.write_text(config.read_text().replace(str(site.engine), "/engines/in/a/container"))
-    assert next(each.level for each in preflight(tmp_path / "there")) == "error"
-    levels = {each.level for each in preflight(tmp_path / "there", engine=site.engine)}
+    assert next(each.level for each in judge(tmp_path / "there", here())) == "error"
+    levels = {each.level for each in judge(tmp_path / "there", here(engine=site.engine))}
     assert levels <= {"warning"}
 
 

@@ -13,7 +13,7 @@ from matrix import Matrix
 from planted import Site
 
 from client.errors import UserError
-from deploy.cli_check import check
+from deploy.cli_findings import check
 
 CELL = "model0_fp16_tp2_pp1_isl64_osl64_bs1"
 

@@ -33,7 +33,6 @@ def test_a_failure_says_the_line_that_names_the_error(tmp_path: Path) -> None:
     error = caught.value
     assert "ended with exit code 3: ValueError: no such thing" in str(error)
     assert (error.returncode, error.out_of_memory) == (3, False)
-    assert error.tail == ("ValueError: no such thing", "bye")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

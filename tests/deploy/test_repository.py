@@ -10,6 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.errors import UserError
 from deploy import repository
+from deploy.backends.jobs import RepositoryJob
 from deploy.release import load_release, release_names
 from deploy.repository import (
     MODELS,
@@ -21,6 +22,10 @@ from deploy.repository import (
 from deploy.settings import TritonSettings
 
 
+def job(engine: Path, settings: TritonSettings) -> RepositoryJob:
+    return RepositoryJob(Path(), "1.2", engine, Path("t"), 8, settings)
+
+
 def render(
     target: Path,
     release: str = "1.2",
@@ -28,13 +33,15 @@ def render(
     **settings: Any,
 ) -> dict[str, Any]:
     render_repository(
-        target,
-        release=load_release(release),
-        backend=backend,
-        engine_dir=Path("/engines/one"),
-        tokenizer_dir=Path('/models/a "quoted" name'),
-        max_batch_size=16,
-        settings=TritonSettings(**settings),
+        RepositoryJob(
+            target,
+            release,
+            Path("/engines/one"),
+            Path('/models/a "quoted" name'),
+            16,
+            TritonSettings(**settings),
+        ),
+        backend,
     )
     return {
         name: text_format.Parse((target / name / "config.pbtxt").read_text(), ModelConfig())
@@ -131,14 +138,14 @@ def test_bls_has_a_few_instances_for_each_serves_one_request_at_a_time(tmp_path:
 
 
 def test_a_value_that_is_missing_names_model_and_value() -> None:
-    values = dict(setting_values(TritonSettings(), "reference", Path("e"), Path("t"), 8))
+    values = dict(setting_values(job(Path("e"), TritonSettings()), "reference"))
     del values["decoupled_mode"]
     with pytest.raises(UserError, match=r"tensorrt_llm/config\.pbtxt: .*decoupled_mode"):
         render_config(load_release("1.2").models["tensorrt_llm"], values)
 
 
 def test_a_config_that_triton_could_not_read_names_model_and_line() -> None:
-    values = dict(setting_values(TritonSettings(), "reference", Path("e"), Path("t"), 8))
+    values = dict(setting_values(job(Path("e"), TritonSettings()), "reference"))
     values["triton_max_batch_size"] = "many"
     with pytest.raises(UserError, match=r"ensemble/config\.pbtxt:3: .*many"):
         render_config(load_release("1.2").models["ensemble"], values)
@@ -179,10 +186,8 @@ def test_logits_have_the_type_that_the_engine_gives(
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "rank0.engine").write_bytes(b"engine")
 
-    values = setting_values(TritonSettings(), "tensorrt", tmp_path, tmp_path, 8)
-    chosen = TritonSettings(logits_datatype="TYPE_BF16")
+    values = setting_values(job(tmp_path, TritonSettings()), "tensorrt")
+    chosen = job(tmp_path, TritonSettings(logits_datatype="TYPE_BF16"))
 
     assert values["logits_datatype"] == expected
-    assert (
-        setting_values(chosen, "tensorrt", tmp_path, tmp_path, 8)["logits_datatype"] == "TYPE_BF16"
-    )
+    assert setting_values(chosen, "tensorrt")["logits_datatype"] == "TYPE_BF16"

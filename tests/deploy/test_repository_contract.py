@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from deploy.backends.jobs import RepositoryJob
 from deploy.release import load_release, release_names
 from deploy.repository import MODELS, render_config, render_repository, with_additions
 from deploy.settings import OURS, TritonSettings
@@ -110,13 +111,15 @@ def test_with_few_values_a_config_lacks_only_parameters(
 ) -> None:
     queue = {"max_queue_size": 7} if release == "1.2" else {}
     render_repository(
-        tmp_path,
-        release=load_release(release),
-        backend="tensorrt",
-        engine_dir=Path("/engine"),
-        tokenizer_dir=Path("/tokenizer"),
-        max_batch_size=16,
-        settings=TritonSettings(extra_tensors=False, **queue),
+        RepositoryJob(
+            tmp_path,
+            release,
+            Path("/engine"),
+            Path("/tokenizer"),
+            16,
+            TritonSettings(extra_tensors=False, **queue),
+        ),
+        "tensorrt",
     )
     rendered = text_format.Parse((tmp_path / name / "config.pbtxt").read_text(), ModelConfig())
     values = {
@@ -143,13 +146,13 @@ def test_with_few_values_a_config_lacks_only_parameters(
 
 @pytest.mark.parametrize(("release", "name"), ALL)
 def test_our_additions_are_the_only_difference_to_the_contract(release: str, name: str) -> None:
-    values = distinct_values(CONTRACTS[release][name]) | {"decoupled_mode": "true"}
+    values = distinct_values(CONTRACTS[release][name]) | {"decoupled_mode": "true", "engine_dir": "/e"}
     rendered = render_config(with_additions(load_release(release))[name], values)
     ours = text_format.Parse(rendered, ModelConfig())
     old = ["exclude_input_in_output"] if release == "0.11.0" else ["min_length"]
     upper = [each.upper() for each in old]
     if release == "1.2":
-        upper.append("MIN_TOKENS")
+        upper += ["NUM_RETURN_SEQUENCES", "MIN_TOKENS"]
     answer = ["output_ids", "sequence_length"]
     inputs = {"preprocessing": ["STREAMING", *upper], "ensemble": old, "tensorrt_llm_bls": old}
     outputs = {"ensemble": answer, "tensorrt_llm_bls": answer}
@@ -161,6 +164,9 @@ def test_our_additions_are_the_only_difference_to_the_contract(release: str, nam
         assert [each.name for each in tensors_of[len(tensors_of) - len(extra) :]] == extra
         assert all(each.optional for each in tensors_of[-len(extra) :] if kind == "input" and extra)
         del tensors_of[len(tensors_of) - len(extra) :]
+    if (release, name) == ("0.11.0", "preprocessing"):
+        assert ours.parameters["gpt_model_path"].string_value == "/e"
+        del ours.parameters["gpt_model_path"]
     if name == "ensemble":
         before, model, after = ours.ensemble_scheduling.step
         assert before.input_map.pop("STREAMING") == "stream"

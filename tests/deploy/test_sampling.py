@@ -130,12 +130,40 @@ def test_penalties_also_weigh_on_what_is_sampled() -> None:
         ("min_tokens", -1, "at least 0"),
         ("repetition_penalty", 0.0, "more than 0"),
         ("repetition_penalty", math.nan, "more than 0"),
+        ("temperature", math.nan, "at least 0 and finite"),
+        ("presence_penalty", math.inf, "finite"),
+        ("frequency_penalty", math.nan, "finite"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, number: float, reason: str) -> None:
     settings: dict[str, float] = {name: number}
-    with pytest.raises(ValueError, match=f"{name} must be {reason}, not"):
+    with pytest.raises(ValueError, match=f"{name} must be {reason}.*, not"):
         Choice(**settings)  # type: ignore[arg-type]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+positive = st.floats(0, exclude_min=True, allow_infinity=False, width=32)
+
+
+@given(
+    choice=st.builds(
+        Choice,
+        temperature=positive,
+        top_k=st.integers(0, 2**31 - 1),
+        top_p=st.floats(0.125, 1, width=32),
+        repetition_penalty=positive,
+        presence_penalty=finite,
+        frequency_penalty=finite,
+        embedding_bias=st.lists(st.floats(width=32), max_size=VOCABULARY).map(torch.tensor),
+        bad_words=st.sampled_from([(), tuple((token,) for token in range(VOCABULARY))]),
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_no_setting_however_odd_breaks_the_batch_that_it_is_in(
+    choice: Choice, dtype: torch.dtype
+) -> None:
+    logits = torch.linspace(-9, 9, VOCABULARY, dtype=dtype)
+    assert 0 <= int(choice.apply(logits, 1, [1, 2, 2]).argmax()) < VOCABULARY
 
 
 def test_a_trace_stays_one_object_when_its_request_is_copied() -> None:

@@ -1,14 +1,40 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.schedule import Node, Schedule, Task, fit, lower_bound, simulate, urgencies
+from deploy.schedule import Node, Schedule, Task, fit, lower_bound, urgencies
 
 EIGHT = (Node("here", gpus=8, cpus=4),)
+
+
+class Simulated(NamedTuple):
+    """How a build would go: seconds in all, and when each task starts, on which node."""
+
+    makespan: float
+    starts: Mapping[str, tuple[float, Node]]
+
+
+def simulate(
+    tasks: Iterable[Task], nodes: Sequence[Node], seconds: Mapping[str, float] | None = None
+) -> Simulated:
+    """Play a build. ``seconds`` are true durations where they differ from the estimates."""
+    schedule = Schedule(tasks, nodes)
+    seconds, now = seconds or {}, 0.0
+    starts: dict[str, tuple[float, Node]] = {}
+    ends: list[tuple[float, str]] = []
+    while not schedule.done:
+        for task, node in schedule.start(now):
+            starts[task.key] = (now, node)
+            heapq.heappush(ends, (now + seconds.get(task.key, task.seconds), task.key))
+        now, key = heapq.heappop(ends)
+        schedule.finish(key)
+    return Simulated(now, starts)
 
 
 @st.composite

@@ -22,8 +22,8 @@ import pytest
 import yaml
 
 from client.errors import UserError
+from deploy.backends.jobs import RepositoryJob
 from deploy.launch import Ports, free_ports
-from deploy.release import load_release
 from deploy.repository import render_repository
 from deploy.settings import TritonSettings
 from deploy.spec import load_deployment
@@ -128,13 +128,15 @@ def new_place(root: Path, ranks: int) -> Place:
     for rank in range(ranks):
         (root / f"engine/rank{rank}.engine").write_text("engine")
     render_repository(
-        root / "repository",
-        release=load_release("1.2"),
-        backend="tensorrt",
-        engine_dir=root / "engine",
-        tokenizer_dir=ROOT / "examples/number-words/model",
-        max_batch_size=8,
-        settings=TritonSettings(),
+        RepositoryJob(
+            root / "repository",
+            "1.2",
+            root / "engine",
+            ROOT / "examples/number-words/model",
+            8,
+            TritonSettings(),
+        ),
+        "tensorrt",
     )
     return place
 
@@ -314,6 +316,18 @@ def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
     assert one_rank.run(one_rank.words("stop", "repository")).stdout == "stopped repository\n"
     assert not left(one_rank)
     assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
+
+
+def test_a_detached_server_keeps_what_it_said_whatever_is_started_there(one_rank: Place) -> None:
+    (one_rank.root / "deploy.py").write_text("raise SystemExit('another project')")
+    words = one_rank.serve_words("--detach")
+    assert subprocess.run(words, cwd=one_rank.root, env=one_rank.environment).returncode == 0
+    [said] = one_rank.root.glob("workspace/logs/*.out")
+    assert "ready: repository" in said.read_text()
+    assert one_rank.run(words).returncode == 2
+    assert "ready: repository" in said.read_text()
+    assert one_rank.run(one_rank.words("stop")).returncode == 0
+    assert said.read_text().endswith("stopped\n")
 
 
 def test_a_detached_server_that_fails_says_why(one_rank: Place) -> None:

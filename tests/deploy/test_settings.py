@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.errors import UserError
+from deploy.backends.jobs import RepositoryJob
 from deploy.release import load_release, release_names
 from deploy.repository import MODELS, render_repository
 from deploy.settings import TritonSettings, lacking
@@ -73,13 +74,8 @@ def test_any_settings_make_configs_that_triton_can_read(release: str, data: Any)
     chosen = TritonSettings(**{name: data.draw(values_of(name), name) for name in names})
     with TemporaryDirectory() as folder:
         render_repository(
-            Path(folder),
-            release=load_release(release),
-            backend="tensorrt",
-            engine_dir=Path("/engine"),
-            tokenizer_dir=Path("/tokenizer"),
-            max_batch_size=4,
-            settings=chosen,
+            RepositoryJob(Path(folder), release, Path("/engine"), Path("/tokenizer"), 4, chosen),
+            "tensorrt",
         )
         texts = {name: (Path(folder) / name / "config.pbtxt").read_text() for name in MODELS}
     for name, text in texts.items():

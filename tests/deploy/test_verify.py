@@ -19,8 +19,9 @@ from client.errors import UserError
 from deploy.checkpoint_job import Calibration, CheckpointJob
 from deploy.modelopt_export import export_checkpoint
 from deploy.precision import find_precision
-from deploy.readback import compare_logits, load_model
+from deploy.readback import load_model
 from deploy.verify import Task, verify_checkpoint
+from tests.deploy.agreement import compare_logits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "number-words"
 CALIBRATION = Calibration(EXAMPLE / "calibration.jsonl", samples=8, max_length=48)
