@@ -6,8 +6,8 @@ max_batch_size requests and max_num_tokens tokens per step, cache pages of token
 max_input_len and max_seq_len per request. It knows nothing of text, tokenizers or Triton.
 
 As in TensorRT-LLM, the end token is not part of the answer: a request that it ends gets a last
-chunk with no tokens; a request that reaches its output limit gets the final flag with its last
-tokens. A stop word is part of the answer. Requests that are wrong fail alone, in their own stream.
+chunk with no tokens; a request that reaches its output limit, or max_seq_len, gets the final flag
+with its last tokens. A stop word is part of the answer. Requests that are wrong fail alone, in their own stream.
 """
 
 from __future__ import annotations
@@ -138,12 +138,13 @@ class Engine:
         if refusal is not None:
             on_chunk(Chunk((), final=True, error=refusal))
             return handle
-        trace = Trace(request.choice, len(request.input_ids))
+        prompt = len(request.input_ids)
+        trace = Trace(request.choice, prompt)
         self._streams[handle] = _Stream(request, on_chunk, trace, time.perf_counter_ns())
         self._manager.add_request(
             list(request.input_ids),
             request_id=handle,
-            max_new_tokens=request.max_new_tokens,
+            max_new_tokens=min(request.max_new_tokens, self._limits.max_seq_len - prompt),
             streaming=request.streaming or bool(request.stop_words),
             record_timestamps=request.wants_metrics,
             eos_token_id=request.end_id,
@@ -189,11 +190,8 @@ class Engine:
                 f"the prompt has {prompt} tokens, more than max_num_tokens {limits.max_num_tokens}"
                 " and enable_chunked_context is off"
             )
-        if prompt + asked > limits.max_seq_len:
-            return (
-                f"prompt and output are {prompt} + {asked} = {prompt + asked} tokens, more than"
-                f" max_seq_len {limits.max_seq_len}"
-            )
+        if prompt >= limits.max_seq_len:
+            return f"the prompt has {prompt} tokens and fills max_seq_len {limits.max_seq_len}"
         bias = request.choice.embedding_bias
         if bias is not None and len(bias) > self._vocabulary:
             return f"embedding_bias has {len(bias)} entries, the vocabulary {self._vocabulary}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 _COLDEST = 1e-6  # what TensorRT-LLM adds to a temperature, so that 0 is one too
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of executor::SamplingConfig
-    "temperature": ("at least 0", lambda value: value >= 0),
+    "temperature": ("at least 0 and finite", lambda value: 0 <= value < inf),
     "top_k": ("at least 0", lambda value: value >= 0),
     "top_p": ("at most 1", lambda value: value <= 1),
     "min_tokens": ("at least 0", lambda value: value >= 0),
-    "repetition_penalty": ("more than 0", lambda value: value > 0),
+    "repetition_penalty": ("more than 0 and finite", lambda value: 0 < value < inf),
+    "presence_penalty": ("finite", isfinite),
+    "frequency_penalty": ("finite", isfinite),
 }
 
 
@@ -91,11 +94,13 @@ class Choice:
             return logits
         seed = (self.seed + new_tokens) % 2**64
         generator = torch.Generator(device=logits.device).manual_seed(seed)
-        token = torch.multinomial(self._probabilities(logits), 1, generator=generator)
+        # a logit that overflows, or all of them barred, must not end the engine
+        probabilities = self._probabilities(logits.nan_to_num())
+        token = torch.multinomial(probabilities, 1, generator=generator)
         return torch.full_like(logits, -torch.inf).index_fill_(0, token, 0.0)
 
     def _shaped(self, logits: Tensor, new_tokens: int, sequence: Sequence[int]) -> Tensor:
-        logits = logits.clone()
+        logits = logits.to(torch.float32, copy=True)
         if self.embedding_bias is not None:
             logits[: len(self.embedding_bias)] += self.embedding_bias.to(logits.device)
         if self.temperature != 1:
@@ -103,8 +108,9 @@ class Choice:
         if self.penalises:
             tokens = torch.tensor(sequence, device=logits.device)
             times = torch.bincount(tokens, minlength=len(logits)).to(logits.dtype)
-            factor = torch.where(logits < 0, self.repetition_penalty, 1 / self.repetition_penalty)
-            penalised = logits * factor - self.presence_penalty - self.frequency_penalty * times
+            repeated = logits * self.repetition_penalty, logits / self.repetition_penalty
+            penalised = torch.where(logits < 0, *repeated) - self.frequency_penalty * times
+            penalised -= self.presence_penalty
             logits = torch.where(times > 0, penalised, logits)
         if 0 <= self.end_id < len(logits) and new_tokens < self.min_tokens:
             logits[self.end_id] = -torch.inf

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from deploy.backends.jobs import RepositoryJob
 from deploy.launch import TritonServer, free_ports
 from deploy.quantize import CheckpointJob, run_checkpoint
-from deploy.release import load_release
 from deploy.repository import render_repository
 from deploy.settings import TritonSettings
 
@@ -57,13 +57,15 @@ def repository(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def render(release: str, **settings: Any) -> Path:
         target = tmp_path_factory.mktemp(f"repository-{release}")
         render_repository(
-            target,
-            release=load_release(release),
-            backend="reference",
-            engine_dir=engine_dir,
-            tokenizer_dir=MODEL,
-            max_batch_size=8,
-            settings=TritonSettings(**{"bls_instance_count": 1, **settings}),
+            RepositoryJob(
+                target,
+                release,
+                engine_dir,
+                MODEL,
+                8,
+                TritonSettings(**{"bls_instance_count": 1, **settings}),
+            ),
+            "reference",
         )
         return target
 

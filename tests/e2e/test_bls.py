@@ -6,12 +6,14 @@
 import itertools
 import json
 import os
+import queue
 import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,28 @@ def test_a_wrong_request_fails_alone_and_says_why(server: TritonServer, model: s
         assert reason in str(answer.error)
     assert answers[-1].error is None
     assert answers[-1].pieces[-1].decode() or answers[-1].text
+
+
+def test_what_is_missing_or_cannot_be_done_is_named_whatever_its_value(
+    server: TritonServer,
+) -> None:
+    said = {"text_input": (b"7", "BYTES"), "stream": (True, "BOOL")}
+    black = (np.zeros((1, 3, 2, 2), np.float16), "FP16")
+    cases: list[tuple[str, dict[str, Any]]] = [("max_tokens is missing", said)]
+    if "1.2" in server.repository.name:
+        whole = {**said, "max_tokens": (np.int32(3), "INT32"), "image_input": black}
+        cases.append(("does not support image_input", whole))
+    for reason, inputs in cases:
+        given = []
+        for name, (value, kind) in inputs.items():
+            array = np.array([value] if np.ndim(value) else [[value]])
+            tensor = grpc.InferInput(name, array.shape, kind)
+            given.append(tensor.set_data_from_numpy(array))
+        seen: queue.Queue[Any] = queue.Queue()
+        with grpc.InferenceServerClient(server.grpc_url) as client:
+            client.start_stream(callback=lambda result, error, to=seen: to.put(error))
+            client.async_stream_infer(BLS, given)
+            assert reason in str(seen.get(timeout=30))
 
 
 @pytest.mark.parametrize("model", [BLS, ACCUMULATING])

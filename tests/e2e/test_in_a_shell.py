@@ -22,6 +22,7 @@ import yaml
 
 from client.workload import load_workload
 from deploy.launch import Ports, free_ports
+from deploy.repository import MODELS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "number-words"
@@ -94,7 +95,7 @@ def test_another_batch_size_needs_no_other_checkpoint(
 def test_the_names_people_use_lead_to_the_artifacts(workspace: Path, deployment: Path) -> None:
     repository = workspace / "ensemble_models" / CELL
     models = {path.name for path in repository.iterdir() if path.is_dir()}
-    assert models == {"ensemble", "preprocessing", "tensorrt_llm", "postprocessing"}
+    assert models == set(MODELS)
     engine = json.loads((workspace / "engines" / CELL / "config.json").read_text())
     assert engine["build_config"]["max_batch_size"] == 4
     assert engine["pretrained_config"]["rotary_base"] == 1_000_000

@@ -23,7 +23,8 @@ from deploy.workspace import Workspace
 EXAMPLE = Path(__file__).parents[2] / "examples/number-words"
 COMMAND = Path(sys.executable).parent / "trtllm-deploy"
 CELL = "words_fp16_tp1_pp1_isl128_osl64_bs8"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+NOWHERE = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # not for servers here
+ENVIRONMENT = {**os.environ, **NOWHERE, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 Command = Callable[..., str]
 

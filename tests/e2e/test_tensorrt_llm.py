@@ -65,6 +65,7 @@ def tensors(prompts: list[list[int]], **inputs: Any) -> list[Any]:
     for name, value in inputs.items():
         kind = {bool: bool, int: np.int32, float: np.float32}.get(type(value))
         values[name] = value if kind is None else np.full((rows, 1), value, kind)
+    values = {name: array for name, array in values.items() if array is not None}
     names = {"bool": "BOOL", "int32": "INT32", "float32": "FP32", "uint64": "UINT64"}
     made = []
     for name, array in values.items():
@@ -191,6 +192,9 @@ def test_a_prompt_that_was_seen_before_reuses_its_pages(
         ({"runtime_top_p_decay": 0.5}, "does not support runtime_top_p_decay"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be more than 0, not 0"),
         ({"temperature": -1.0}, "temperature must be at least 0, not -1"),
+        ({"input_lengths": 7}, "input_lengths is 7, but input_ids has 6 tokens"),
+        ({"input_lengths": -2}, "input_lengths is -2, but input_ids has 6 tokens"),
+        ({"input_ids": None}, "input_ids is missing"),
         ({"embedding_bias": np.ones((1, 400), np.float32)}, "400 entries, the vocabulary 320"),
     ],
 )

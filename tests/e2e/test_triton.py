@@ -185,7 +185,9 @@ def test_a_request_that_is_wrong_fails_alone_and_says_why(
 ) -> None:
     wrong = {
         "257 tokens, more than max_input_len 256": Ask("7" * 257),
-        "max_seq_len 320": Ask("7" * 200, 121),
+        "num_return_sequences is 1 in a stream": Ask(
+            ENGLISH, inputs={"num_return_sequences": (np.int32(2), "INT32")}
+        ),
         "does not support beam_width 2": Ask(
             ENGLISH, inputs={"beam_width": (np.int32(2), "INT32")}
         ),
@@ -201,6 +203,17 @@ def test_a_request_that_is_wrong_fails_alone_and_says_why(
     for reason, bad in zip(wrong, answers[1::2], strict=True):
         assert reason in str(bad.error)
         assert bad.pieces == []
+
+
+def test_streams_that_are_refused_or_cut_leave_nothing_behind(streaming: TritonServer) -> None:
+    """Without an id a stream that postprocessing still waits for would mix with the next one."""
+    refused = Ask("7" * 257, request_id="")
+    cut = Ask(ENGLISH, 2**31 - 1, request_id="", inputs={"end_id": (np.int32(-1), "INT32")})
+    for ask in (refused, cut):
+        send(streaming.grpc_url, [ask])
+        for most in range(1, 9):
+            [answer] = send(streaming.grpc_url, [Ask(CHINESE, most, request_id="")])
+            assert answer.text == decoded(answer.ids)
 
 
 def test_without_streaming_one_response_has_the_whole_answer(

@@ -8,6 +8,7 @@ lies between them.
 
 import json
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -26,10 +27,13 @@ _SUPPORTED = {
     "PAD_ID",
     "PROMPT_TABLE_EXTRA_ID",
     "STREAMING",
+    "NUM_RETURN_SEQUENCES",
     "EXCLUDE_INPUT_IN_OUTPUT",
     "MIN_TOKENS",
     "MIN_LENGTH",
 }
+_ONE = np.ones((1, 1), np.int32)
+_NO_LIMIT = 2**31
 
 
 class TritonPythonModel:
@@ -41,6 +45,9 @@ class TritonPythonModel:
         self._parameters = {key: value["string_value"] for key, value in parameters.items()}
         self._tokenizer = Tokenizer(self._parameters["tokenizer_dir"])
         self._special = self._parameters.get("add_special_tokens", "true") == "true"
+        limits = _limits(self._parameters.get("gpt_model_path"))
+        self._max_input_len = limits.get("max_input_len", _NO_LIMIT)
+        self._max_seq_len = limits.get("max_seq_len", _NO_LIMIT)
         self._excludes_input = self._parameters.get("exclude_input_in_output", "false") == "true"
         self._prompt_of = str
         if self._parameters.get("apply_chat_template") == "true":  # it has the special tokens
@@ -85,8 +92,9 @@ class TritonPythonModel:
             "OUT_END_ID": ends.astype(np.int32),
             "OUT_PAD_ID": pads.astype(np.int32),
         }
-        for name in {"MIN_TOKENS", "MIN_LENGTH"} & inputs.keys():
-            outputs["OUT_MIN_TOKENS"] = inputs[name]
+        for name in ("MIN_LENGTH", "MIN_TOKENS"):  # with both, the release's own
+            if name in inputs:
+                outputs["OUT_MIN_TOKENS"] = inputs[name]
         if "PROMPT_TABLE_EXTRA_ID" in inputs:
             extra = inputs["PROMPT_TABLE_EXTRA_ID"].reshape(batch, 1)
             ids = np.zeros(outputs["INPUT_ID"].shape, np.uint64)
@@ -94,7 +102,11 @@ class TritonPythonModel:
             outputs["OUT_PROMPT_TABLE_EXTRA_IDS"] = np.where(virtual, extra, ids)
         if _flag(inputs, "STREAMING", False):
             all_ends = [[*words, [end]] for words, end in zip(stops, ends[:, 0], strict=True)]
-            self._announce(request_id, _word_lists(all_ends), inputs["REQUEST_OUTPUT_LEN"])
+            lengths = outputs["REQUEST_INPUT_LEN"]
+            most = np.minimum(inputs["REQUEST_OUTPUT_LEN"][:, :1], self._max_seq_len - lengths)
+            begins = (lengths <= self._max_input_len).ravel() & (most > 0).ravel()
+            if begins.any():  # the others are refused by tensorrt_llm
+                self._announce(request_id, _word_lists(all_ends)[begins], most[begins])
         return outputs
 
     def _check(self, inputs):
@@ -104,6 +116,8 @@ class TritonPythonModel:
             raise ValueError(f"preprocessing does not support {', '.join(unsupported)}")
         if inputs["REQUEST_OUTPUT_LEN"].size == 0 or inputs["REQUEST_OUTPUT_LEN"].min() < 1:
             raise ValueError("max_tokens must be at least 1")
+        if _flag(inputs, "STREAMING", False) and inputs.get("NUM_RETURN_SEQUENCES", _ONE).max() > 1:
+            raise ValueError("num_return_sequences is 1 in a stream: send a request for each")
         excludes = _flag(inputs, "EXCLUDE_INPUT_IN_OUTPUT", self._excludes_input)
         if excludes != self._excludes_input and not _flag(inputs, "STREAMING", False):
             raise ValueError(
@@ -150,11 +164,19 @@ class TritonPythonModel:
             requested_output_names=["OUTPUT"],
             inputs=[
                 pb_utils.Tensor("TOKENS_BATCH", end_words),
-                pb_utils.Tensor("SEQUENCE_LENGTH", -most_tokens[:, :1].astype(np.int32)),
+                pb_utils.Tensor("SEQUENCE_LENGTH", -most_tokens.astype(np.int32)),
             ],
         ).exec()
         if answer.has_error():
             raise RuntimeError(answer.error().message())
+
+
+def _limits(engine):
+    """What the engine folder was built for: where TensorRT-LLM ends an answer by itself."""
+    file = Path(engine or "", "config.json")
+    if not (engine and file.is_file()):
+        return {}
+    return json.loads(file.read_text(encoding="utf-8")).get("build_config", {})
 
 
 def _text(value, name):

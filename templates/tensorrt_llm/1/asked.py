@@ -68,8 +68,11 @@ def value(inputs, name, default):
 
 
 def prompt_ids(inputs):
-    """The prompt without what pads it to the longest of its batch."""
-    return inputs["input_ids"].ravel()[: int(inputs["input_lengths"].ravel()[0])]
+    """The prompt without what pads it to the longest of its batch. Raises ValueError."""
+    ids, length = inputs["input_ids"].ravel(), inputs["input_lengths"].ravel()[0]
+    if not 0 <= length <= ids.size:
+        raise ValueError(f"input_lengths is {length}, but input_ids has {ids.size} tokens")
+    return ids[:length]
 
 
 def _words(lists):

@@ -68,13 +68,15 @@ class TritonPythonModel:
         """Hand the requests to the engine; the answers come from its thread."""
         for request in requests:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            prompts = len(inputs["input_ids"])
+            prompts = len(inputs["input_lengths"])
             responses = Responses(request, prompts)
             try:
                 if value(inputs, "stop", False):
                     self._stop(responses.id)
                     responses.send(pb_utils.InferenceResponse([]), last_of=prompts)
                     continue
+                if "input_ids" not in inputs:
+                    raise ValueError("input_ids is missing")
                 if not self._decoupled and (prompts > 1 or value(inputs, "streaming", False)):
                     raise ValueError("streaming, and a batch above 1, need decoupled_mode")
             except ValueError as error:

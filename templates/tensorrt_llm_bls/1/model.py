@@ -113,11 +113,15 @@ class TritonPythonModel:
                 yield said
 
     def _refuse(self, tensors):
-        """Raises ValueError for an input that changes the answer and that no step takes."""
-        asked = [name for name in tensors if name not in self._taken and _value(tensors, name, 0)]
+        """Raises ValueError for what is missing, and for an input that no step would take."""
+        for name in ("text_input", "max_tokens"):
+            if name not in tensors:
+                raise ValueError(f"{name} is missing")
+        others = {name: tensors[name].as_numpy() for name in tensors.keys() - self._taken}
+        asked = sorted(name for name, value in others.items() if value.size != 1 or value.item())
         if asked:
             raise ValueError(
-                f"tensorrt_llm_bls does not support {', '.join(sorted(asked))}: it has no"
+                f"tensorrt_llm_bls does not support {', '.join(asked)}: it has no"
                 " speculative decoding and takes no images"
             )
         if _value(tensors, "stream", False) and len(tensors["text_input"].as_numpy()) > 1:
