@@ -7,7 +7,8 @@ max_input_len and max_seq_len per request. It knows nothing of text, tokenizers 
 
 As in TensorRT-LLM, the end token is not part of the answer: a request that it ends gets a last
 chunk with no tokens; a request that reaches its output limit, or max_seq_len, gets the final flag
-with its last tokens. A stop word is part of the answer. Requests that are wrong fail alone, in their own stream.
+with its last tokens. A stop word is part of the answer. Requests that are wrong fail alone, in
+their own stream.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ So state is kept by request id (``detokenizer.py``, which says what a chunk cost
 calls this model once before the streams of a request begin: SEQUENCE_LENGTH is for each minus the
 most tokens there can be, TOKENS_BATCH the words that end it, as in TensorRT-LLM's word lists.
 Clients should send request ids that are unique among the requests under way; a stream without one
-is right as well while no other such stream is open. Of a request for several sequences
-(num_return_sequences) nothing tells the streams apart.
+is right as well while no other such stream is open. Nothing tells the sequences of one request
+(num_return_sequences) apart: preprocessing refuses to stream several.
 
 Of a cancelled stream Triton tells this model alone, by the requests that follow; so this model says
 ``stop`` to tensorrt_llm, ours or the C++ one; the empty chunk that ends it frees the state here.

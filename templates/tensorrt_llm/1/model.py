@@ -107,14 +107,15 @@ class TritonPythonModel:
         while not self._closing.wait(period):
             self._series.show(self._engine.statistics())
             for key, answer in list(self._answers.items()):
-                if not answer.over and answer.responses.is_cancelled():
+                if answer.over:  # not sooner: Triton's thread may still use what is_cancelled asked
+                    del self._answers[key]
+                elif answer.responses.is_cancelled():
                     self._engine.cancel(answer.handle)
                     answer.fail("the request was cancelled", pb_utils.TritonError.CANCELLED)
-                if answer.over:
-                    del self._answers[key]
 
     def finalize(self):
         """End generation, so that the process can exit."""
         self._closing.set()
         self._watch.join()
         self._engine.close()
+        del self._series  # now: when the process ends the stub has nobody to tell, and crashes
