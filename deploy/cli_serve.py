@@ -62,6 +62,13 @@ def _restarts(text: str) -> float:
     metavar="no|on-failure[:N]",
     help="Start a server that failed again, N times at most.",
 )
+@click.option(
+    "--exit-timeout",
+    default=30,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Seconds that requests in flight get when it is told to stop.",
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
 @click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
 @click.option("--force", is_flag=True, help="Launch whatever preflight finds.")
@@ -99,6 +106,7 @@ def serve(
         address=chosen["address"],
         cache_dir=target.workspace.triton,
         processes=processes,
+        exit_seconds=chosen["exit_timeout"],
     )
     if chosen["show"]:
         click.echo(new_server().shell_command())
@@ -120,7 +128,7 @@ def _target(
 
     if repository is not None and file is None:
         space = Workspace(workspace.resolve())
-        return Target(repository.resolve().name, repository, space, {})
+        return Target(repository.absolute().name, repository, space, {})
     if file is None or cell is None or repository is not None:
         raise UserError("serve takes FILE and CELL, or --repository", fix="see serve --help")
     from deploy.plan import find_plan
@@ -192,6 +200,7 @@ def stop(cell: str | None, workspace: Path) -> None:
         what = f"{cell} isn't" if cell else "nothing is"
         raise UserError(f"{what} served from {workspace}", fix="see trtllm-deploy ps")
     for each in chosen:
+        click.echo(f"stopping {each.cell}; requests in flight get {each.exit_seconds} s")
         end(each)
         click.echo(f"stopped {each.cell}")
 

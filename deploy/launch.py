@@ -32,7 +32,7 @@ from deploy.server_log import ServerLog
 from deploy.triton import find_triton
 
 _SUPERVISE = Path(supervise.__file__)
-_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+_EXIT_SECONDS = 4
 _LOOK_SECONDS = 0.2  # between looks at the server
 _STUB = "triton_python_backend_stub"  # Triton says it is ready whether or not it lives
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")  # what shlex.quote would leave alone
@@ -101,7 +101,8 @@ class TritonServer:
     """One server on one model repository, as a context manager.
 
     Entering raises UserError when a port is taken or no Triton is found, and starts the server
-    otherwise; leaving stops it and everything it started. The log of an earlier start is kept
+    otherwise; leaving stops it and everything it started. Requests in flight then get
+    ``exit_seconds``. The log of an earlier start is kept
     beside the new one, as ``*.previous``.
     """
 
@@ -114,6 +115,7 @@ class TritonServer:
         address: str = "127.0.0.1",
         cache_dir: Path | None = None,
         processes: Processes | None = None,
+        exit_seconds: int = _EXIT_SECONDS,
     ) -> None:
         self.repository = repository
         self.ports = ports
@@ -122,6 +124,7 @@ class TritonServer:
         self.log_file = log_file
         self.log = ServerLog(log_file)
         self.key = secrets.token_hex(16) if reloads(self.processes, address) else None
+        self.exit_seconds = exit_seconds
         self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
         self._name = f"trtllm-deploy-{os.getpid()}-{secrets.token_hex(4)}-"
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -158,6 +161,7 @@ class TritonServer:
             name=self._name,
             key=self.key,
             rank_logs=self.log.ranks,
+            exit_seconds=self.exit_seconds,
         )
         return command, environment
 
@@ -185,10 +189,10 @@ class TritonServer:
                 f"there is no {command[0]} here",
                 fix=f"{self.processes.world_size} ranks need Open MPI: run in the container",
             )
-        guard = [sys.executable, "-I", str(_SUPERVISE), str(os.getpid()), str(_GRACE_SECONDS)]
+        guard = [sys.executable, "-I", str(_SUPERVISE), str(os.getpid())]
         with self.log.start() as log:
             self._supervisor = subprocess.Popen(
-                [*guard, self._name, _STUB, *command],
+                [*guard, str(self.exit_seconds + 1), self._name, _STUB, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

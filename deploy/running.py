@@ -22,6 +22,7 @@ from deploy.server_command import RELOAD_HEADER
 from deploy.store import write_json
 from deploy.workspace import Workspace
 
+_ROOM_SECONDS = 15  # for all that a stop takes beside requests in flight
 State: TypeAlias = Literal["starting", "ready", "restarting"]
 
 
@@ -31,7 +32,8 @@ class Running:
 
     ``pid`` is ``serve``'s own process, ``started`` its start in clock ticks since boot: together
     they name one process for good. ``since`` is ISO 8601. ``key`` opens Triton's model-repository
-    API; None where models can't be reloaded (several ranks, or not on loopback).
+    API; None where models can't be reloaded (several ranks, or not on loopback). Requests in flight
+    get ``exit_seconds`` when the server is told to stop.
     """
 
     cell: str
@@ -45,6 +47,7 @@ class Running:
     log_files: tuple[str, ...]
     since: str
     key: str | None
+    exit_seconds: int
 
     @property
     def reload_headers(self) -> Mapping[str, str]:
@@ -76,8 +79,8 @@ def forget(workspace: Workspace, pid: int) -> None:
             _file(workspace, each).unlink(missing_ok=True)
 
 
-def stop(served: Running, seconds: float = 20.0) -> None:
-    """End a ``serve`` and its server; it is killed after ``seconds``, and the server with it."""
+def stop(served: Running) -> None:
+    """End a ``serve`` and its server; one that takes too long is killed, and the server with it."""
     with suppress(ProcessLookupError):
         process = os.pidfd_open(served.pid)
         try:
@@ -87,7 +90,7 @@ def stop(served: Running, seconds: float = 20.0) -> None:
             waiting.register(process, select.POLLIN)
             for number in (signal.SIGTERM, signal.SIGKILL):
                 signal.pidfd_send_signal(process, number)
-                if waiting.poll(seconds * 1000):
+                if waiting.poll((served.exit_seconds + _ROOM_SECONDS) * 1000):
                     return
         finally:
             os.close(process)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from deploy.launch import Ports
 
 RELOAD_HEADER = "trtllm-deploy-key"
-EXIT_SECONDS = 4  # that a server told to stop gives the requests in flight
 
 
 def reloads(processes: Processes, address: str) -> bool:
@@ -45,6 +44,7 @@ def server_command(
     name: str,
     key: str | None,
     rank_logs: Path,
+    exit_seconds: int,
 ) -> list[str]:
     """The whole command line.
 
@@ -56,7 +56,7 @@ def server_command(
         return [
             str(triton.binary),
             f"--model-repository={repository.absolute()}",
-            f"--exit-timeout-secs={EXIT_SECONDS}",
+            f"--exit-timeout-secs={exit_seconds}",
             *_models(processes, key, rank),
             *_memory(processes),
             *(f"--{kind}-port={getattr(ports, kind)}" for kind in ("grpc", "http", "metrics")),

@@ -106,6 +106,7 @@ def _record(target: Target, server: TritonServer, state: State) -> Running:
         log_files=tuple(map(str, server.log.files)),
         since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         key=server.key,
+        exit_seconds=server.exit_seconds,
     )
 
 

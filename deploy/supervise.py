@@ -4,8 +4,9 @@
 
 It starts the command and waits for the first of four ends: the command exits; standard input
 closes or SIGTERM comes, a wish to stop; the launcher dies, also by ``kill -9``; a process called
-VITAL is killed, which the command need not notice. Then the command gets SIGTERM and
-GRACE_SECONDS, and what is left of it SIGKILL, its shared memory and its scratch folder go. Its
+VITAL is killed, which the command need not notice. Then the command gets SIGTERM and time, after a
+wish GRACE_SECONDS, else little; what is left of it gets SIGKILL, its shared memory and its scratch
+folder go. Its
 processes are known by NAME in their environment, wherever they moved: mpirun puts each rank into
 a process group of its own. Exits with the command's exit code, 128 + N when signal N ended it,
 or so for the vital process. It knows nothing of Triton.
@@ -28,6 +29,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _NAME_VARIABLE = "TRTLLM_DEPLOY_SERVER"
+_SHORT_GRACE = 5.0  # seconds for a server that nobody owns, or that is broken
 _LOOK_SECONDS = 1.0  # between looks for a vital process that was killed
 _COMM_LENGTH = 15  # of a process's name, TASK_COMM_LEN without its end
 _STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # of proc(5)'s fields after the name
@@ -50,7 +52,8 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
     lost = _until_an_end((ended, told, sys.stdin.fileno()), launcher, name, vital)
     if child.poll() is None:
         child.terminate()
-        _wait_for(ended, seconds=grace)
+        hurry = bool(lost) or not _lives(launcher)
+        _wait_for(ended, seconds=min(grace, _SHORT_GRACE) if hurry else grace)
     sweep(name)
     code = lost or child.wait()
     _bury()
@@ -119,10 +122,17 @@ def _until_an_end(ends: tuple[int, ...], launcher: int, name: str, vital: str) -
     return 0
 
 
-def _wait_for(ended: int, *, seconds: float) -> None:
+def _lives(process: int) -> bool:
+    """Whether it does, and isn't just dying: its files are closed a moment before."""
+    with contextlib.suppress(ProcessLookupError):
+        return not _wait_for(os.pidfd_open(process), seconds=0.2)
+    return False
+
+
+def _wait_for(ended: int, *, seconds: float) -> bool:
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    waiting.poll(seconds * 1000)
+    return bool(waiting.poll(seconds * 1000))
 
 
 def _processes(name: str) -> Iterator[int]:

@@ -39,6 +39,7 @@ def command(processes: Processes, *, address: str = "127.0.0.1", key: str | None
         name="prefix",
         key=key,
         rank_logs=Path("/logs"),
+        exit_seconds=4,
     )
     return " ".join(words)
 

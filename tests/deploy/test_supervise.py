@@ -78,6 +78,20 @@ def test_the_death_of_the_launcher_ends_the_server_and_its_children() -> None:
         assert until(lambda: gone(pids))
 
 
+def test_a_server_that_nobody_owns_does_not_get_the_time_that_a_wish_to_stop_gives() -> None:
+    stubborn = SERVER.format(handler="signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    with (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as launcher,
+        supervised(stubborn, launcher=launcher.pid, grace=600) as process,
+    ):
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        launcher.kill()
+        launcher.wait()
+        assert process.wait(60) == 128 + signal.SIGKILL
+        assert until(lambda: gone(pids))
+
+
 def test_after_the_death_of_the_supervisor_a_sweep_ends_what_is_left() -> None:
     with supervised(SERVER.format(handler=""), launcher=os.getpid()) as process:
         assert process.stdout is not None
