@@ -76,7 +76,9 @@ def _repository(
             return folder, None
     raise UserError(
         f"{target} is neither a folder nor a cell that was built in {workspace}",
-        fix="name a repository's folder, or a deployment file and one of its cells",
+        fix="name one of the file's cells after it: see 'trtllm-deploy status'"
+        if target.is_file()
+        else "name a repository's folder, or a deployment file and one of its cells",
     )
 
 
@@ -89,7 +91,8 @@ def _repository(
 def doctor(logs: tuple[TextIO, ...], workspace: Path, as_json: bool) -> int:
     """Examine this machine, or say what went wrong in a server's LOGFILE (- is standard input).
 
-    The exit code is 1 where an error was found. Nothing is changed, and no network is used.
+    The exit code is 1 where an error was found, explained or not. Nothing is changed, and no
+    network is used.
     """
     return _logs(logs, as_json) if logs else _machine(workspace, as_json)
 
@@ -109,18 +112,20 @@ def _machine(workspace: Path, as_json: bool) -> int:
 
 
 def _logs(logs: Sequence[TextIO], as_json: bool) -> int:
-    from deploy.failures import diagnose, first_errors
+    from deploy.failures import diagnose, error_in, first_errors
 
     found: dict[str, Finding] = {}  # a cause that several ranks' logs tell of is one
+    unexplained = False
     for log in logs:
         lines = log.read().splitlines()
         causes = diagnose(lines, log.name)
         for each in causes:
             found.setdefault(each.what, each)
+        unexplained |= not causes and any(map(error_in, lines))
         if not causes and not as_json:
             told = "nothing known was found; its first errors, or last lines:"
             click.echo("\n  ".join([f"{log.name}: {told}", *first_errors(lines)]))
-    return _json(found.values()) if as_json else _print(found.values())
+    return (_json if as_json else _print)(found.values()) or int(unexplained)
 
 
 def _json(findings: Collection[Finding], **told: object) -> int:

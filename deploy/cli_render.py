@@ -85,8 +85,9 @@ def render(
 def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> None:
     """Change settings of CELL that need no build: keys of FILE's 'triton:' block.
 
-    They hold until 'set CELL KEY=', which brings back what FILE says. A server that runs loads them
-    where Triton allows it.
+    They hold, whatever is built meanwhile, until 'set FILE CELL KEY=' brings back what FILE says. A
+    server that runs loads them where Triton allows it. What 'check' calls an error, or the server
+    refuses, changes nothing.
     """
     from deploy.change import bring_up, rerender
     from deploy.overrides import overridden, parse_changes
@@ -101,17 +102,35 @@ def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> No
     overridden(document, kept[cell])
     asked = planned(file, workspace, offline_ok=True, overrides=kept)
     chosen = find_plan(asked.plans, asked.file, cell)
-    built = all(map(space.has, chosen.stages[:-1]))
-    changed = rerender(asked.file, asked.facts, chosen, space) if built else {}
-    space.keep_overrides(kept)
     out = console()
+    if not all(map(space.has, chosen.stages[:-1])):
+        space.keep_overrides(kept)
+        out.print("kept for the next build: it isn't built yet")
+        return
+    before, repository = planned(file, workspace, offline_ok=True), space.names(chosen)[1][0]
+    known = _errors(repository)
+    changed = rerender(asked.file, asked.facts, chosen, space)
     for name, lines in changed.items():
         out.print("\n  ".join([f"[bold]{escape(name)}[/]", *map(escape, lines)]), soft_wrap=True)
-    if changed:
+    try:
+        for what in _errors(repository) - known:
+            raise UserError(f"nothing was set: {what}", where=repository)
         models = {name.split("/")[0] for name in changed}
-        out.print(bring_up(space, chosen.cell.name, models, asked.file.deployment.backend))
-    else:
-        out.print("nothing changed" if built else "kept for the next build: it isn't built yet")
+        said = bring_up(space, cell, models, asked.file.deployment.backend) if models else ""
+    except UserError:
+        old = find_plan(before.plans, before.file, cell)
+        rerender(before.file, before.facts, old, space)
+        raise
+    space.keep_overrides(kept)
+    out.print(said or "nothing changed")
+
+
+def _errors(repository: Path) -> set[str]:
+    """What preflight says stops a launch."""
+    from deploy.preflight import here, judge
+
+    found = judge(repository, here())
+    return {f"{each.what} ({each.why})" for each in found if each.level == "error"}
 
 
 COMMANDS = (render, set_)

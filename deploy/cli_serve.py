@@ -64,7 +64,7 @@ def _restarts(text: str) -> float:
 )
 @click.option(
     "--exit-timeout",
-    default=30,
+    default=10,
     show_default=True,
     type=click.IntRange(min=1),
     help="Seconds that requests in flight get when it is told to stop.",
@@ -91,7 +91,7 @@ def serve(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
 ) -> int:
     """Serve the built CELL of FILE with Triton until Ctrl-C."""
-    from deploy.launch import Ports, TritonServer, check_ports
+    from deploy.launch import Ports, TritonServer, claimed
     from deploy.serving import in_background, keep_serving
 
     target = _target(file, cell, repository, workspace)
@@ -113,12 +113,12 @@ def serve(
         return 0
     if not _preflight(target, processes) and not chosen["force"]:
         raise UserError("preflight found errors; nothing was started", fix="--force goes on")
-    if chosen["detach"]:
-        check_ports(ports, chosen["address"])  # before the output of a server there is lost
-        code = in_background(target.workspace, log_file.with_suffix(".out"))
-        if code is not None:
-            return code
-    return keep_serving(target, new_server, chosen["restart"], chosen["timeout"])
+    with claimed(ports, chosen["address"]):
+        if chosen["detach"]:
+            code = in_background(target.workspace, log_file.with_suffix(".out"))
+            if code is not None:
+                return code
+        return keep_serving(target, new_server, chosen["restart"], chosen["timeout"])
 
 
 def _target(

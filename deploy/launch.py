@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -95,6 +95,29 @@ def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
                 f"can't listen on {address}:{port}: {error.strerror}",
                 fix="check --address and the port",
             ) from None
+
+
+@contextlib.contextmanager
+def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
+    """Ports that no other ``serve`` on this host takes meanwhile, nor does anybody else now.
+
+    A server binds its ports only once it has started, and not while it waits for a restart. The
+    claim is a name of a socket that goes with its process and those that were forked from it.
+    Raises UserError as ``check_ports`` does, and when another claims one.
+    """
+    with contextlib.ExitStack() as held:
+        for field in fields(ports):
+            port = getattr(ports, field.name)
+            claim = held.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                claim.bind(f"\0trtllm-deploy port {port}")
+            except OSError:
+                raise UserError(
+                    f"port {port} belongs to another serve",
+                    fix=f"see trtllm-deploy ps, or set another with --{field.name}-port",
+                ) from None
+        check_ports(ports, address)
+        yield
 
 
 class TritonServer:

@@ -40,6 +40,8 @@ def layout(facts: Facts) -> Iterator[Finding]:
             yield found("other_name", model.at("name"), name=name, folder=model.name)
         if not any(map(str.isdigit, model.paths)):
             yield found("no_version", model.file.parent)
+        elif model.config.backend == "python" and "1/model.py" not in model.paths:
+            yield found("no_code", model.file.parent / "1")
 
 
 def spelling(facts: Facts) -> Iterator[Finding]:

@@ -114,7 +114,8 @@ def _until_an_end(ends: tuple[int, ...], launcher: int, name: str, vital: str) -
         if lost := before.keys() & killed:  # one that is being replaced is buried by now
             process = min(lost)
             print(
-                f"ServerError: {vital}, process {process}, was killed; ending the server",
+                f"ServerError: {vital}, process {process}, was killed or crashed;"
+                " ending the server",
                 flush=True,
             )
             return killed[process]

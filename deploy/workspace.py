@@ -134,6 +134,7 @@ class Workspace:
         if not all(map(self.has, plan.stages)):
             raise UserError(
                 f"{plan.cell.name} isn't built as the deployment file has it now",
+                where=self.root,
                 fix="run 'trtllm-deploy build' with the same file and workspace first",
             )
         self.name(plan)

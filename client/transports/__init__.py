@@ -147,7 +147,9 @@ def no_model(endpoint: Endpoint, known: Mapping[str, object]) -> UserError:
         )
     return UserError(
         f"the server at {where} has no model {endpoint.model!r}",
-        fix=f"it has: {', '.join(sorted(known)) or 'none'}; choose one with -m",
+        fix=f"it has: {', '.join(sorted(known))}; choose one with -m"
+        if known
+        else "choose another with -m; the server doesn't tell which it has",
     )
 
 

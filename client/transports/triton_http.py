@@ -87,7 +87,8 @@ async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int])
 
 def _no_model(endpoint: Endpoint, answer: object, models: object) -> UserError:
     if not isinstance(models, list):
-        return _no_triton(endpoint)
+        unknown = isinstance(answer, dict) and "unknown model" in str(answer.get("error"))
+        return no_model(endpoint, {}) if unknown else _no_triton(endpoint)
     said = answer.get("error") if isinstance(answer, dict) else answer
     known = (model for model in models if isinstance(model, dict))
     return no_model(endpoint, {str(each.get("name")): each.get("reason") or said for each in known})

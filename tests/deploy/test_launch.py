@@ -1,11 +1,11 @@
 import socket
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
 from client.errors import UserError
-from deploy.launch import Ports, TritonServer, check_ports, free_ports
+from deploy.launch import Ports, TritonServer, check_ports, claimed, free_ports
 
 
 def test_free_ports_are_three_and_free() -> None:
@@ -57,3 +57,16 @@ def test_a_server_is_not_started_on_a_port_in_use(tmp_path: Path) -> None:
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing-here: there is no such model repository"):
         TritonServer(tmp_path / "nothing-here", log_file=tmp_path / "log").__enter__()
+
+
+def test_ports_of_a_serve_are_nobody_else_s_before_its_server_binds_them() -> None:
+    ports = free_ports()
+    others = replace(free_ports(), metrics=ports.http)
+    with (
+        claimed(ports),
+        pytest.raises(UserError, match=f"port {ports.http} belongs to another serve"),
+        claimed(others),
+    ):
+        pass
+    with claimed(others):
+        pass

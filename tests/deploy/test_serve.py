@@ -314,7 +314,7 @@ def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
     assert "is already in use on 127.0.0.1" in again.stderr
     assert one_rank.run(one_rank.words("stop", "other")).returncode == 2
     stopped = one_rank.run(one_rank.words("stop", "repository"))
-    assert "requests in flight get 30 s\nstopped repository\n" in stopped.stdout
+    assert "requests in flight get 10 s\nstopped repository\n" in stopped.stdout
     assert not left(one_rank)
     assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
 

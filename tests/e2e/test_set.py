@@ -47,7 +47,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
         done = subprocess.run(
             [str(COMMAND), *arguments, "--workspace", str(folder / "workspace")],
             env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=300,
             check=True,
@@ -125,6 +125,29 @@ def test_decoupling_goes_to_the_ensemble_too_and_back(command: Command, served: 
     command("set", CELL, "decoupled_mode=", "postprocessing_instance_count=")
     assert config(served, "ensemble")["model_transaction_policy"] == {"decoupled": True}
     assert answer(served) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["max_beam_width=4", "accumulate_tokens=true"], "nothing was set: .*beam"),
+        (["apply_chat_template=true"], "has no chat template"),
+    ],
+)
+def test_what_does_not_work_is_not_kept(
+    command: Command, served: Running, wrong: list[str], why: str
+) -> None:
+    space: Workspace = command.workspace  # type: ignore[attr-defined]
+    before, kept = config(served, "preprocessing"), space.overrides
+    rendered = (Path(served.repository) / "preprocessing/config.pbtxt").read_text()
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        command("set", CELL, *wrong)
+    assert failure.value.returncode == 2
+    assert re.search(why, failure.value.stderr)
+    assert space.overrides == kept
+    assert (Path(served.repository) / "preprocessing/config.pbtxt").read_text() == rendered
+    assert config(served, "preprocessing") == before
+    assert "seventeen" in answer(served)
 
 
 def test_an_ensemble_that_changes_brings_its_models_along(

@@ -118,4 +118,3 @@ class TritonPythonModel:
         self._closing.set()
         self._watch.join()
         self._engine.close()
-        del self._series  # now: when the process ends the stub has nobody to tell, and crashes
