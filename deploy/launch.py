@@ -105,6 +105,7 @@ def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
     claim is a name of a socket that goes with its process and those that were forked from it.
     Raises UserError as ``check_ports`` does, and when another claims one.
     """
+    check_ports(ports, address)
     with contextlib.ExitStack() as held:
         for field in fields(ports):
             port = getattr(ports, field.name)
@@ -116,7 +117,6 @@ def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
                     f"port {port} belongs to another serve",
                     fix=f"see trtllm-deploy ps, or set another with --{field.name}-port",
                 ) from None
-        check_ports(ports, address)
         yield
 
 

@@ -146,6 +146,7 @@ def llmapi(root: Path, **changed: object) -> None:
         "kv_cache_config": {"max_tokens": 4096, "tokens_per_block": 32},
     }
     (model / "1" / "model.yaml").write_text(yaml.safe_dump({**arguments, **changed}))
+    (model / "1" / "model.py").touch()
 
 
 @pytest.mark.parametrize(
