@@ -10,7 +10,8 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,51 @@ from deploy.backend import BACKENDS
 from deploy.launch import DIRECT
 from deploy.make import StageMaker
 from deploy.operate import changes
-from deploy.plan import CellPlan, Facts
+from deploy.plan import CellPlan, Facts, find_plan
+from deploy.plan import plan as plan_cells
+from deploy.preflight import here, judge
 from deploy.running import Running, running
 from deploy.spec import DeploymentFile
 from deploy.store import MANIFEST
 from deploy.workspace import Workspace
 
 _PATIENCE_S = 3600.0  # an engine of hundreds of GB from a network disk
+
+
+def try_out(
+    file: DeploymentFile,
+    facts: Facts,
+    plan: CellPlan,
+    workspace: Workspace,
+    show: Callable[[Mapping[str, list[str]]], None],
+) -> str:
+    """Make the cell's repository and have its servers load it; what came of it.
+
+    ``show`` gets what changed. Raises UserError where preflight finds errors that weren't there
+    before, or a server refuses; then all is again as the workspace keeps it.
+    """
+    repository = workspace.names(plan)[1][0]
+    known = _errors(repository)
+    changed = rerender(file, facts, plan, workspace)
+    show(changed)
+    try:
+        for what in _errors(repository) - known:
+            raise UserError(f"nothing was set: {what}", where=repository)
+        models = {name.split("/")[0] for name in changed}
+        if not models:
+            return "nothing changed"
+        return bring_up(workspace, plan.cell.name, models, file.deployment.backend)
+    except UserError:
+        old = replace(facts, overrides=workspace.overrides)
+        before = find_plan(plan_cells(file, old), file, plan.cell.name)
+        rerender(file, old, before, workspace)
+        raise
+
+
+def _errors(repository: Path) -> set[str]:
+    """What preflight says stops a launch."""
+    found = judge(repository, here())
+    return {f"{each.what} ({each.why})" for each in found if each.level == "error"}
 
 
 def rerender(

@@ -112,20 +112,19 @@ def _machine(workspace: Path, as_json: bool) -> int:
 
 
 def _logs(logs: Sequence[TextIO], as_json: bool) -> int:
-    from deploy.failures import diagnose, error_in, first_errors
+    from deploy.failures import diagnose, error_in, first_errors, once
 
-    found: dict[str, Finding] = {}  # a cause that several ranks' logs tell of is one
+    found: list[Finding] = []
     unexplained = False
     for log in logs:
         lines = log.read().splitlines()
         causes = diagnose(lines, log.name)
-        for each in causes:
-            found.setdefault(each.what, each)
+        found += causes
         unexplained |= not causes and any(map(error_in, lines))
         if not causes and not as_json:
             told = "nothing known was found; its first errors, or last lines:"
             click.echo("\n  ".join([f"{log.name}: {told}", *first_errors(lines)]))
-    return (_json if as_json else _print)(found.values()) or int(unexplained)
+    return (_json if as_json else _print)(once(found)) or int(unexplained)
 
 
 def _json(findings: Collection[Finding], **told: object) -> int:

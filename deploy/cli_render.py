@@ -7,6 +7,7 @@ They print, or write one file; what they print comes from :mod:`deploy.manifests
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> No
     server that runs loads them where Triton allows it. What 'check' calls an error, or the server
     refuses, changes nothing.
     """
-    from deploy.change import bring_up, rerender
+    from deploy.change import try_out
     from deploy.overrides import overridden, parse_changes
     from deploy.plan import find_plan
     from deploy.spec import load_deployment
@@ -107,30 +108,15 @@ def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> No
         space.keep_overrides(kept)
         out.print("kept for the next build: it isn't built yet")
         return
-    before, repository = planned(file, workspace, offline_ok=True), space.names(chosen)[1][0]
-    known = _errors(repository)
-    changed = rerender(asked.file, asked.facts, chosen, space)
-    for name, lines in changed.items():
-        out.print("\n  ".join([f"[bold]{escape(name)}[/]", *map(escape, lines)]), soft_wrap=True)
-    try:
-        for what in _errors(repository) - known:
-            raise UserError(f"nothing was set: {what}", where=repository)
-        models = {name.split("/")[0] for name in changed}
-        said = bring_up(space, cell, models, asked.file.deployment.backend) if models else ""
-    except UserError:
-        old = find_plan(before.plans, before.file, cell)
-        rerender(before.file, before.facts, old, space)
-        raise
+
+    def show(changed: Mapping[str, list[str]]) -> None:
+        for name, lines in changed.items():
+            shown = [f"[bold]{escape(name)}[/]", *map(escape, lines)]
+            out.print("\n  ".join(shown), soft_wrap=True)
+
+    said = try_out(asked.file, asked.facts, chosen, space, show)
     space.keep_overrides(kept)
-    out.print(said or "nothing changed")
-
-
-def _errors(repository: Path) -> set[str]:
-    """What preflight says stops a launch."""
-    from deploy.preflight import here, judge
-
-    found = judge(repository, here())
-    return {f"{each.what} ({each.why})" for each in found if each.level == "error"}
+    out.print(said)
 
 
 COMMANDS = (render, set_)

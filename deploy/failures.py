@@ -70,11 +70,16 @@ def diagnose(text: Iterable[str], log: str = "log") -> list[Finding]:
 
 
 def diagnose_logs(files: Iterable[Path]) -> list[Finding]:
-    """The same of several logs; a cause that those of several ranks tell of is one."""
+    """The same of several logs, each cause once."""
+    logs = ((str(file), file.read_text(errors="replace").splitlines()) for file in files)
+    return once(each for name, lines in logs for each in diagnose(lines, name))
+
+
+def once(findings: Iterable[Finding]) -> list[Finding]:
+    """The first finding of each cause: several ranks' logs tell of the same."""
     found: dict[str, Finding] = {}
-    for file in files:
-        for each in diagnose(file.read_text(errors="replace").splitlines(), str(file)):
-            found.setdefault(each.what, each)
+    for each in findings:
+        found.setdefault(each.what, each)
     return list(found.values())
 
 

@@ -125,8 +125,7 @@ class TritonServer:
 
     Entering raises UserError when a port is taken or no Triton is found, and starts the server
     otherwise; leaving stops it and everything it started. Requests in flight then get
-    ``exit_seconds``. The log of an earlier start is kept
-    beside the new one, as ``*.previous``.
+    ``exit_seconds``. The log of an earlier start is kept beside the new one, as ``*.previous``.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ _UNREADABLE = (
     *(OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     yaml.YAMLError,
 )
-_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 # An input that only the model of this part of the ensemble has, whatever the model's name.
 _ROLES = {
     "input_ids": "tensorrt_llm",
@@ -110,7 +109,6 @@ class Facts:
     """All that the rules see. ``llm`` is the model that runs ``engine``, in the place named.
 
     ``models`` are those of the ``folders`` whose config can be read.
-    ``vocabularies``: by tokenizer_dir the tokens of a tokenizer (0 if unknown), or what is wrong.
     ``release`` is that of the engine, where there is data for it.
     """
 
@@ -118,7 +116,6 @@ class Facts:
     folders: frozenset[str]
     models: Mapping[str, Model]
     unreadable: tuple[Finding, ...]
-    vocabularies: Mapping[str, int | str]
     llm: Model | None = None
     engine: EngineConfig | None = None
     place: str = ""
@@ -135,17 +132,15 @@ def read_facts(repository: Path, launch: Launch) -> list[Facts]:
         entries = sorted(repository.iterdir())
     except OSError as error:
         problem = found("unreadable", repository, problem=f"can't be read: {error.strerror}")
-        return [Facts(launch, frozenset(), {}, (problem,), {})]
+        return [Facts(launch, frozenset(), {}, (problem,))]
     folders = [each for each in entries if each.is_dir() and not each.name.startswith(".")]
     read = [each for folder in folders for each in _read_model(folder)]
     models = {each.name: each for each in read if isinstance(each, Model)}
     problems = [each for each in read if isinstance(each, Finding)]
     if not read:
         problems.append(found("no_models", repository))
-    named = {folder for model in models.values() if (folder := model.get("tokenizer_dir"))}
-    vocabularies = {folder: _vocabulary(Path(folder)) for folder in named}
     names = frozenset(each.name for each in folders)
-    base = Facts(launch, names, models, tuple(problems), vocabularies)
+    base = Facts(launch, names, models, tuple(problems))
     return [_with_engine(base, each) for each in base.playing("tensorrt_llm", "llmapi")] or [base]
 
 
@@ -230,18 +225,3 @@ def _read_llmapi(model: Model) -> tuple[Model, EngineConfig]:
     }
     engine = EngineConfig("", tp * pp, tp, pp, 0, True, {**said, "plugin_config": cache}, {})
     return replace(model, file=file, text=text, parameters=parameters), engine
-
-
-def _vocabulary(folder: Path) -> int | str:
-    file = folder / "tokenizer.json"
-    try:
-        if not folder.is_dir():
-            return f"there is no folder {folder}"
-        if not file.is_file():
-            known = any((folder / name).is_file() for name in _TOKENIZERS)
-            return 0 if known else f"there is no tokenizer in {folder}"
-        import tokenizers
-
-        return int(tokenizers.Tokenizer.from_file(str(file)).get_vocab_size())
-    except Exception as error:  # from_file raises plain Exception
-        return f"{file} can't be loaded: {error}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ByteSize
@@ -27,6 +28,7 @@ _NEEDED = {  # parameters without which a model doesn't work
 _BEFORE_BLS_GUARD = re.compile(r"0\.(\d|1[0-2])\.")  # 0.13 and later take a default for ${…}
 # model_state.cc; the others are read by Python
 _BOOLS, _PYTHON_BOOLS = "True|true|TRUE|1|False|false|FALSE|0", "(?i:true|false|yes|no|[tfyn10])"
+_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _ONE_SERVES = 8  # requests at once that one python process keeps up with, roughly
 _CONTAINER_SHARED_MEMORY = 64 * 2**20  # docker's default
@@ -184,14 +186,33 @@ def streams(facts: Facts) -> Iterator[Finding]:
 def tokenizers(facts: Facts) -> Iterator[Finding]:
     """Tokenizers that aren't there, can't be loaded, or have more tokens than the model."""
     size = facts.engine.pretrained.get("vocab_size") if facts.engine else None
+    read: dict[str, int | str] = {"": 0}
     for model in facts.playing("preprocessing", "postprocessing"):
         folder, where = model.get("tokenizer_dir") or "", model.at("tokenizer_dir")
-        tokens = facts.vocabularies.get(folder, 0)
+        if folder not in read:
+            read[folder] = _vocabulary(Path(folder))
+        tokens = read[folder]
         if isinstance(tokens, str):
             rule = "tokenizer_hub" if _HUB_ID.fullmatch(folder) else "tokenizer"
             yield found(rule, where, problem=tokens)
         elif isinstance(size, int) and tokens > size:
             yield found("vocabulary", where, tokens=tokens, size=size)
+
+
+def _vocabulary(folder: Path) -> int | str:
+    """The tokens of a tokenizer, 0 if unknown; or what is wrong with it."""
+    file = folder / "tokenizer.json"
+    try:
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        if not file.is_file():
+            known = any((folder / name).is_file() for name in _TOKENIZERS)
+            return 0 if known else f"there is no tokenizer in {folder}"
+        import tokenizers
+
+        return int(tokenizers.Tokenizer.from_file(str(file)).get_vocab_size())
+    except Exception as error:  # from_file raises plain Exception
+        return f"{file} can't be loaded: {error}"
 
 
 def shared_memory(facts: Facts) -> Iterator[Finding]:
