@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,9 +67,8 @@ def reasons(plan: CellPlan, space: Workspace) -> dict[str, Reason]:
     return {reason.stage.kind: reason for reason in why(plan, space)}
 
 
-def test_a_stage_is_missing_then_running_then_there(planned: Planning, space: Workspace) -> None:
-    stage = planned()[0].fetch
-    assert status(stage, space).state == "missing"
+@contextmanager
+def being_made(stage: Stage, space: Workspace) -> Iterator[None]:
     half_way, go_on = threading.Event(), threading.Event()
 
     def slow(target: Path) -> None:
@@ -78,11 +78,20 @@ def test_a_stage_is_missing_then_running_then_there(planned: Planning, space: Wo
     making = threading.Thread(target=space.store.make, args=("fetch", stage.made_from, slow))
     making.start()
     half_way.wait()
-    space.log(stage).parent.mkdir(parents=True)
-    space.log(stage).write_text("10%\n20%\n\n")
-    running = status(stage, space)
-    go_on.set()
-    making.join()
+    try:
+        yield
+    finally:
+        go_on.set()
+        making.join()
+
+
+def test_a_stage_is_missing_then_running_then_there(planned: Planning, space: Workspace) -> None:
+    stage = planned()[0].fetch
+    assert status(stage, space).state == "missing"
+    with being_made(stage, space):
+        space.log(stage).parent.mkdir(parents=True)
+        space.log(stage).write_text("10%\n20%\n\n")
+        running = status(stage, space)
     assert (running.state, running.note) == ("running", "20%")
     assert status(stage, space).state == "there"
 
@@ -187,19 +196,9 @@ def test_what_a_killed_build_left_is_swept_and_the_artifact_beside_it_stays(
 
 def test_what_is_just_being_made_is_not_swept(planned: Planning, space: Workspace) -> None:
     stage = planned()[0].fetch
-    half_way, go_on = threading.Event(), threading.Event()
-
-    def slow(target: Path) -> None:
-        half_way.set()
-        go_on.wait()
-
-    making = threading.Thread(target=space.store.make, args=("fetch", stage.made_from, slow))
-    making.start()
-    half_way.wait()
-    found = leftovers([], space)
-    stayed = sweep(found, space)
-    go_on.set()
-    making.join()
+    with being_made(stage, space):
+        found = leftovers([], space)
+        stayed = sweep(found, space)
     assert stayed == found != []
     assert space.has(stage)
 

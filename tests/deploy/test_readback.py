@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,9 @@ from tests.deploy.agreement import compare_logits
 EXAMPLE = Path(__file__).parents[2] / "examples" / "number-words"
 CALIBRATION = Calibration(EXAMPLE / "calibration.jsonl", samples=6, max_length=48)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The model is small: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

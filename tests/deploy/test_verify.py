@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,9 @@ from tests.deploy.agreement import compare_logits
 EXAMPLE = Path(__file__).parents[2] / "examples" / "number-words"
 CALIBRATION = Calibration(EXAMPLE / "calibration.jsonl", samples=8, max_length=48)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Make = Callable[..., Task]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
