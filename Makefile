@@ -27,6 +27,7 @@ check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports
 	$(RUN)/python docs/generate.py --check
 	$(RUN)/python docker/dashboard.py --check
 

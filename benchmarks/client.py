@@ -41,11 +41,12 @@ from benchmarks.peers import (
     by_tritonclient_aio,
     requests_for,
 )
-from client.loop import run_loop
-from client.record import Exchange
-from client.transports import Endpoint, connect
-from client.workload import Prompt
-from deploy.launch import TritonServer, free_ports
+from llm_perf.load.loop import run_loop
+from llm_perf.record import Exchange
+from llm_perf.transports import Endpoint, connect
+from llm_perf.workload.workload import Prompt
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 MODEL = Path(__file__).with_name("stamps.py")
 CONFIG = """

@@ -32,11 +32,12 @@ from typing import Any
 
 import yaml
 
-sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
+sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
 from benchmarks.peers import perf_analyzer
-from deploy.launch import TritonServer, free_ports
-from deploy.store import write_json
+from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "number-words" / "model"
@@ -84,7 +85,7 @@ def built(folder: Path, workspace: Path) -> Path:
     del spec["calibration"], spec["measure"]
     file = folder / "command.yaml"
     file.write_text(yaml.safe_dump(spec), "utf-8")
-    command = [sys.executable, "-m", "deploy.cli", "build", str(file)]
+    command = [sys.executable, "-m", "trtllm_deploy.cli.main", "build", str(file)]
     subprocess.run([*command, "--workspace", str(workspace)], check=True, stdout=sys.stderr)
     return (workspace / "ensemble_models" / CELL).resolve()
 

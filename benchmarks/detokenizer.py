@@ -25,10 +25,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # benchmarks/client.py has a package's name
+sys.path[0] = str(ROOT)  # benchmarks is imported as a package
 
-from deploy.repository import templates
-from deploy.store import write_json
+from trtllm_deploy.backends.repository import templates
+from trtllm_deploy.machine.json_files import write_json
 
 EXAMPLE = ROOT / "examples/number-words"
 LENGTHS = (64, 512, 2048)

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
+sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
-from client.errors import UserError
-from deploy.calibration import read_prompts
-from deploy.checkpoint_job import Calibration, CheckpointJob, Verification, check_job
-from deploy.modelopt_export import export_checkpoint
-from deploy.trtllm_checkpoint import check_checkpoint
-from deploy.verify import REPORT
-from deploy.verify_job import verify_job
+from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.calibration import read_prompts
+from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, Verification, check_job
+from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
+from trtllm_deploy.checkpoint.trtllm_format import check_checkpoint
+from trtllm_deploy.checkpoint.verify import REPORT
+from trtllm_deploy.checkpoint.verify_job import verify_job
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "number-words"

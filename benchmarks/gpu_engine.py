@@ -22,11 +22,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # benchmarks/client.py has a package's name
+sys.path[0] = str(ROOT)  # benchmarks is imported as a package
 
-from deploy.engine_limits import CacheSettings, Limits
-from deploy.generation import Chunk, Engine, Request
-from deploy.sampling import Choice
+from trtllm_deploy.reference.generation import Chunk, Engine, Request
+from trtllm_deploy.reference.limits import CacheSettings, Limits
+from trtllm_deploy.reference.sampling import Choice
 
 EXAMPLE = ROOT / "examples/number-words"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,11 +21,12 @@ from typing import Any
 
 import yaml
 
-sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
+sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
-from client import api
-from deploy.launch import TritonServer, free_ports
-from deploy.store import write_json
+from llm_perf import api
+from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -27,23 +27,23 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks/client.py has a package's name
+sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
-from deploy.backend import BACKENDS
-from deploy.backends.jobs import RepositoryJob
-from deploy.build import build
-from deploy.cluster import RayExecutor, connect
-from deploy.estimate import about
-from deploy.executor import Executor, OnLine
-from deploy.gather import gather
-from deploy.local import LocalExecutor
-from deploy.plan import CellPlan, Stage, distinct, plan
-from deploy.progress import BuildProgress
-from deploy.schedule import Node, Task, lower_bound
-from deploy.settings import TritonSettings
-from deploy.spec import Cell, load_deployment
-from deploy.store import Store, content_key
-from deploy.workspace import Workspace
+from trtllm_deploy.backends.backend import BACKENDS
+from trtllm_deploy.backends.jobs import RepositoryJob
+from trtllm_deploy.builds.build import build
+from trtllm_deploy.builds.critical_path import Node, Task, lower_bound
+from trtllm_deploy.builds.estimate import about
+from trtllm_deploy.builds.executor import Executor, OnLine
+from trtllm_deploy.builds.local import LocalExecutor
+from trtllm_deploy.builds.progress import BuildProgress
+from trtllm_deploy.builds.ray_cluster import RayExecutor, connect
+from trtllm_deploy.plan.plan import CellPlan, Stage, distinct, plan
+from trtllm_deploy.spec.deployment_file import Cell, load_deployment
+from trtllm_deploy.spec.settings import TritonSettings
+from trtllm_deploy.store.store import Store, content_key
+from trtllm_deploy.workspace.folder import Workspace
+from trtllm_deploy.workspace.gather import gather
 
 MODEL = Path(__file__).parents[1] / "examples/number-words/model"
 SLOTS = 8
@@ -123,7 +123,7 @@ def build_nothing(root: Path) -> dict[str, float]:
     plans = plan(file, gather(file, space))
     for stage in distinct(plans):
         _fill(space.store, stage)
-    command = [sys.executable, "-m", "deploy.cli", "build", str(path)]
+    command = [sys.executable, "-m", "trtllm_deploy.cli.main", "build", str(path)]
     command += ["--workspace", str(space.root)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # gives the cells their names
     started = time.perf_counter()

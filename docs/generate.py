@@ -14,12 +14,12 @@ from typing import get_args
 import click
 from pydantic import BaseModel
 
-from client.cli import command as llm_perf
-from deploy.cli import command as trtllm_deploy
-from deploy.manifests import ClusterJob, kubernetes, slurm
-from deploy.precision import PRECISIONS
-from deploy.schema import Deployment
-from deploy.spec import load_deployment
+from llm_perf.cli.main import command as llm_perf
+from trtllm_deploy.cli.main import command as trtllm_deploy
+from trtllm_deploy.serve.manifests import ClusterJob, kubernetes, slurm
+from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.spec.precision import PRECISIONS
+from trtllm_deploy.spec.schema import Deployment
 
 DOCS = Path(__file__).parent
 

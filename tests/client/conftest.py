@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from client.api import Concurrency, Endpoint, Load, Options, Run, load_workload, measure
-
-from .scripted import ScriptedTriton
+from llm_perf.api import Concurrency, Conditions, Endpoint, Load, Run, load_workload, measure
+from tests.client.scripted import ScriptedTriton
 
 ONE = Concurrency(1)
 
@@ -52,7 +51,7 @@ def ask(write_prompts: Callable[..., Path], tokenizer_folder: Path) -> Callable[
         server: ScriptedTriton, *prompts: str | dict[str, object], load: Load = ONE, **options
     ) -> Run:
         workload = load_workload(write_prompts(*prompts), tokenizer_folder)
-        chosen = Options(**{"request_timeout_s": 20.0, **options})
+        chosen = Conditions(**{"request_timeout_s": 20.0, **options})
         return measure(Endpoint(server.url, "grpc", "ensemble"), workload, load, chosen)
 
     return ask

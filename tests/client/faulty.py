@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from .scripted import ENSEMBLE, FINAL, Say, response
+from tests.client.scripted import ENSEMBLE, FINAL, Say, response
 
 WORDS = ("one", " two", " three")
 CONFIG = text_format.Parse(ENSEMBLE, model_config_pb2.ModelConfig())

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.accuracy import score_records
-from client.load import Concurrency, Load
-from client.metrics import compute_metrics
-from client.record import Record, Status
-from client.run import Run
-from client.tokens import load_tokenizer
-from client.transports import Endpoint
-from client.workload import Prompt, Workload
+from llm_perf.figures.accuracy import score_records
+from llm_perf.figures.metrics import compute_metrics
+from llm_perf.load.load import Concurrency, Load
+from llm_perf.record import Record, Status
+from llm_perf.results.run import Run
+from llm_perf.transports import Endpoint
+from llm_perf.workload.tokens import load_tokenizer
+from llm_perf.workload.workload import Prompt, Workload
 
 MS = 1_000_000
 FOUR = Concurrency(4)

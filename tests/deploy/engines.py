@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from deploy.engine_limits import CacheSettings, Limits
-from deploy.generation import Chunk, Engine, Request
+from trtllm_deploy.reference.generation import Chunk, Engine, Request
+from trtllm_deploy.reference.limits import CacheSettings, Limits
 
 VOCABULARY = 500
 LIMITS = Limits(

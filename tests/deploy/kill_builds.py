@@ -1,6 +1,6 @@
 """Kill a build of 96 cells on 8 GPU slots again and again, then see that it comes out whole.
 
-    python tests/deploy/kill_builds.py [--kills 50] [--seed 1]
+    python -m tests.deploy.kill_builds [--kills 50] [--seed 1]
 
 Too long for every test run; ``test_build.py`` does the same with three kills. The whole tree gets
 kill -9 at random moments. In the end every artifact has to be what one undisturbed build makes, and
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from matrix import Matrix, kill_tree
+from tests.deploy.matrix import Matrix, kill_tree
 
 SHAPE = {"models": 4, "precisions": ("fp16", "fp8", "int8_wo"), "batches": 8, "tp": 1}
 LONGEST_S = 10.0

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import deploy.make
-from deploy.checkpoint_job import CheckpointJob
-from deploy.cli import main
-from deploy.executor import OnLine
-from deploy.make import StageMaker
-from deploy.plan import Stage
-from deploy.process import run_command
+import trtllm_deploy.builds.make
+from trtllm_deploy.builds.executor import OnLine
+from trtllm_deploy.builds.make import StageMaker
+from trtllm_deploy.checkpoint.job import CheckpointJob
+from trtllm_deploy.cli.main import main
+from trtllm_deploy.machine.child import run_command
+from trtllm_deploy.plan.plan import Stage
 
 _WRITE = """
 import json, os, sys, time
@@ -46,7 +46,7 @@ with open(f"{job.pop('folder')}/config.json", "w") as config:
 def light_checkpoint(
     job: CheckpointJob, log_file: Path, on_line: Callable[[str], None] = print
 ) -> None:
-    """What :func:`deploy.quantize.run_checkpoint` is in these tests."""
+    """What :func:`trtllm_deploy.checkpoint.quantize.run_checkpoint` is in these tests."""
     mapping = {"world_size": job.tp * job.pp, "tp_size": job.tp, "pp_size": job.pp}
     made = {"model": job.model_dir.name, "precision": job.precision, "tp": job.tp, "pp": job.pp}
     needed = {**dict.fromkeys(("dtype", "hidden_size", "num_hidden_layers"), 1), "vocab_size": 512}
@@ -70,10 +70,10 @@ class LightMaker(StageMaker):
     """Makes light checkpoints in whatever process it is used."""
 
     def __call__(self, stage: Stage, on_line: OnLine) -> bool:
-        deploy.make.run_checkpoint = light_checkpoint
+        trtllm_deploy.builds.make.run_checkpoint = light_checkpoint
         return super().__call__(stage, on_line)
 
 
 if __name__ == "__main__":
-    deploy.make.StageMaker = LightMaker  # type: ignore[misc]
+    trtllm_deploy.builds.make.StageMaker = LightMaker  # type: ignore[misc]
     main()

@@ -19,10 +19,11 @@ from typing import Any
 import psutil
 import yaml
 
-from deploy.store import Store
 from tests.standins import install
+from trtllm_deploy.store.store import Store
 
-MODEL = Path(__file__).parents[2] / "examples/number-words/model"
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/number-words/model"
 _BUILD = Path(__file__).with_name("light_build.py")
 GPUS = 8
 
@@ -46,7 +47,7 @@ class Matrix:
         self.environment = {**os.environ, **install(self.root / "bin", "1.2", gpus=GPUS)}
         self.environment |= {
             "PATH": f"{self.root / 'bin' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join(str(ROOT / each) for each in ("", "deploy", "client")),
             "STANDIN_CALLS": str(self.root / "calls"),
             "STANDIN_SECONDS": str(self.seconds),
         }

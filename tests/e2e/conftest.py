@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from deploy.backends.jobs import RepositoryJob
-from deploy.launch import TritonServer, free_ports
-from deploy.quantize import CheckpointJob, run_checkpoint
-from deploy.repository import render_repository
-from deploy.settings import TritonSettings
+from trtllm_deploy.backends.jobs import RepositoryJob
+from trtllm_deploy.backends.repository import render_repository
+from trtllm_deploy.checkpoint.quantize import CheckpointJob, run_checkpoint
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.spec.settings import TritonSettings
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 BUILD_CONFIG = {

@@ -3,7 +3,7 @@
 import re
 import urllib.request
 
-from deploy.launch import TritonServer
+from trtllm_deploy.serve.launch import TritonServer
 
 
 def series(server: TritonServer) -> dict[tuple[str, str], float]:

@@ -32,8 +32,9 @@ from test_triton import (
     tensors,
 )
 
-from deploy.launch import TritonServer, free_ports
-from deploy.release import release_names
+from trtllm_deploy.releases.release import release_names
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 ROWS = [
     json.loads(line)["text_input"]

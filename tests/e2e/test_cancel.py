@@ -15,8 +15,8 @@ import pytest
 import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
-from deploy.launch import TritonServer
 from tests.e2e.gauges import series
+from trtllm_deploy.serve.launch import TritonServer
 
 LEAVING, STAYING = 200, 50
 LONG = 240  # tokens; far more than a stream that ends early gets

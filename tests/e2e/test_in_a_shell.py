@@ -20,9 +20,9 @@ import psutil
 import pytest
 import yaml
 
-from client.workload import load_workload
-from deploy.launch import Ports, free_ports
-from deploy.repository import MODELS
+from llm_perf.workload.workload import load_workload
+from trtllm_deploy.backends.repository import MODELS
+from trtllm_deploy.serve.ports import Ports, free_ports
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "number-words"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.launch import Ports, free_ports
+from trtllm_deploy.serve.ports import Ports, free_ports
 
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
 STUB = "triton_python_backend_stub"

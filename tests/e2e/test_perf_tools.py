@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import CACHE, perf_analyzer
-from deploy.launch import TritonServer, free_ports
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 GENAI_PERF = os.environ.get("GENAI_PERF") or shutil.which("genai-perf")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from deploy.launch import TritonServer, free_ports
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ON_A_GPU = re.compile(r"nv_gpu_\w+")  # Triton has these where it sees a GPU

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from client.errors import UserError
-from deploy.change import reload
-from deploy.launch import free_ports
-from deploy.running import Running, running
-from deploy.workspace import Workspace
+from llm_perf.errors import UserError
+from trtllm_deploy.serve.change import reload
+from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.serve.running import Running, running
+from trtllm_deploy.workspace.folder import Workspace
 
 EXAMPLE = Path(__file__).parents[2] / "examples/number-words"
 COMMAND = Path(sys.executable).parent / "trtllm-deploy"

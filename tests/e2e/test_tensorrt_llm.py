@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
-from deploy.launch import TritonServer
 from tests.e2e.conftest import MODEL
 from tests.e2e.gauges import series
+from trtllm_deploy.serve.launch import TritonServer
 
 PROMPT = [5, 40, 17, 9, 33, 21]
 NEW = 12

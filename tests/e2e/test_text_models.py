@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from deploy.launch import TritonServer, free_ports
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 TOKENIZER = Tokenizer.from_file(str(MODEL / "tokenizer.json"))

@@ -21,8 +21,9 @@ import tritonclient.grpc as grpc
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from client.errors import UserError
-from deploy.launch import TritonServer, free_ports
+from llm_perf.errors import UserError
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 
 EXAMPLE = Path(__file__).parents[2] / "examples/number-words"
 TOKENIZER = Tokenizer.from_file(str(EXAMPLE / "model/tokenizer.json"))
@@ -338,7 +339,8 @@ def test_a_killed_launcher_leaves_no_process_and_no_shared_memory(
     launcher = """
 import sys, time
 from pathlib import Path
-from deploy.launch import TritonServer, free_ports
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
 repository, log, cache = map(Path, sys.argv[1:])
 with TritonServer(repository, ports=free_ports(), log_file=log, cache_dir=cache) as server:
     server.wait_ready(60)

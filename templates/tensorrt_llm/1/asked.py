@@ -6,8 +6,8 @@ that asks for what this backend cannot do is an error of that request; none is s
 
 import torch
 
-from deploy.generation import Request
-from deploy.sampling import Choice
+from trtllm_deploy.reference.generation import Request
+from trtllm_deploy.reference.sampling import Choice
 
 _CHOICE = {  # input, and what sampling.py calls it
     "runtime_top_k": "top_k",

@@ -22,8 +22,8 @@ from answer import Answer, Responses
 from asked import read_request, value
 from series import Series
 
-from deploy.engine_limits import CacheSettings
-from deploy.generation import Chunk, open_engine
+from trtllm_deploy.reference.generation import Chunk, open_engine
+from trtllm_deploy.reference.limits import CacheSettings
 
 _CACHE_SETTINGS = {
     "batch_scheduler_policy": str,

@@ -1,1 +1,0 @@
-"""Measure a server of large language models: load, clock, records, metrics, scores."""

@@ -1,0 +1,65 @@
+"""Measure a server of large language models: load, clock, records, metrics, scores.
+
+What this module names is public, the rest isn't. :mod:`llm_perf.api` says how it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_perf.api import (
+        Concurrency,
+        Conditions,
+        Endpoint,
+        Extent,
+        Load,
+        Progress,
+        Prompt,
+        Rate,
+        Record,
+        Run,
+        Status,
+        Trace,
+        Workload,
+        load_workload,
+        measure,
+        print_run,
+        print_summary,
+        write_run,
+    )
+    from llm_perf.errors import UserError
+
+__version__ = "0.1.0"
+__all__ = [
+    "Concurrency",
+    "Conditions",
+    "Endpoint",
+    "Extent",
+    "Load",
+    "Progress",
+    "Prompt",
+    "Rate",
+    "Record",
+    "Run",
+    "Status",
+    "Trace",
+    "UserError",
+    "Workload",
+    "__version__",
+    "load_workload",
+    "measure",
+    "print_run",
+    "print_summary",
+    "write_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used: ``--help`` needs none of them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(
+        import_module("llm_perf.errors" if name == "UserError" else "llm_perf.api"), name
+    )

@@ -1,0 +1,109 @@
+"""Measuring from Python: what other packages may import, and the one function that measures.
+
+run = measure(Endpoint("localhost:8001", "grpc", "ensemble"),
+              load_workload("prompts.jsonl", "model/"), Concurrency(4))
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import datetime, timezone
+from math import isinf
+
+from llm_perf.figures.accuracy import check_scorer, score_records
+from llm_perf.figures.metrics import compute_metrics
+from llm_perf.load.arrivals import plan
+from llm_perf.load.health import judge
+from llm_perf.load.load import DEFAULTS, Concurrency, Conditions, Extent, Load, Rate, Trace
+from llm_perf.load.offer import offer
+from llm_perf.load.progress import Progress
+from llm_perf.load.runner import Job
+from llm_perf.load.workers import workers_for
+from llm_perf.record import Record, Status, read_records
+from llm_perf.results.export import write_run
+from llm_perf.results.run import Run
+from llm_perf.results.table import print_run, print_summary
+from llm_perf.server.identity import identify
+from llm_perf.server.scrape import Scraper
+from llm_perf.transports import Endpoint
+from llm_perf.workload.tokens import stop_ids
+from llm_perf.workload.workload import Prompt, Workload, load_workload
+
+__all__ = [
+    "Concurrency",
+    "Conditions",
+    "Endpoint",
+    "Extent",
+    "Load",
+    "Progress",
+    "Prompt",
+    "Rate",
+    "Record",
+    "Run",
+    "Status",
+    "Trace",
+    "Workload",
+    "load_workload",
+    "measure",
+    "print_run",
+    "print_summary",
+    "write_run",
+]
+
+
+def measure(
+    endpoint: Endpoint, workload: Workload, load: Load, conditions: Conditions = DEFAULTS
+) -> Run:
+    """Offer the whole workload under ``load`` and wait for every answer.
+
+    Blocks; not to be called from a running event loop. A failed request is a record with its
+    status. Raises ``UserError`` when nothing answers there, or the model is unknown or unfit, or
+    the load can't be offered with this workload.
+    """
+    prompts = workload.prompts
+    check_scorer(conditions.score, prompts)
+    order = plan(load, conditions.extent, len(prompts), [prompt.at_s for prompt in prompts])
+    if conditions.workers is None and conditions.ray is None:
+        conditions = replace(conditions, workers=workers_for(load, prompts))
+    ids = {**stop_ids(workload.tokenizer.path), **conditions.defaults}
+    job = Job(endpoint, prompts, order, replace(conditions, defaults=ids))
+    head = {  # what a journal must agree on to be of the same run
+        "workload": workload.sha256,
+        "load": load.to_json(),
+        "extent": conditions.extent.to_json(),
+        "endpoint": [endpoint.protocol, endpoint.model],
+    }
+    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    url = conditions.server_metrics_url
+    scraper = Scraper(url, conditions.server_metrics_every_s) if url else None
+    with scraper or nullcontext():
+        came = offer(job, head)
+    numbers = sorted(number for number in came.exchanges if number >= 0)
+    records = read_records(
+        [came.exchanges[number] for number in numbers],
+        [prompts[number % len(prompts)] for number in numbers],
+        came.dialect.parse,
+        workload.tokenizer,
+    )
+    # a burst has no due times to be late for
+    burst = isinstance(load, Rate) and isinf(load.per_s)
+    metrics = compute_metrics(records, open_loop=not isinstance(load, Concurrency))
+    if conditions.goodput:
+        metrics["request_goodput"] = conditions.goodput.metric(records)
+    return Run(
+        endpoint=endpoint,
+        workload=workload,
+        load=load,
+        started_at=started_at,
+        records=records,
+        metrics=metrics,
+        accuracy=score_records(records, conditions.score),
+        extent=conditions.extent,
+        health=judge(came.samples, [] if burst else came.send_lags_ns),
+        remarks=came.remarks,
+        stopped=came.stopped,
+        server=asyncio.run(identify(endpoint)) if any(r.ok for r in records) else {},
+        server_metrics=scraper.summary() if scraper else {},
+    )

@@ -1,0 +1,150 @@
+"""What the flags of ``llm_perf`` ask for: their values in; endpoint, loads, extent, workload,
+options and the files to write out.
+
+Raises ``UserError`` where flags make no sense together. Imports little until a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_perf.cli.options import DEFAULT_PROMPTS
+from llm_perf.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_perf.api import Conditions, Endpoint, Extent, Load, Workload
+
+Flags = dict[str, Any]
+_AS_THEY_ARE: Final = (
+    *("request_timeout_s", "max_in_flight", "stop_after_failures", "resume", "workers", "ray"),
+    *("score", "server_metrics_every_s"),
+)
+_LOADS: Final = ("concurrency", "request_rate", "trace_replay")
+_TOGETHER: Final = (
+    ("input_data", "isl"),
+    ("max_tokens", "output_tokens"),
+    ("isl", "output_tokens"),
+    ("isl", "max_tokens"),
+    ("isl", "chat_template"),
+    ("input_data", "osl"),
+    ("input_data", "shared_prefix_tokens"),
+)
+
+
+def read_endpoint(flags: Flags) -> Endpoint:
+    """Say where the server is and how it is spoken to."""
+    from llm_perf.transports import Endpoint, Tls
+
+    if flags["endpoint_type"] and flags["protocol"] != "openai":
+        raise UserError("--endpoint-type is for -i openai", fix="leave it out")
+    files = {name: flags[f"ssl_{name}"] for name in ("ca", "cert", "key")}
+    return Endpoint(
+        flags["url"],
+        flags["protocol"],
+        flags["model"],
+        transport=flags["transport"] or flags["endpoint_type"],
+        headers=flags["headers"],
+        tls=Tls(**files) if any(files.values()) else None,
+        api_key_env=flags["api_key_env"],
+    )
+
+
+def read_loads(flags: Flags) -> Sequence[Load]:
+    """Say under which loads to measure, one after the other."""
+    from llm_perf.load.load import Rate, Trace, parse_concurrencies, parse_rates
+
+    if len(given := [_flag(name) for name in _LOADS if flags[name]]) > 1:
+        raise UserError(f"{' and '.join(given)} are different loads", fix="give one of them")
+    if flags["trace_replay"]:
+        return (Trace(),)
+    ramp_s = flags["ramp"]
+    if flags["request_rate"] is not None:
+        drawn = (flags["arrival"], flags["burstiness"], flags["seed"])
+        return [Rate(rate, *drawn, ramp_s) for rate in parse_rates(flags["request_rate"])]
+    concurrency = flags["concurrency"]
+    return parse_concurrencies("1" if concurrency is None else concurrency, ramp_s)
+
+
+def read_extent(flags: Flags, prompts: int) -> Extent:
+    """Say how much of a load to offer, over so many ``prompts``."""
+    from llm_perf.load.load import Extent
+
+    requests = flags["num_requests"]
+    if flags["repeat"] is not None:
+        if requests is not None:
+            raise UserError("--num-requests and --repeat both set a number", fix="give one of them")
+        requests = flags["repeat"] * prompts
+    return Extent(requests, flags["duration"], flags["warmup_requests"], flags["warmup_seconds"])
+
+
+def read_workload(flags: Flags) -> Workload:
+    """Load or make up the prompts."""
+    from llm_perf.workload.datasets import parse_sampling
+    from llm_perf.workload.synthetic import parse_lengths
+    from llm_perf.workload.workload import load_workload, synthetic_workload
+
+    _check_data(flags)
+    sampling = parse_sampling(flags["sampling"])
+    if flags["isl"] is not None:
+        return synthetic_workload(
+            flags["tokenizer_path"],
+            parse_lengths(flags["isl"], "--isl"),
+            parse_lengths(flags["osl"], "--osl"),
+            flags["num_prompts"] or DEFAULT_PROMPTS,
+            shared_prefix_tokens=flags["shared_prefix_tokens"],
+            sampling=sampling,
+            seed=flags["seed"],
+        )
+    fixed = flags["output_tokens"]
+    return load_workload(
+        flags["input_data"],
+        flags["tokenizer_path"],
+        flags["max_tokens"],
+        flags["num_prompts"],
+        output_tokens=None if fixed is None else parse_lengths(fixed, "--output-tokens"),
+        sampling=sampling,
+        chat_template=flags["chat_template"],
+        seed=flags["seed"],
+    )
+
+
+def _check_data(flags: Flags) -> None:
+    for one, other in _TOGETHER:
+        if flags[one] and flags[other]:
+            raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other", fix="drop one")
+    if flags["input_data"] is None and flags["isl"] is None:
+        raise UserError("there are no prompts", fix="give --input-data, or --isl and --osl")
+    if flags["isl"] is not None and flags["osl"] is None:
+        raise UserError("--isl needs --osl", fix="say how many tokens each answer has")
+
+
+def read_conditions(
+    flags: Flags, extent: Extent, journal: Path, metrics_url: str | None
+) -> Conditions:
+    """Say how to measure."""
+    from llm_perf.api import Conditions
+    from llm_perf.figures.metrics import parse_goodput
+
+    ids = {name: flags[name] for name in ("end_id", "pad_id") if flags[name] is not None}
+    return Conditions(
+        **{name: flags[name] for name in _AS_THEY_ARE},
+        extent=extent,
+        journal=None if flags["ray"] else journal,
+        interruptible=True,
+        defaults=ids,
+        goodput=parse_goodput(flags["goodput"]) if flags["goodput"] else None,
+        server_metrics_url=metrics_url,
+    )
+
+
+def read_extras(flags: Flags) -> tuple[str, ...]:
+    """Name the files to write besides, as ``llm_perf.results.export.write_run`` takes them."""
+    from llm_perf.results.export import EXTRAS
+
+    return {"all": EXTRAS, "none": ()}.get(flags["export"], (flags["export"],))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

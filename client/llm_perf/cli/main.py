@@ -1,0 +1,142 @@
+"""The command ``llm_perf``: flags in, table on stdout, files beside it, exit code out.
+
+Imports little, so that ``--help`` is quick. Exit codes: 0 measured, 1 every request failed or too
+many did (``--stop-after-failures``), 2 the user can mend it (one line on stderr), 3 a check that
+was asked for fails (``--strict``, ``compare --fail-if``), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from llm_perf import __version__
+from llm_perf.cli import flags as asked
+from llm_perf.cli.options import THEMES, ThemedCommand
+from llm_perf.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from llm_perf.api import Conditions, Endpoint, Extent, Load, Run, Workload
+
+_SUBCOMMANDS: Final = {
+    "compare": "llm_perf.results.compare:compare_command",
+    "selftest": "llm_perf.selftest.selftest:selftest_command",
+}
+
+
+class _Command(ThemedCommand):
+    """Measures, unless the first word is another command's name."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if not words or words[0] not in _SUBCOMMANDS:
+            return super().main(words, *more, **extra)
+        module, _, name = _SUBCOMMANDS[words[0]].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command.main(words[1:], prog_name=f"llm_perf {words[0]}", **extra)
+
+
+@click.command(
+    name="llm_perf",
+    cls=_Command,
+    params=[option for options in THEMES.values() for option in options],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Other commands: llm_perf selftest (how exact and how fast this machine is as a "
+    "client), llm_perf compare A B (two runs of one workload). Each has its own --help.",
+)
+@click.version_option(__version__, prog_name="llm_perf")
+def command(**flags: Any) -> int:
+    """Measure a server of large language models: send all prompts, time and keep every answer."""
+    endpoint = asked.read_endpoint(flags)
+    loads = asked.read_loads(flags)
+    if flags["ray"] and flags["resume"]:
+        raise UserError("a run on Ray has no journal to resume from", fix="leave --resume out")
+
+    from llm_perf import api
+    from llm_perf.results import export
+    from llm_perf.server import scrape
+
+    export_file: Path = flags["profile_export_file"]
+    export.prepare_folder(export_file)
+    workload = asked.read_workload(flags)
+    extent = asked.read_extent(flags, len(workload.prompts))
+    metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
+    runs: list[Run] = []
+    for load in loads:
+        path = export.export_path(export_file, load.name, several=len(loads) > 1)
+        if flags["resume"] and _is_finished(path, workload, load, extent):
+            click.echo(f"Kept {path}: it was finished before\n")
+            continue
+        if runs:
+            time.sleep(flags["measurement_interval"])
+        journal = path.with_suffix(".journal.jsonl")
+        conditions = asked.read_conditions(flags, extent, journal, metrics_url)
+        runs.append(_measure(endpoint, workload, load, conditions, path, flags))
+        if runs[-1].stopped:
+            break
+    if len(runs) > 1:
+        api.print_summary(runs)
+    return _exit_code(runs, flags["strict"])
+
+
+def _is_finished(path: Path, workload: Workload, load: Load, extent: Extent) -> bool:
+    """Whether an earlier run has written all of this load's results."""
+    import json
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        same = document["workload"]["sha256"] == workload.sha256
+        same = same and document["load"] == {**load.to_json(), **extent.to_json()}
+        return bool(same and document["stopped"] is None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _measure(
+    endpoint: Endpoint,
+    workload: Workload,
+    load: Load,
+    conditions: Conditions,
+    path: Path,
+    flags: dict[str, Any],
+) -> Run:
+    from llm_perf import api
+    from llm_perf.load.progress import show_progress
+
+    with show_progress(load.title) as watch:
+        run = api.measure(endpoint, workload, load, replace(conditions, watch=watch))
+    api.print_run(run, explain=flags["explain"])
+    written = api.write_run(run, path, asked.read_extras(flags))
+    beside = ", ".join(str(each.relative_to(path.parent)) for each in written[1:])
+    click.echo(f"Wrote {written[0]} and {beside}")
+    if run.stopped and conditions.journal:
+        click.echo(f"Kept {conditions.journal}: the same command with --resume finishes the run")
+    elif conditions.journal:
+        conditions.journal.unlink(missing_ok=True)  # the results have it all
+    click.echo()
+    return run
+
+
+def _exit_code(runs: Sequence[Run], strict: bool) -> int:
+    stopped = next((run.stopped for run in runs if run.stopped), None)
+    if stopped == "interrupted":
+        return 130
+    if stopped or (runs and not any(run.requests_ok for run in runs)):
+        return 1
+    return 3 if strict and any(run.health and run.health.client_bound for run in runs) else 0
+
+
+def main() -> None:
+    """Run the command."""
+    sys.exit(exit_code(command, "llm_perf"))
+
+
+if __name__ == "__main__":
+    main()

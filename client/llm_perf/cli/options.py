@@ -1,0 +1,164 @@
+"""The flags of ``llm_perf``, by theme, and how its help shows them. Imports little.
+
+What the flags mean together is ``llm_perf.cli.flags``' affair.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+DEFAULT_EXPORT: Final = Path("artifacts/profile_export.json")
+DEFAULT_PROMPTS: Final = 100
+
+_FILE = click.Path(path_type=Path)
+_SECONDS = click.FloatRange(min=0)
+_SOME_SECONDS = click.FloatRange(min=0, min_open=True)
+_MAYBE_NONE = click.IntRange(min=0)
+_COUNT = click.IntRange(min=1)
+_SCORES = click.Choice(["exact", "contains", "regex", "number", "f1", "rouge-l", "choice"])
+
+
+class ThemedCommand(click.Command):
+    """A command whose help has a heading for each theme."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        themed = [option for options in THEMES.values() for option in options]
+        other = [each for each in self.get_params(ctx) if each not in themed]
+        for theme, options in {**THEMES, "Other": other}.items():
+            with formatter.section(theme):
+                lines = (each.get_help_record(ctx) for each in options)
+                formatter.write_dl([line for line in lines if line])
+
+
+def _pairs(_ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> Any:
+    """Read ``NAME:VALUE`` words into pairs, as curl does."""
+    pairs = []
+    for word in words:
+        name, colon, value = word.partition(":")
+        if not (colon and name.strip()) or "\n" in word or "\r" in word:
+            raise click.BadParameter(f"{word!r} is no NAME:VALUE", param=parameter)
+        pairs.append((name.strip(), value.strip()))
+    return tuple(pairs)
+
+
+def _workers(_ctx: click.Context, parameter: click.Parameter, word: str) -> int | None:
+    """Read a number of workers, ``None`` for ``auto``."""
+    if word == "auto":
+        return None
+    if not (word.isascii() and word.isdigit() and int(word) > 0):
+        raise click.BadParameter(f"{word!r} is neither a number above 0 nor auto", param=parameter)
+    return int(word)
+
+
+def _option(flags: str, text: str, kind: Any = None, **more: Any) -> click.Option:
+    """Declare an option; a default shows in the help, unless it is nothing."""
+    more = {"show_default": bool(more.get("default")), **more}
+    return click.Option(flags.split(), help=text, type=kind, **more)
+
+
+# fmt: off
+THEMES: Final[dict[str, list[click.Parameter]]] = {
+    "Server": [
+        _option("-u --url", "Where the server listens.", required=True, metavar="HOST:PORT"),
+        _option("-m --model", "The model to ask, as a rule the ensemble.", required=True),
+        _option("-i --protocol", "What it speaks there: grpc or http (Triton), openai (vLLM, "
+                "trtllm-serve, …).", default="grpc"),
+        _option("--transport", "How it is spoken: grpc (ours), tritonclient or grpc.aio.  "
+                "[default: the protocol's own; tritonclient with --ssl-…]"),
+        _option("--endpoint-type", "With -i openai: what is asked.  [default: completions]",
+                click.Choice(["completions", "chat"])),
+        _option("-H --header headers", "Sent with every request, as HTTP header or gRPC metadata. "
+                "Can be repeated.", multiple=True, metavar="NAME:VALUE", callback=_pairs),
+        _option("--api-key-env", "Environment variable that holds the API key.", metavar="NAME"),
+        _option("--ssl-ca", "PEM file of the authority to trust; turns TLS on.", _FILE),
+        _option("--ssl-cert", "PEM file of the client's certificate.", _FILE),
+        _option("--ssl-key", "PEM file of the client's key.", _FILE),
+    ],
+    "Data": [
+        _option("--tokenizer-path", "The model's folder, or its tokenizer.json.", _FILE,
+                required=True),
+        _option("--input-data", "Prompts, a JSON object a line: text_input, and max_tokens, "
+                "reference, category and sampling parameters if any; also the files of genai-perf, "
+                "trtllm-bench, ShareGPT and mooncake.", _FILE),
+        _option("--isl", "Make prompts up: so many tokens each, exactly.", metavar="N[±S]"),
+        _option("--osl", "With --isl: output tokens of each answer, exactly.", metavar="N[±S]"),
+        _option("--shared-prefix-tokens", "With --isl: tokens at the start that are the same in "
+                "all prompts.", _MAYBE_NONE, default=0, metavar="P"),
+        _option("--num-prompts", "Prompts to make up, or to take from the file.  "
+                f"[default: {DEFAULT_PROMPTS}, all]", _COUNT, metavar="N"),
+        _option("--max-tokens", "At most this many output tokens per request; overrides the "
+                "prompts' own.  [default: the prompt's, else 512]",
+                click.IntRange(min=1, max=2**31 - 1)),
+        _option("--output-tokens", "Exactly so many output tokens per request instead, drawn from "
+                "--seed where S, a standard deviation, is given (N+-S is the same).  "
+                "[default: until the model ends]", metavar="N[±S]"),
+        _option("--chat-template", "Render each prompt as a chat of the model.", is_flag=True),
+        _option("--sampling", "Sampling parameter of every request, like temperature=0 or "
+                "stop_words='[\"END\"]'; overrides the prompts' own. Can be repeated.",
+                multiple=True, metavar="NAME=VALUE"),
+        _option("--end-id", "Token that ends an answer, for prompts that name none.", int),
+        _option("--pad-id", "Token that pads, for prompts that name none.", int),
+    ],
+    "Load": [
+        _option("--concurrency", "Closed loop: requests kept in flight; one load after the other "
+                "for each number.  [default: 1]", metavar="N,N,…"),
+        _option("--request-rate", "Open loop: requests per second, sent whether or not the server "
+                "keeps up; inf sends all at once.", metavar="R,R,…"),
+        _option("--trace-replay", "Open loop: the prompts' own timestamps.", is_flag=True),
+        _option("--arrival", "Gaps between requests at a rate: constant, poisson or gamma.",
+                default="poisson"),
+        _option("--burstiness", "Shape of gamma gaps: below 1 burstier than poisson, above 1 more "
+                "even.", _SOME_SECONDS, default=1.0),
+        _option("--seed", "Of all that is drawn.", default=0, show_default=True),
+        _option("--ramp", "Seconds over which concurrency or rate grows linearly from nothing.",
+                _SECONDS, default=0.0, metavar="S"),
+        _option("--warmup-requests", "Requests sent ahead under the same load and left out of all "
+                "figures.", _MAYBE_NONE, default=0, metavar="N"),
+        _option("--warmup-seconds", "The same by time: requests sent in the first S seconds.",
+                _SECONDS, default=0.0, metavar="S"),
+        _option("--num-requests", "Repeats or cuts the data set.", _COUNT, metavar="N"),
+        _option("--repeat", "The data set K times.", _COUNT, metavar="K"),
+        _option("--duration", "Send for S seconds, repeating the data set, then wait for what is "
+                "in flight.", _SOME_SECONDS, metavar="S"),
+        _option("--measurement-interval", "Pause between two loads.", _SECONDS, default=0.0,
+                metavar="S"),
+        _option("--max-in-flight", "Open loop: what is due beyond so many waits; times from the "
+                "schedule show it.", _COUNT, default=10_000, metavar="N"),
+        _option("--workers", "Processes that share the load; auto takes one per 15,000 responses/s "
+                "to expect.", default="auto", metavar="N|auto", callback=_workers),
+        _option("--ray", "Let machines of a Ray cluster share the load, one worker each with "
+                "--workers auto; clock offsets are measured.", metavar="ADDRESS"),
+    ],
+    "Run": [
+        _option("--request-timeout request_timeout_s", "Seconds after which a request is given up.",
+                _SOME_SECONDS, default=300.0, metavar="S"),
+        _option("--stop-after-failures", "End the run when so many requests have failed; the exit "
+                "code is 1.", _COUNT, metavar="N"),
+        _option("--resume", "Finish a cut run: ask only what the journal beside the export lacks.",
+                is_flag=True),
+        _option("--strict", "Exit code 3 when a load was CLIENT-BOUND: this machine could not keep "
+                "up.", is_flag=True),
+    ],
+    "Results": [
+        _option("--profile-export-file", "The JSON to write, with a line per request in a .jsonl "
+                "beside it; with several loads one of each per load, NAME_concurrencyN.json.",
+                _FILE, default=DEFAULT_EXPORT),
+        _option("--export", "What is written besides: NAME_answers.jsonl for graders; a folder "
+                "NAME with perf_analyzer's profile_export.json and genai-perf's JSON and CSV.",
+                click.Choice(["all", "answers", "genai-perf", "none"]), default="all"),
+        _option("--explain", "Print formula, source and n of every figure.", is_flag=True),
+        _option("--score", "How answers are scored against their references.", _SCORES,
+                default="exact"),
+        _option("--goodput", "Count requests that keep limits, like ttft:1s,itl:50ms; also "
+                "latency, ttft_from_schedule, latency_from_schedule.", metavar="LIMITS"),
+        _option("--server-metrics-url", "Prometheus endpoint to watch meanwhile.  [default: port "
+                "8002 of the server's host, if it answers]", metavar="URL"),
+        _option("--server-metrics-interval server_metrics_every_s", "Seconds between two looks at "
+                "it.", _SOME_SECONDS, default=1.0, metavar="S"),
+    ],
+}
+# fmt: on

@@ -1,0 +1,1 @@
+"""Records in, numbers out. Pure: no clock, no file, no network."""

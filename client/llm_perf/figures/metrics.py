@@ -1,0 +1,225 @@
+"""Figures from records: a pure function from what was seen to genai-perf's metric keys.
+
+Every metric is a row of ``DEFINITIONS``, with the formula that ``--explain`` prints and
+docs/metrics.md holds. Names and units are those of genai-perf's
+``profile_export_genai_perf.json``. Only answered requests count; percentiles interpolate
+linearly, ``std`` is the population's: numpy's defaults. Where requests failed, ``adjusted_p…``
+take each of them as infinitely late (nearest rank: infinity has no middle). Goodput counts the
+requests that keep limits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from llm_perf.errors import UserError
+from llm_perf.figures.confidence import wilson
+from llm_perf.record import Record
+
+Metric: TypeAlias = dict[str, float | int | str | None]
+PERCENTILES: Final = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+ADJUSTED: Final = (50, 90, 99)
+_SHORT: Final = {
+    "ttft": "time_to_first_token",
+    "ttft_from_schedule": "time_to_first_token_from_schedule",
+    "itl": "inter_token_latency",
+    "tpot": "inter_token_latency",
+    "latency": "request_latency",
+    "e2el": "request_latency",
+    "latency_from_schedule": "request_latency_from_schedule",
+}
+_MS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
+
+_NIM = "NVIDIA NIM LLM benchmarking guide, Metrics"
+_GENAI_PERF = "genai-perf 0.0.16, llm_profile_data_parser.py"
+_LOADGEN = "MLPerf loadgen's latency"
+_TRTLLM = "TensorRT-LLM's return_perf_metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric: its key in exports, its formula, and where that is from."""
+
+    key: str
+    unit: str
+    formula: str
+    source: str
+    values: Callable[[Record], Sequence[float]] | None = None  # None: a figure of the whole run
+    late: bool = False  # a failed request can be taken as infinitely late
+    optional: bool = False  # left out where no record has it
+    open_loop: bool = False  # has no meaning without a schedule
+
+    def of(self, record: Record) -> Sequence[float]:
+        """What one request adds to the distribution; nothing where it is undefined."""
+        return self.values(record) if self.values else ()
+
+
+def _ms(*nanoseconds: float | None) -> list[float]:
+    return [each * 1e-6 for each in nanoseconds if each is not None]
+
+
+def _rate(amount: int, nanoseconds: float | None) -> float | None:
+    return amount / (nanoseconds * 1e-9) if nanoseconds else None
+
+
+def _known(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+# fmt: off
+DEFINITIONS: Final = {each.key: each for each in (
+    Definition("time_to_first_token", "ms", "TTFT = first non-empty response − sent",
+               _NIM, lambda r: _ms(r.ttft_ns), late=True),
+    Definition("time_to_first_token_from_schedule", "ms",
+               "first non-empty response − scheduled time",
+               _LOADGEN, lambda r: _ms(*r.since_due_ns[:1]), late=True, open_loop=True),
+    Definition("time_to_second_token", "ms",
+               "second non-empty response − first non-empty response",
+               _GENAI_PERF, lambda r: _ms(*r.gaps_ns[:1])),
+    Definition("inter_token_latency", "ms",
+               "ITL = TPOT = (request latency − TTFT) / (OSL − 1), one value per request; none for "
+               "OSL < 2, or an answer in one response",
+               _NIM, lambda r: _ms(r.itl_ns), late=True),
+    Definition("inter_chunk_latency", "ms",
+               "time between neighbouring non-empty responses, pooled over requests; equals ITL "
+               "only where every response is one token",
+               "aiperf inter_chunk_latency", lambda r: _ms(*r.gaps_ns)),
+    Definition("request_latency", "ms", "last non-empty response − sent",
+               _NIM, lambda r: _ms(r.latency_ns), late=True),
+    Definition("request_latency_from_schedule", "ms", "last non-empty response − scheduled time",
+               _LOADGEN, lambda r: _ms(*r.since_due_ns[-1:]), late=True, open_loop=True),
+    Definition("output_sequence_length", "tokens",
+               "OSL = the server's own count (num_output_tokens, sequence_length, output_ids, "
+               "usage), else the tokenizer's on the whole answer",
+               _NIM, lambda r: [r.output_tokens]),
+    Definition("input_sequence_length", "tokens",
+               "ISL = tokenizer's count of the prompt, special tokens with it",
+               _NIM, lambda r: [r.prompt.input_tokens]),
+    Definition("output_token_throughput_per_user", "tokens/sec/user", "1 / ITL",
+               _GENAI_PERF, lambda r: _known(_rate(1, r.itl_ns))),
+    Definition("output_token_throughput_per_user_e2e", "tokens/sec/user", "OSL / request latency",
+               _NIM, lambda r: _known(_rate(r.output_tokens, r.latency_ns))),
+    Definition("server_queue_time", "ms", "first scheduled − arrival, on the server's clock",
+               _TRTLLM, lambda r: _ms(r.queue_ns), optional=True),
+    Definition("server_prefill_time", "ms", "first token − first scheduled, on the server's clock",
+               _TRTLLM, lambda r: _ms(r.prefill_ns), optional=True),
+    Definition("ensemble_network_overhead", "ms",
+               "TTFT − (first token − arrival): what the client waited beyond the engine's own "
+               "time",
+               _TRTLLM, lambda r: _ms(r.network_ns), optional=True),
+    Definition("kv_cache_reused_blocks", "blocks", "blocks of the prompt found in the KV cache",
+               _TRTLLM, lambda r: _known(r.kv_cache_reused_blocks), optional=True),
+    Definition("output_token_throughput", "tokens/sec",
+               "Σ OSL of answered requests / (last response − first send)", _NIM),
+    Definition("request_throughput", "requests/sec",
+               "answered requests / (last response − first send)", _NIM),
+    Definition("request_count", "count", "their number", _GENAI_PERF),
+    Definition("request_goodput", "requests/sec",
+               "answered requests that keep every limit of --goodput they have the metric of / "
+               "(last response − first send); share = those / all requests, failed ones too",
+               "DistServe, arXiv:2401.09670"),
+)}
+# fmt: on
+
+
+def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> dict[str, Metric]:
+    """Compute all metrics of one load; those from the schedule only of an ``open_loop``.
+
+    Distributions are ``{unit, count, avg, min, max, std, p1 … p99}``, throughputs ``{unit, avg}``;
+    a figure that nothing was seen for is ``None``. Where requests failed there is also
+    ``adjusted_p50 … p99``; infinity is spelled ``"inf"``, as JSON has none.
+    """
+    answered = [record for record in records if record.ok]
+    failed = len(records) - len(answered)
+    window = window_ns(records)
+    tokens = sum(record.output_tokens for record in answered)
+    metrics: dict[str, Metric] = {
+        "request_throughput": {"unit": "requests/sec", "avg": _rate(len(answered), window)},
+        "output_token_throughput": {"unit": "tokens/sec", "avg": _rate(tokens, window)},
+        "request_count": {"unit": "count", "avg": len(answered)},
+    }
+    for each in DEFINITIONS.values():
+        if each.values is None or (each.open_loop and not open_loop):
+            continue
+        values = [value for record in answered for value in each.of(record)]
+        if values or not each.optional:
+            late = _adjusted(values, failed) if each.late and failed else {}
+            metrics[each.key] = {"unit": each.unit} | _distribution(values) | late
+    return metrics
+
+
+def window_ns(records: Sequence[Record]) -> int | None:
+    """Length of the run: last response − first send, over all requests, failed ones too."""
+    last = max((record.chunk_ns[-1] for record in records if record.chunk_ns), default=None)
+    # a request that found no connection was never sent
+    first = min((r.sent_ns for r in records if r.sent_ns or r.chunk_ns), default=0)
+    return None if last is None else last - first
+
+
+def _adjusted(values: Sequence[float], failed: int) -> Metric:
+    spread = np.percentile([*values, *[math.inf] * failed], ADJUSTED, method="nearest").tolist()
+    shown = ["inf" if math.isinf(value) else value for value in spread]
+    return {f"adjusted_p{p}": value for p, value in zip(ADJUSTED, shown, strict=True)}
+
+
+def _distribution(values: Sequence[float]) -> Metric:
+    names = ["avg", "min", "max", "std", *(f"p{p}" for p in PERCENTILES)]
+    if not values:
+        return {"count": 0, **dict.fromkeys(names)}
+    data = np.asarray(values, dtype=np.float64)
+    figures = [data.mean(), data.min(), data.max(), data.std(), *np.percentile(data, PERCENTILES)]
+    return {"count": len(values), **dict(zip(names, map(float, figures), strict=True))}
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Limits in ms by metric key; a request is good when it keeps each of them."""
+
+    limits: tuple[tuple[str, float], ...]
+
+    def keeps(self, record: Record) -> bool:
+        """Whether an answered request keeps all limits; what it hasn't got, it keeps."""
+        return record.ok and all(
+            value <= limit for key, limit in self.limits for value in DEFINITIONS[key].of(record)
+        )
+
+    def metric(self, records: Sequence[Record]) -> Metric:
+        """Compute ``request_goodput``: the rate of good requests, and their share of all.
+
+        ``share_low`` and ``share_high`` are Wilson's 95 % interval.
+        """
+        good = sum(self.keeps(record) for record in records)
+        low, high = wilson(good, len(records))
+        return {
+            "unit": "requests/sec",
+            "avg": _rate(good, window_ns(records)),
+            "good": good,
+            "count": len(records),
+            "share": good / len(records) if records else None,
+            "share_low": low,
+            "share_high": high,
+            "limits": ", ".join(f"{key} <= {limit:g} ms" for key, limit in self.limits),
+        }
+
+
+def parse_goodput(text: str) -> Goodput:
+    """Read ``ttft:1s,itl:50ms``; raises ``UserError`` for anything else."""
+    limits = []
+    for word in text.split(","):
+        match = _LIMIT.fullmatch(word.strip())
+        key = match and _SHORT.get(match[1], match[1])
+        if match is None or key not in _SHORT.values():
+            raise UserError(
+                f"{word.strip()!r} is no limit",
+                where="--goodput",
+                fix=f"write ttft:1s,itl:50ms with any of {', '.join(_SHORT)} and us, ms or s",
+            )
+        limits.append((str(key), float(match[2]) * _MS[match[3]]))
+    return Goodput(tuple(limits))

@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all, also after a crash, a kill or a full disk."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+
+def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then give it that name; missing folders are made.
+
+    ``path`` holds the old text until all of the new is on the disk. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """See that a file, or what was renamed in a folder, is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""What is in flight and what is finished, on one event loop: a number in, its exchange kept.
+
+Whoever offers the load asks here, one request at a time; progress, the journal and the limit of
+failures are served from here. Knows no schedule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from llm_perf.load.journal import Journal
+from llm_perf.load.load import Conditions
+from llm_perf.load.progress import Progress
+from llm_perf.record import Exchange
+from llm_perf.transports import Transport
+from llm_perf.workload.workload import Prompt
+
+_TTFTS_SHOWN = 500
+_SAMPLE = 16  # messages read for a glimpse: some 50 µs
+
+
+class Ledger:
+    """Asks, and keeps what came of it.
+
+    ``stop`` gets a result when the job's ``stop_after_failures`` requests have failed, and may get
+    one from elsewhere. ``held`` are the numbers that were due and had to wait for room.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        prompts: Sequence[Prompt],
+        conditions: Conditions,
+        stop: asyncio.Future[str],
+        journal: Journal | None = None,
+    ) -> None:
+        self.stop = stop
+        self.finished: dict[int, Exchange] = {}
+        self.held: list[int] = []
+        self._transport = transport
+        self._prompts = prompts
+        self._conditions = conditions
+        self._journal = journal
+        self._ready: dict[int, tuple[str, bytes]] = {}
+        self._in_flight: dict[int, Exchange] = {}
+        self._done = self._broken = self._responses = 0
+        self._ttfts: deque[int] = deque(maxlen=_TTFTS_SHOWN)
+        self._latest: Exchange | None = None
+
+    def prepare(self, numbers: Iterable[int]) -> None:
+        """Serialize these requests ahead; raises ``UserError`` for what can't be asked."""
+        for number in numbers:
+            self._ready[number] = self._request(number)
+
+    def _request(self, number: int) -> tuple[str, bytes]:
+        request_id = str(uuid.uuid4())
+        prompt = self._prompts[number % len(self._prompts)]
+        return request_id, self._transport.dialect.request(prompt, request_id)
+
+    async def ask(self, number: int, due_ns: int) -> None:
+        """Send request ``number``, which was due at ``due_ns``, and wait for its end."""
+        ready = self._ready.pop(number, None)
+        request_id, body = ready or self._request(number)
+        seen = self._in_flight[number] = Exchange(request_id, due_ns)
+        try:
+            await self._transport.stream(body, seen, self._conditions.request_timeout_s)
+        finally:
+            del self._in_flight[number]
+        self.finished[number] = seen
+        self._note(number, seen)
+
+    def _note(self, number: int, seen: Exchange) -> None:
+        self._responses += len(seen.messages)
+        if seen.messages:
+            self._ttfts.append(seen.messages[0][0] - seen.sent_ns)
+            self._latest = seen
+        failed = seen.failure is not None or any(
+            self._transport.dialect.parse(message).error is not None
+            for _, message in seen.messages[-2:]  # an error is the last word, but for a final flag
+        )
+        self._broken += failed
+        limit = self._conditions.stop_after_failures
+        if limit is not None and self._broken >= limit and not self.stop.done():
+            self.stop.set_result(f"{self._broken} requests failed")
+        if number >= 0:
+            self._done += 1
+            if self._journal:
+                self._journal.note(number, seen)
+
+    def look(self, total: int | None) -> Progress:
+        """How far it is of ``total``; called on the event loop's thread."""
+        sample = self._latest.messages[:_SAMPLE] if self._latest else []
+        counts = [self._transport.dialect.parse(message).tokens for _, message in sample]
+        known = [count for count in counts if count is not None]
+        return Progress(
+            done=self._done,
+            total=total,
+            broken=self._broken,
+            in_flight=len(self._in_flight),
+            responses=self._responses + sum(len(e.messages) for e in self._in_flight.values()),
+            tokens_per_response=sum(known) / len(sample) if known else None,
+            ttfts_ns=tuple(self._ttfts),
+        )

@@ -1,0 +1,215 @@
+"""The clock: an order of requests in, exchanges out, on one event loop.
+
+Requests are connected for and serialized before the start; between start and end no answer is read
+and no garbage collected. Whether other loops do the rest of the order is no concern of this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter_ns, process_time_ns
+from typing import TypeAlias
+
+from llm_perf.load.arrivals import Closed, Open, Order
+from llm_perf.load.health import LoopSample
+from llm_perf.load.journal import Journal
+from llm_perf.load.ledger import Ledger
+from llm_perf.load.load import Conditions
+from llm_perf.load.loop import Pacer
+from llm_perf.load.progress import Watch
+from llm_perf.record import Exchange
+from llm_perf.transports import Dialect, Endpoint, connect
+from llm_perf.workload.workload import Prompt
+
+_WATCH_EVERY_S = 0.5
+_PROBE_EVERY_NS = 20_000_000
+_AHEAD = 200_000  # requests serialized before the start: a bound for the memory
+_STREAMS_AHEAD = 1024  # of an open loop, whose streams nobody knows, connections are made for these
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one event loop is to do; it can be sent to another process."""
+
+    endpoint: Endpoint
+    prompts: tuple[Prompt, ...]
+    order: Order
+    conditions: Conditions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job: exchanges by number, how the loop fared, how to read the messages.
+
+    ``stopped`` says why the job ended before its time; what was in flight then is left out.
+    ``held`` are the numbers that ``max_in_flight`` kept from being sent when they were due.
+    """
+
+    exchanges: dict[int, Exchange]
+    sample: LoopSample
+    dialect: Dialect
+    stopped: str | None = None
+    remark: str | None = None
+    held: tuple[int, ...] = ()
+
+
+Begin: TypeAlias = Callable[[], Awaitable[int]]
+"""Called when all is ready; gives the ``perf_counter_ns`` of the start."""
+
+
+async def carry_out(
+    job: Job, stop: asyncio.Future[str] | None = None, begin: Begin | None = None
+) -> Outcome:
+    """Do a job, or what can be done of it before ``stop`` has a result.
+
+    It starts at once unless ``begin`` says when.
+    Raises ``UserError`` when nothing answers at the endpoint, or the model is unknown or unfit.
+    """
+    stop = stop or asyncio.get_running_loop().create_future()
+    conditions, streams = job.conditions, job.order.streams
+    if isinstance(job.order, Open):
+        streams = min(streams, _STREAMS_AHEAD, conditions.max_in_flight)
+    transport = await connect(job.endpoint, max(streams, 1), conditions.defaults)
+    try:
+        with Journal(conditions.journal) if conditions.journal else nullcontext() as journal:
+            ledger = Ledger(transport, job.prompts, conditions, stop, journal)
+            ledger.prepare(_first(job.order, len(job.prompts)))
+            sample = await _run(ledger, job, begin)
+    finally:
+        await transport.close()
+    return Outcome(
+        exchanges=ledger.finished,
+        sample=sample,
+        dialect=transport.dialect,
+        stopped=stop.result() if stop.done() else None,
+        remark=journal.failure if journal else None,
+        held=tuple(ledger.held),
+    )
+
+
+async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
+    lags: list[int] = []
+    watch = job.conditions.watch
+    with _no_collector():
+        start_ns = await begin() if begin else perf_counter_ns()
+        aside = [asyncio.create_task(_probe(start_ns, lags))]
+        if watch:
+            aside.append(asyncio.create_task(_report(ledger, job.order.total, watch)))
+        cpu, wall = process_time_ns(), perf_counter_ns()
+        if isinstance(job.order, Closed):
+            offer = _offer_closed(job.order, ledger, start_ns)
+        else:
+            offer = _offer_open(job.order, job.conditions.max_in_flight, ledger, start_ns)
+        offering = asyncio.create_task(offer)
+        await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
+        cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
+        for task in (offering, *aside):
+            task.cancel()
+        ended = await asyncio.gather(offering, *aside, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):  # a cancellation is none
+            raise error
+    if watch:
+        await asyncio.to_thread(watch, ledger.look(job.order.total))
+    return LoopSample(tuple(lags), cpu, wall)
+
+
+async def _offer_closed(order: Closed, ledger: Ledger, start_ns: int) -> None:
+    numbers = _hand_out(order, start_ns)
+
+    async def slot(offset_ns: int) -> None:
+        await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
+        for number in numbers:
+            if ledger.stop.done():
+                return
+            await ledger.ask(number, perf_counter_ns())  # due as soon as a slot is free
+
+    await asyncio.gather(*(slot(offset_ns) for offset_ns in order.slots))
+
+
+def _hand_out(order: Closed, start_ns: int) -> Iterator[int]:
+    """Give the numbers in turn, as long as their time lasts."""
+    for number in order.warmup:
+        if order.warmup_ns is not None and perf_counter_ns() - start_ns >= order.warmup_ns:
+            break
+        yield number
+    begin_ns = perf_counter_ns()
+    for number in order.numbers:
+        if order.duration_ns is not None and perf_counter_ns() - begin_ns >= order.duration_ns:
+            break
+        yield number
+
+
+async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns: int) -> None:
+    room = asyncio.Semaphore(max_in_flight)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def over(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        room.release()
+        if not task.cancelled() and (error := task.exception()) and not ledger.stop.done():
+            ledger.stop.set_exception(error)
+
+    free_ns = 0  # when there was room again after there had been none
+    try:
+        with closing(Pacer()) as pacer:
+            for number, offset_ns in order.dues:
+                await pacer.until(start_ns + offset_ns)
+                full = room.locked()
+                await room.acquire()
+                free_ns = perf_counter_ns() if full else free_ns
+                if start_ns + offset_ns < free_ns:  # it, or one before it, waited for room
+                    ledger.held.append(number)
+                task = asyncio.create_task(ledger.ask(number, start_ns + offset_ns))
+                tasks.add(task)
+                task.add_done_callback(over)
+                await asyncio.sleep(0)  # it is sent now, and answers are read between sends
+            await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _first(order: Order, prompts: int) -> Iterable[int]:
+    """Number those that are serialized ahead: of an endless order, the data set once."""
+    if isinstance(order, Open):
+        return (number for number, _ in order.dues[:_AHEAD])
+    many = prompts if order.total is None else _AHEAD
+    return (*order.warmup[:prompts], *order.numbers[:many])
+
+
+async def _report(ledger: Ledger, total: int | None, watch: Watch) -> None:
+    while True:
+        await asyncio.to_thread(watch, ledger.look(total))
+        await asyncio.sleep(_WATCH_EVERY_S)
+
+
+async def _probe(start_ns: int, lags: list[int]) -> None:
+    """Note how late the loop comes back from a sleep, fifty times a second."""
+    due = max(start_ns, perf_counter_ns())
+    with closing(Pacer()) as pacer:
+        while True:
+            due += _PROBE_EVERY_NS
+            await pacer.until(due)
+            now = perf_counter_ns()
+            lags.append(now - due)
+            due = max(due, now)  # what a stall has made late counts once
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep the garbage collector from stopping the loop while the clock runs."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()

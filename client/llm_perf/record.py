@@ -1,0 +1,202 @@
+"""What was seen of one request: first as it happens (bytes and times), then read (a record).
+
+``Exchange`` is filled on the hot path and holds raw messages; ``read_records`` turns exchanges
+into records once the clock has stopped. All times are ``time.perf_counter_ns``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import pairwise, starmap
+
+from llm_perf.workload.tokens import Tokenizer
+from llm_perf.workload.workload import Prompt
+
+
+class Status(str, Enum):
+    """How a request ended.
+
+    Answered; failed, with the server's text; broken off after some tokens; out of time; refused
+    before anybody worked on it (nobody listens, or the server said so).
+    """
+
+    OK = "ok"
+    ERROR = "error"
+    CUT = "cut"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request while it runs. ``messages`` are (time, raw bytes); ``failure`` if any."""
+
+    request_id: str
+    scheduled_ns: int = 0
+    sent_ns: int = 0
+    end_ns: int = 0
+    messages: list[tuple[int, bytes]] = field(default_factory=list)
+    failure: tuple[Status, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One message, read."""
+
+    text: bytes = b""  # UTF-8, may end inside a character
+    tokens: int | None = None  # the server's count of the tokens this message adds
+    final: bool = False
+    error: str | None = None
+    # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns, …), and
+    # total_tokens, the whole answer's count so far
+    facts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Carries nothing; a held-back half of a character has no text, but it has tokens."""
+        return not self.text and not self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request, over. ``chunk_ns`` are the times of its non-empty responses.
+
+    Output tokens were counted by the server and by the tokenizer. The server splits its share of
+    TTFT: ``queue_ns`` = first scheduled − arrival, ``prefill_ns`` = first token − first scheduled
+    (TensorRT-LLM's ``return_perf_metrics``).
+    """
+
+    prompt: Prompt
+    request_id: str
+    status: Status
+    error: str | None
+    scheduled_ns: int
+    sent_ns: int
+    end_ns: int
+    chunk_ns: tuple[int, ...]
+    answer: str
+    server_tokens: int | None
+    tokenizer_tokens: int
+    queue_ns: int | None = None
+    prefill_ns: int | None = None
+    kv_cache_reused_blocks: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Answered to its end."""
+        return self.status is Status.OK
+
+    @property
+    def output_tokens(self) -> int:
+        """OSL: the server's own count when it gives one, else the tokenizer's."""
+        return self.tokenizer_tokens if self.server_tokens is None else self.server_tokens
+
+    @property
+    def network_ns(self) -> int | None:
+        """Ensemble and network: TTFT without the server's queue and prefill."""
+        if self.ttft_ns is None or self.queue_ns is None or self.prefill_ns is None:
+            return None
+        return self.ttft_ns - self.queue_ns - self.prefill_ns
+
+    @property
+    def ttft_ns(self) -> int | None:
+        """TTFT = first non-empty response − sent."""
+        return self.chunk_ns[0] - self.sent_ns if self.chunk_ns else None
+
+    @property
+    def latency_ns(self) -> int | None:
+        """Request latency = last non-empty response − sent."""
+        return self.chunk_ns[-1] - self.sent_ns if self.chunk_ns else None
+
+    @property
+    def itl_ns(self) -> float | None:
+        """ITL = (latency − TTFT) / (OSL − 1).
+
+        Undefined for OSL < 2, and for an answer that came in one piece: no interval was seen.
+        """
+        if self.output_tokens < 2 or len(self.chunk_ns) < 2:
+            return None
+        return (self.chunk_ns[-1] - self.chunk_ns[0]) / (self.output_tokens - 1)
+
+    @property
+    def gaps_ns(self) -> list[int]:
+        """Times between neighbouring non-empty responses."""
+        return [later - earlier for earlier, later in pairwise(self.chunk_ns)]
+
+    @property
+    def since_due_ns(self) -> list[int]:
+        """Of each non-empty response its time since the request was due."""
+        return [at - self.scheduled_ns for at in self.chunk_ns]
+
+
+def read_records(
+    exchanges: Sequence[Exchange],
+    prompts: Sequence[Prompt],
+    parse: Callable[[bytes], Chunk],
+    tokenizer: Tokenizer,
+) -> tuple[Record, ...]:
+    """Parse, join and count what was seen; exchange i belongs to prompt i."""
+    chunks = [[parse(message) for _, message in seen.messages] for seen in exchanges]
+    answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
+    counts = tokenizer.count(answers, special=False)
+    return tuple(starmap(_record, zip(prompts, exchanges, chunks, answers, counts, strict=True)))
+
+
+def _record(
+    prompt: Prompt, seen: Exchange, chunks: Sequence[Chunk], answer: str, count: int
+) -> Record:
+    status, error = _outcome(seen, chunks)
+    facts: dict[str, int] = {}
+    for chunk in chunks:
+        facts.update(chunk.facts)  # totals: the last word counts
+    tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
+    stamped = zip(seen.messages, chunks, strict=True)
+    return Record(
+        prompt=prompt,
+        request_id=seen.request_id,
+        status=status,
+        error=error,
+        scheduled_ns=seen.scheduled_ns,
+        sent_ns=seen.sent_ns,
+        end_ns=seen.end_ns,
+        chunk_ns=tuple(at for (at, _), chunk in stamped if not chunk.empty),
+        answer=answer,
+        server_tokens=facts.get("total_tokens", sum(tokens) if tokens else None),
+        tokenizer_tokens=count,
+        queue_ns=_span(facts, "arrival_time_ns", "first_scheduled_time_ns"),
+        prefill_ns=_span(facts, "first_scheduled_time_ns", "first_token_time_ns"),
+        kv_cache_reused_blocks=facts.get("kv_cache_reused_blocks"),
+    )
+
+
+def _span(facts: Mapping[str, int], start: str, end: str) -> int | None:
+    """Nanoseconds between two of the server's times; 0 and −1 stand for none."""
+    first, last = facts.get(start, 0), facts.get(end, 0)
+    return last - first if 0 < first <= last else None
+
+
+def _outcome(exchange: Exchange, chunks: Sequence[Chunk]) -> tuple[Status, str | None]:
+    said = next((chunk.error for chunk in chunks if chunk.error is not None), None)
+    if said is not None:
+        return Status.ERROR, said
+    # a final flag ends the answer: what breaks after it is not the answer's failure
+    if any(chunk.final for chunk in chunks):
+        return Status.OK, None
+    if exchange.failure is not None:
+        return exchange.failure
+    if not chunks:
+        return Status.ERROR, "the stream ended without a response"
+    return Status.OK, None
+
+
+def shifted(seen: Exchange, by_ns: int) -> Exchange:
+    """The same exchange on a clock that is ``by_ns`` ahead."""
+    return replace(
+        seen,
+        scheduled_ns=seen.scheduled_ns + by_ns,
+        sent_ns=seen.sent_ns + by_ns,
+        end_ns=seen.end_ns + by_ns,
+        messages=[(at + by_ns, message) for at, message in seen.messages],
+    )

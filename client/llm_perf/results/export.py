@@ -1,0 +1,127 @@
+"""A run on disk.
+
+For ``NAME.json``: that file has genai-perf's metric keys and says what was measured how,
+``NAME.jsonl`` a line per request; on request ``NAME_answers.jsonl``, for graders, and the folder
+``NAME/``, as genai-perf's: ``profile_export.json`` (perf_analyzer's schema),
+``profile_export_genai_perf.json`` and ``.csv``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from llm_perf.errors import UserError
+from llm_perf.figures.metrics import DEFINITIONS
+from llm_perf.files import write_whole
+from llm_perf.record import Record
+from llm_perf.results.genai_perf import csv_text, genai_perf, perf_analyzer
+from llm_perf.results.run import Run
+
+EXTRAS: Final = ("answers", "genai-perf")
+Line: TypeAlias = dict[str, Any]
+_ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling", "input_tokens")
+_SEEN: Final = (
+    *("request_id", "status", "error", "answer"),
+    *("output_tokens", "server_tokens", "tokenizer_tokens"),
+    *("scheduled_ns", "sent_ns", "chunk_ns", "end_ns"),
+)
+
+
+def export_path(path: str | Path, load_name: str, *, several: bool) -> Path:
+    """Name a load's JSON: ``path`` itself, or of several ``path`` with the load's name.
+
+    ``profile_export.json`` becomes ``profile_export_concurrency4.json``.
+    """
+    path = Path(path)
+    return path.with_name(f"{path.stem}_{load_name}{path.suffix}") if several else path
+
+
+def prepare_folder(path: str | Path) -> None:
+    """Make the folder for ``path`` and see that it takes files; raises ``UserError``.
+
+    Called before a run, so that no run is lost for want of a place to write it.
+    """
+    folder = Path(path).parent
+    try:
+        if Path(path).suffix != ".json":
+            raise UserError("is no .json file", where=path, fix="give a path ending in .json")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"can't be written to: {error.strerror}",
+            where=folder,
+            fix="give another --profile-export-file",
+        ) from error
+
+
+def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple[Path, ...]:
+    """Write ``path``, the jsonl beside it, and ``extras`` (of ``EXTRAS``).
+
+    Each file is there whole or not at all, ``path`` comes last. Gives what was written, ``path``
+    and the jsonl first.
+    """
+    path = Path(path)
+    folder = path.with_suffix("")
+    lines = request_lines(run)
+    texts: dict[Path, Callable[[], str]] = {
+        path: lambda: _dump(run.to_json(), indent=2) + "\n",
+        path.with_suffix(".jsonl"): lambda: _jsonl(lines),
+    }
+    if "answers" in extras:
+        answers = path.with_name(f"{path.stem}_answers.jsonl")
+        texts[answers] = lambda: _jsonl(_for_graders(run, lines))
+    if "genai-perf" in extras:
+        texts[folder / "profile_export.json"] = lambda: _dump(perf_analyzer(run))
+        texts[folder / "profile_export_genai_perf.json"] = lambda: (
+            _dump(genai_perf(run), indent=2) + "\n"
+        )
+        texts[folder / "profile_export_genai_perf.csv"] = lambda: csv_text(run)
+    for file in reversed(texts):
+        text = texts[file]()
+        write_whole(file, lambda to, text=text: to.write(text))  # type: ignore[misc]
+    return tuple(texts)
+
+
+def request_lines(run: Run) -> list[Line]:
+    """Give each request as a line: what was asked, what came, when, and what that makes."""
+    scores = run.accuracy.values if run.accuracy else (None,) * len(run.records)
+    return [_line(record, score) for record, score in zip(run.records, scores, strict=True)]
+
+
+def _for_graders(run: Run, lines: Iterable[Line]) -> Iterator[Line]:
+    """Cut the lines down to what graders outside need."""
+    keys = ("index", "status", "prompt", "answer", "reference", "category", "score")
+    for line in lines:
+        yield {"workload_sha256": run.workload.sha256, **{key: line[key] for key in keys}}
+
+
+def _line(record: Record, score: float | None) -> Line:
+    prompt = record.prompt
+    return {
+        "index": prompt.index,
+        "prompt": prompt.text,
+        **{name: getattr(prompt, name) for name in _ASKED},
+        **{name: getattr(record, name) for name in _SEEN},
+        "score": score,
+        "metrics": _metrics(record) if record.ok else {},
+    }
+
+
+def _metrics(record: Record) -> dict[str, float]:
+    """Every metric that has one value for this request."""
+    known = {key: each.of(record) for key, each in DEFINITIONS.items()}
+    return {key: each[0] for key, each in known.items() if each and key != "inter_chunk_latency"}
+
+
+def _jsonl(lines: Iterable[Line]) -> str:
+    return "".join(_dump(line) + "\n" for line in lines)
+
+
+def _dump(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)

@@ -1,0 +1,165 @@
+"""Runs for the eye: genai-perf's table, below it what is one number per run, and across loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_perf.figures.metrics import ADJUSTED, DEFINITIONS, Metric
+from llm_perf.results.run import Run
+from llm_perf.server.scrape import headline
+
+_COLUMNS: Final = ("avg", "min", "max", "std", "p99", "p90", "p75", "p50", "p25")
+_ROWS: Final = {
+    "time_to_first_token": "Time to first token (ms)",
+    "time_to_first_token_from_schedule": "Time to first token from schedule (ms)",
+    "inter_token_latency": "Inter token latency (ms)",
+    "request_latency": "Request latency (ms)",
+    "request_latency_from_schedule": "Request latency from schedule (ms)",
+    "server_queue_time": "Server: queue (ms)",
+    "server_prefill_time": "Server: prefill (ms)",
+    "ensemble_network_overhead": "Ensemble and network (ms)",
+    "output_sequence_length": "Output sequence length (tokens)",
+    "input_sequence_length": "Input sequence length (tokens)",
+}
+_ACROSS: Final = (
+    ("tokens/s", "output_token_throughput", "avg"),
+    ("requests/s", "request_throughput", "avg"),
+    ("goodput/s", "request_goodput", "avg"),
+    ("tokens/s/user", "output_token_throughput_per_user", "avg"),
+    ("TTFT p50 ms", "time_to_first_token", "p50"),
+    ("TTFT p99 ms", "time_to_first_token", "p99"),
+    ("from schedule p99", "time_to_first_token_from_schedule", "p99"),
+    ("ITL avg ms", "inter_token_latency", "avg"),
+    ("latency p99 ms", "request_latency", "p99"),
+)
+_PLAIN_WIDTH: Final = 160  # a file or a pipe has no width of its own
+_LEAST_WIDTH: Final = 120  # narrower, the figures of a row would fold
+
+
+def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) -> None:
+    """Print the table and its foot, to stdout unless ``file`` is given.
+
+    ``explain`` adds the formula, source and n of every figure.
+    """
+    where = f"{run.endpoint.model} at {run.endpoint.url}"
+    print_table(
+        f"llm_perf | {where} | {run.load.title}",
+        ("Statistic", *_COLUMNS, "n / failed"),
+        _rows(run),
+        (*_foot(run), *(explanations(run) if explain else ())),
+        file,
+    )
+
+
+def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
+    """Print one line per load: throughput against latency."""
+    shown = [each for each in _ACROSS if any(each[1] in run.metrics for run in runs)]
+    heads = ("load", *(head for head, _, _ in shown), "ok / failed")
+    rows = [
+        (
+            run.load.title,
+            *(_figure(run.metrics.get(key, {}), statistic) for _, key, statistic in shown),
+            f"{run.requests_ok} / {run.requests_failed}",
+        )
+        for run in runs
+    ]
+    print_table("llm_perf | all loads", heads, rows, (), file)
+
+
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    foot: Iterable[str],
+    file: TextIO | None = None,
+) -> None:
+    """Print labels and figures, at a terminal's own width if it is enough, then the foot."""
+    console = Console(file=file, highlight=False)
+    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PLAIN_WIDTH
+    table = Table(title=title)
+    table.add_column(heads[0])
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in foot:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def explanations(run: Run) -> Iterator[str]:
+    """Say of each figure of a run how it was computed, after whom, and over how many values."""
+    yield "How each figure is computed:"
+    for key, each in DEFINITIONS.items():
+        if key in run.metrics:
+            n = run.metrics[key].get("count", run.requests_ok)
+            yield f"  {key} ({each.unit}; n = {n}): {each.formula} [{each.source}]"
+    yield (
+        f"  all: answered requests only ({run.requests_ok} of {len(run.records)}); percentiles "
+        "interpolate linearly; std is the population's; clock: time.perf_counter_ns"
+    )
+
+
+def _rows(run: Run) -> Iterator[tuple[str, ...]]:
+    for key, label in _ROWS.items():
+        if (metric := run.metrics.get(key)) is not None:
+            odd = key == "output_sequence_length" and run.token_counts.flagged
+            figures = (_figure(metric, column) for column in _COLUMNS)
+            n = f"{metric['count']} / {run.requests_failed}"
+            yield (label + (" (!)" if odd else ""), *figures, n)
+
+
+def _foot(run: Run) -> Iterator[str]:
+    for key, label in (
+        ("output_token_throughput", "Output token throughput (tokens/s)"),
+        ("request_throughput", "Request throughput (requests/s)"),
+    ):
+        yield f"{label}: {_figure(run.metrics[key], 'avg')}"
+    yield f"Requests ok / failed: {run.requests_ok} / {run.requests_failed}"
+    yield from _adjusted(run)
+    yield from _goodput(run)
+    yield from _scores(run)
+    if run.health:
+        yield f"Client health: {run.health.summary}"
+    if server := headline(run.server_metrics):
+        yield f"Server: {server}"
+    for note in run.notes:
+        yield f"Note: {note}"
+
+
+def _adjusted(run: Run) -> Iterator[str]:
+    """Percentiles over all requests, failed ones taken as infinitely late."""
+    for key, label in _ROWS.items():
+        metric = run.metrics.get(key, {})
+        if metric.get("count") and "adjusted_p99" in metric:
+            figures = ", ".join(f"p{p} {_figure(metric, f'adjusted_p{p}')}" for p in ADJUSTED)
+            yield f"{label}, failures as infinity: {figures}"
+
+
+def _goodput(run: Run) -> Iterator[str]:
+    metric = run.metrics.get("request_goodput")
+    if metric is not None and metric["share"] is not None:
+        share = f"{metric['share']:.1%} of {metric['count']} requests"
+        interval = f"95 % interval {metric['share_low']:.1%} to {metric['share_high']:.1%}"
+        yield f"Goodput (requests/s): {_figure(metric, 'avg')}; {share} ({interval})"
+        yield f"  kept: {metric['limits']}"
+
+
+def _scores(run: Run) -> Iterator[str]:
+    if run.accuracy is None:
+        return
+    name = "exact match" if run.accuracy.scorer == "exact" else run.accuracy.scorer
+    parts = {f"Score ({name})": run.accuracy}
+    parts |= {f"  {category}": score for category, score in run.accuracy.by_category.items()}
+    for label, score in parts.items():
+        interval = f"95 % interval {score.low:.4f} to {score.high:.4f}"
+        yield f"{label}: {score.value:.4f} (n = {score.n}), {interval}"
+
+
+def _figure(metric: Metric, column: str) -> str:
+    value = metric.get(column)
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,.2f}"

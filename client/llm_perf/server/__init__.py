@@ -1,0 +1,1 @@
+"""What a server says of itself: its metrics endpoint and its identity. Knows nothing of a load."""

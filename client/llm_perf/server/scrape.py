@@ -1,0 +1,192 @@
+"""What the server says of itself while it is measured: its Prometheus endpoint in, a summary out.
+
+A thread fetches and keeps bytes; they are read once the clock has stopped. What a server doesn't
+export is simply absent. Knows Triton's names (docs.nvidia.com/deeplearning/triton-inference-server,
+"Metrics"), TensorRT-LLM's ``nv_trt_llm_*``, and those of DCGM's exporter.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import isfinite
+from typing import Any, Final, TypeAlias
+from urllib.error import URLError
+
+from llm_perf.background import Background
+from llm_perf.errors import UserError
+from llm_perf.transports import Endpoint
+
+Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+
+_KEPT: Final = re.compile(r"nv_(gpu|energy|inference|trt_llm)_\w+|DCGM_FI_DEV_\w+|vllm:\w+")
+_SAMPLE: Final = re.compile(
+    r"([A-Za-z_:][\w:]*)(?:\{((?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*",
+    re.ASCII,
+)
+_LABEL: Final = re.compile(r"([A-Za-z_]\w*)\s*=\s*\"((?:[^\"\\]|\\.)*)\"", re.ASCII)
+_ESCAPED: Final = re.compile(r"\\(.)")
+_ESCAPES: Final = {"n": "\n", '"': '"', "\\": "\\"}
+_PATIENCE_S: Final = 2.0
+_DEFAULT_PORT: Final = 8002
+# one figure for each, shown under the table: a gauge's name, labels it has, statistic, text
+_SHOWN: Final[tuple[tuple[str, dict[str, str], str, Callable[[float], str]], ...]] = (
+    ("nv_gpu_utilization", {}, "avg", lambda v: f"GPU utilisation {v:.0%}"),
+    ("nv_gpu_power_usage", {}, "avg", lambda v: f"power {v:.0f} W"),
+    ("nv_gpu_memory_used_bytes", {}, "max", lambda v: f"memory {v / 2**30:.1f} GiB"),
+    (
+        "nv_trt_llm_kv_cache_block_metrics",
+        {"kv_cache_block_type": "used"},
+        "max",
+        lambda v: f"KV-cache blocks at most {v:.0f}",
+    ),
+)
+
+
+class Scraper(Background):
+    """Fetches ``url`` at the start, every ``every_s`` seconds and at the end of its block."""
+
+    def __init__(self, url: str, every_s: float = 1.0) -> None:
+        super().__init__(every_s)
+        self._url = url
+        self._pages: list[bytes] = []
+        self._missed = 0
+
+    def act(self) -> None:
+        """Fetch the page."""
+        page = _get(self._url)
+        if page is None:
+            self._missed += 1
+        else:
+            self._pages.append(page)
+
+    def summary(self) -> dict[str, Any]:
+        """Sum up what was seen; nothing where the endpoint never answered."""
+        if not self._pages:
+            return {}
+        seen = summarise([page.decode(errors="replace") for page in self._pages])
+        return {"url": self._url, "scrapes": len(self._pages), "missed": self._missed, **seen}
+
+
+def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
+    """Say where to scrape: ``url``, else Triton's port 8002 on the endpoint's host.
+
+    ``None`` where nothing was asked for and nothing that knows the model answers there.
+    Raises ``UserError`` when ``url`` doesn't answer.
+    """
+    if url is None:
+        host = endpoint.url.rpartition("://")[2].partition("/")[0].rpartition(":")[0]
+        guess = f"http://{host}:{_DEFAULT_PORT}/metrics"
+        model = f'model="{endpoint.model}"'.encode()
+        return guess if model in (_get(guess) or b"") else None  # another server's may be there
+    asked = url if url.startswith(("http://", "https://")) else f"http://{url}"
+    if _get(asked) is None:
+        raise UserError(
+            f"no metrics at {asked}",
+            where="--server-metrics-url",
+            fix="give the server's Prometheus endpoint, like http://localhost:8002/metrics",
+        )
+    return asked
+
+
+def _get(url: str) -> bytes | None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=_PATIENCE_S) as answer:
+            return bytes(answer.read())
+    except (URLError, OSError, ValueError):
+        return None
+
+
+def parse_metrics(text: str) -> tuple[dict[Series, float], dict[str, str]]:
+    """Read Prometheus' text format: the value of each series, and the type of each family.
+
+    Lines that don't follow it are skipped: one bad exporter must not hide the others.
+    """
+    values: dict[Series, float] = {}
+    types: dict[str, str] = {}
+    for line in text.split("\n"):
+        words = line.split()
+        if words[:2] == ["#", "TYPE"] and len(words) == 4:
+            types[words[2]] = words[3]
+        elif match := _SAMPLE.fullmatch(line):
+            labels = tuple(
+                (key, _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[0]), value))
+                for key, value in _LABEL.findall(match[2] or "")
+            )
+            with suppress(ValueError):
+                values[match[1], labels] = float(match[3])
+    return values, types
+
+
+def summarise(pages: Sequence[str]) -> dict[str, Any]:
+    """Sum up pages in their order: gauges by avg, min and max, counters by their increase.
+
+    Counters that stood still are left out. ``queue_ms_per_request`` is, per Triton model, the
+    increase of its queue time over that of its requests.
+    """
+    types: dict[str, str] = {}
+    seen: dict[Series, list[float]] = {}
+    for values, known in map(parse_metrics, pages):
+        types |= known
+        for series, value in values.items():
+            if _KEPT.fullmatch(series[0]) and isfinite(value):
+                seen.setdefault(series, []).append(value)
+    gauges = [
+        {**_named(series), "avg": sum(v) / len(v), "min": min(v), "max": max(v)}
+        for series, v in seen.items()
+        if types.get(series[0]) == "gauge"
+    ]
+    increases = {
+        series: values[-1] - values[0]
+        for series, values in seen.items()
+        if types.get(series[0]) == "counter" and values[-1] != values[0]
+    }
+    return {
+        "gpus": _gpus(seen),
+        "queue_ms_per_request": _queue_ms(increases),
+        "gauges": gauges,
+        "counters": [{**_named(series), "increase": value} for series, value in increases.items()],
+    }
+
+
+def _named(series: Series) -> dict[str, Any]:
+    return {"name": series[0], "labels": dict(series[1])}
+
+
+def _gpus(seen: Iterable[Series]) -> list[dict[str, str]]:
+    """The GPUs that labels tell of: Triton gives their UUIDs, DCGM their names too."""
+    gpus: dict[str, dict[str, str]] = {}
+    for labels in (dict(pairs) for _, pairs in seen):
+        if uuid := labels.get("gpu_uuid") or labels.get("UUID"):
+            named = {"name": labels["modelName"]} if labels.get("modelName") else {}
+            gpus[uuid] = {"uuid": uuid, **gpus.get(uuid, {}), **named}
+    return [gpus[uuid] for uuid in sorted(gpus)]
+
+
+def _queue_ms(increases: Mapping[Series, float]) -> dict[str, float]:
+    queued: dict[str, float] = defaultdict(float)
+    asked: dict[str, float] = defaultdict(float)
+    for (name, pairs), value in increases.items():
+        model = dict(pairs).get("model", "")
+        if name == "nv_inference_queue_duration_us":
+            queued[model] += value
+        elif name in ("nv_inference_request_success", "nv_inference_request_failure"):
+            asked[model] += value
+    return {model: us / 1000 / asked[model] for model, us in queued.items() if asked[model]}
+
+
+def headline(summary: Mapping[str, Any]) -> str | None:
+    """One line for under the table; ``None`` where there is nothing to say."""
+    parts = []
+    for name, labels, statistic, text in _SHOWN:
+        gauges = (each for each in summary.get("gauges", ()) if each["name"] == name)
+        values = [each[statistic] for each in gauges if labels.items() <= each["labels"].items()]
+        if values:
+            parts.append(text(max(values)))
+    for model, value in summary.get("queue_ms_per_request", {}).items():
+        parts.append(f"queue of {model} {value:.2f} ms/request")
+    return "; ".join(parts) or None

@@ -1,0 +1,167 @@
+"""The seam to servers: an endpoint in, a transport out that carries bytes and stamps times.
+
+A transport moves bytes; its dialect, which is pure, writes requests before the clock starts and
+reads responses after it has stopped. Nothing outside this package asks which kind it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from llm_perf.errors import UserError
+from llm_perf.record import Chunk, Exchange
+from llm_perf.workload.workload import Prompt
+
+# protocol → transport → module; the first is the default. Imported when asked for: gRPC is slow
+# to load.
+_MODULES: Final[dict[str, dict[str, str]]] = {
+    "grpc": {
+        "grpc": "llm_perf.transports.grpc_h2",
+        "tritonclient": "llm_perf.transports.libraries",
+        "grpc.aio": "llm_perf.transports.libraries",
+    },
+    "http": {"http": "llm_perf.transports.triton_http"},
+    "openai": dict.fromkeys(("completions", "chat"), "llm_perf.transports.openai"),
+}
+Headers = tuple[tuple[str, str], ...]
+_PLACE = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+_BASE = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files: who is trusted (the system's when ``None``), and who we are."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens, what it speaks there, and which of its models is meant.
+
+    ``url`` is HOST:PORT; over HTTP it may be a base like ``https://host/v1``. ``headers`` go with
+    every request (gRPC: metadata); ``api_key_env`` names the environment variable of the key.
+    """
+
+    url: str
+    protocol: str
+    model: str
+    transport: str | None = None
+    headers: Headers = ()
+    tls: Tls | None = None
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the place, the protocol and the transport; raises ``UserError``."""
+        if self.protocol not in _MODULES:
+            known = ", ".join(_MODULES)
+            raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
+        place = _PLACE.fullmatch(self.url)
+        right = place is not None and 0 < int(place["port"]) < 65536
+        if not right and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):
+            raise UserError(f"{self.url!r} is no HOST:PORT", fix="write it like localhost:8001")
+        if self.transport is not None and self.transport not in _MODULES[self.protocol]:
+            raise UserError(
+                f"unknown transport {self.transport!r} for {self.protocol}",
+                fix=f"use one of: {', '.join(_MODULES[self.protocol])}",
+            )
+        if self.tls is not None and self.transport == "grpc":
+            raise UserError("the transport grpc is plaintext", fix="use --transport tritonclient")
+
+    @property
+    def chosen(self) -> str:
+        """The transport in use: the one asked for, else the protocol's default."""
+        if self.transport is None and self.protocol == "grpc" and self.tls is not None:
+            return "tritonclient"
+        return self.transport or next(iter(_MODULES[self.protocol]))
+
+    @property
+    def base(self) -> str:
+        """Where HTTP paths begin, without a slash at the end."""
+        if _BASE.fullmatch(self.url):
+            return self.url.rstrip("/")
+        return f"{'http' if self.tls is None else 'https'}://{self.url}"
+
+
+def extra_headers(endpoint: Endpoint) -> Headers:
+    """The user's headers, and the key from the environment as a bearer token; names in lower case.
+
+    Raises ``UserError`` when the variable isn't set.
+    """
+    headers = tuple((name.lower(), value) for name, value in endpoint.headers)
+    if endpoint.api_key_env is None:
+        return headers
+    key = os.environ.get(endpoint.api_key_env)
+    if not key:
+        raise UserError(f"the environment variable {endpoint.api_key_env} is not set")
+    return (*headers, ("authorization", f"Bearer {key}"))
+
+
+class Dialect(Protocol):
+    """How requests are written and responses read. Pure; no network, no clock."""
+
+    def request(self, prompt: Prompt, request_id: str) -> bytes:
+        """Serialize one request; raises ``UserError`` for what this server can't be asked."""
+        ...
+
+    def parse(self, message: bytes) -> Chunk:
+        """Read one message of a response stream; never raises."""
+        ...
+
+
+class Transport(Protocol):
+    """An open, warm connection."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What this server understands."""
+        ...
+
+    async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
+        """Send, and note each message's time and bytes in ``seen`` until the stream ends.
+
+        Fills ``sent_ns``, ``messages``, ``end_ns`` and ``failure``; a failure never raises.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+def no_model(endpoint: Endpoint, known: Mapping[str, object]) -> UserError:
+    """The error for a model that isn't served; ``known`` are names, and why one is not ready."""
+    where = endpoint.url if endpoint.protocol == "grpc" else endpoint.base
+    if endpoint.model in known:
+        return UserError(
+            f"model {endpoint.model!r} at {where} is not ready: {known[endpoint.model]}",
+            fix="wait until it is loaded, or see the server's log",
+        )
+    return UserError(
+        f"the server at {where} has no model {endpoint.model!r}",
+        fix=f"it has: {', '.join(sorted(known))}; choose one with -m"
+        if known
+        else "choose another with -m; the server doesn't tell which it has",
+    )
+
+
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int] | None = None
+) -> Transport:
+    """Connect and warm up for ``streams`` requests at once.
+
+    ``defaults`` are sampling parameters (``end_id``, ``pad_id``) for prompts that leave them out,
+    sent where the server takes them.
+    Raises ``UserError`` when nothing answers there, or the model is unknown or unfit.
+    """
+    module = importlib.import_module(_MODULES[endpoint.protocol][endpoint.chosen])
+    transport: Transport = await module.connect(endpoint, streams, defaults or {})
+    return transport

@@ -1,0 +1,181 @@
+"""Streams over HTTP/1.1: a request's bytes out, the events of its answer and their times in.
+
+Pieces are kept as they come from the socket, and cut into events when the stream has ended; what
+an event says is the dialect's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from time import perf_counter_ns
+from typing import Any, TypeAlias
+
+import aiohttp
+
+from llm_perf.errors import UserError
+from llm_perf.record import Exchange, Status
+from llm_perf.transports import Dialect, Endpoint, extra_headers
+
+Stamped: TypeAlias = list[tuple[int, bytes]]
+_PATIENCE = aiohttp.ClientTimeout(total=10)
+_IDLE_S = 3  # servers hang up after 5 s or more; a request must not meet that
+_BUFFER = 2**20  # bytes; a smaller one stops reading while long answers come
+_TEXT_SHOWN = 300
+
+
+class HttpTransport:
+    """A connection per stream, opened ahead and used again."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._session = session
+        self._url = url
+
+    async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
+        """See ``Transport.stream``."""
+        pieces: Stamped = []
+        sse = False
+        seen.sent_ns = perf_counter_ns()
+        try:
+            async with self._session.post(
+                self._url, data=request, timeout=aiohttp.ClientTimeout(total=timeout_s)
+            ) as answer:
+                sse = answer.content_type == "text/event-stream"
+                _end_with_connection(answer)
+                async for piece in answer.content.iter_any():
+                    pieces.append((perf_counter_ns(), piece))
+                if answer.status != 200:
+                    seen.failure = Status.ERROR, f"HTTP {answer.status}: {_said(_all(pieces))}"
+                    pieces = []
+        except asyncio.TimeoutError:
+            seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
+        except aiohttp.ClientConnectorError as error:
+            seen.failure = Status.REFUSED, f"no connection: {error}"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            seen.failure = Status.ERROR, f"connection lost: {error or type(error).__name__}"
+        seen.end_ns = perf_counter_ns()
+        whole = seen.failure is None
+        if sse:
+            seen.messages = cut_events(pieces, whole)
+        elif whole and pieces:
+            seen.messages = [(pieces[-1][0], _all(pieces))]
+        if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
+            seen.failure = Status.CUT, seen.failure[1]
+
+    async def close(self) -> None:
+        """See ``Transport.close``."""
+        await self._session.close()
+
+
+def _end_with_connection(answer: aiohttp.ClientResponse) -> None:
+    """Make garbage in mid-stream an error: aiohttp closes the connection and tells no reader."""
+    content = answer.content
+
+    def lost(closed: asyncio.Future[None]) -> None:
+        if not closed.cancelled():
+            closed.exception()  # looked at, so that asyncio doesn't print it
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the server sent garbage"))
+
+    protocol = answer.connection.protocol if answer.connection else None
+    if protocol is not None and protocol.closed is not None:
+        protocol.closed.add_done_callback(lost)
+
+
+def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    """A session with the endpoint's headers and TLS; raises ``UserError``."""
+    tls: ssl.SSLContext | bool = True
+    if endpoint.tls is not None:
+        try:
+            tls = ssl.create_default_context(cafile=endpoint.tls.ca)
+            if endpoint.tls.cert is not None:
+                tls.load_cert_chain(endpoint.tls.cert, endpoint.tls.key)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(
+                f"a TLS file can't be read: {error}", fix="give PEM files with --ssl-*"
+            ) from error
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=tls),
+        headers={"content-type": "application/json", **dict(extra_headers(endpoint))},
+        read_bufsize=_BUFFER,
+        auto_decompress=False,
+        skip_auto_headers=("accept-encoding",),
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession, endpoint: Endpoint, path: str, method: str = "GET"
+) -> tuple[int, Any]:
+    """A call before the clock starts: status and JSON, or the text where it is none.
+
+    Raises ``UserError`` when nobody answers.
+    """
+    try:
+        async with session.request(method, endpoint.base + path, timeout=_PATIENCE) as answer:
+            body = await answer.read()
+            status = answer.status
+    except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
+        foreign = isinstance(error, aiohttp.ClientResponseError)
+        why = "what listens there speaks no HTTP" if foreign else str(error) or "no answer in time"
+        raise UserError(
+            f"no HTTP server answers at {endpoint.base} ({why})",
+            fix="start it, or give its host and HTTP port with -u",
+        ) from error
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, _said(body)
+
+
+async def warm(session: aiohttp.ClientSession, endpoint: Endpoint, path: str, streams: int) -> None:
+    """Open a connection per stream, so that no request waits for one; any answer will do."""
+    asked = [ask(session, endpoint, path) for _ in range(streams)]
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+def cut_events(pieces: Stamped, whole: bool) -> Stamped:
+    """The data of server-sent events (WHATWG HTML §9.2), each at the time of its last byte.
+
+    The end of a ``whole`` stream ends its last event too.
+    """
+    if whole and pieces:
+        pieces = [*pieces, (pieces[-1][0], b"\n\n")]
+    events: Stamped = []
+    rest, data = b"", []
+    for at, piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                events.append((at, b"\n".join(data)))
+                data = []
+    return events
+
+
+def _all(pieces: Stamped) -> bytes:
+    return b"".join(piece for _, piece in pieces)
+
+
+def error_text(answer: Any) -> str | None:
+    """What a JSON answer says is wrong, if it does: OpenAI's shape, vLLM's, or Triton's."""
+    if not isinstance(answer, dict):
+        return None
+    error = answer.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    elif answer.get("object") == "error":
+        error = answer.get("message", answer)
+    return None if error is None else str(error)
+
+
+def _said(body: bytes) -> str:
+    """The error in an answer, or its beginning."""
+    try:
+        text = error_text(json.loads(body))
+    except ValueError:
+        text = None
+    return text or body.decode(errors="replace")[:_TEXT_SHOWN] or "no text"

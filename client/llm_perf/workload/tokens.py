@@ -1,0 +1,114 @@
+"""The model's tokenizer, here to count and to know its vocabulary: text in, numbers out.
+
+Reads ``tokenizer.json`` with the Rust ``tokenizers`` library; nothing else of the model is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_perf.errors import UserError
+
+_BATCH = 1024  # encodings keep offsets and more; a batch bounds what lives at once
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Counts tokens as the model would see them."""
+
+    path: Path
+    _encoder: Any
+
+    def count(self, texts: Sequence[str], *, special: bool) -> list[int]:
+        """Tokens per text; ``special`` adds what the model wants around a prompt (BOS, …)."""
+        counts: list[int] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            encodings = self._encoder.encode_batch_fast(batch, add_special_tokens=special)
+            counts += [len(encoding) for encoding in encodings]
+        return counts
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of one text."""
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def token(self, number: int) -> str:
+        """The token with this id as the vocabulary spells it."""
+        return str(self._encoder.id_to_token(number))
+
+    def vocabulary(self) -> list[str]:
+        """The text of each token by itself, special tokens left out; the order is the ids'."""
+        ids = sorted(self._encoder.get_vocab(with_added_tokens=False).values())
+        texts: list[str] = self._encoder.decode_batch([[each] for each in ids])
+        return texts
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load ``tokenizer.json``, given itself or by its folder.
+
+    Raises ``UserError`` with the file's name when it is not there or does not load.
+    """
+    from tokenizers import Tokenizer as Encoder
+
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            "no such tokenizer file",
+            where=file,
+            fix="give the model's folder with its tokenizer.json (transformers' "
+            "AutoTokenizer(…).save_pretrained writes one)",
+        )
+    try:
+        encoder = Encoder.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(
+            f"the tokenizer does not load: {error}",
+            where=file,
+            fix="give a tokenizer.json that this release of tokenizers reads",
+        ) from error
+    encoder.no_padding()
+    encoder.no_truncation()  # some files carry a limit, and counts must not
+    return Tokenizer(file, encoder)
+
+
+def stop_ids(path: Path) -> dict[str, int]:
+    """``end_id`` and ``pad_id`` of the model whose ``tokenizer.json`` this is.
+
+    From ``eos_token_id`` and ``pad_token_id`` of ``generation_config.json``, else ``config.json``.
+    Of several ends the tokenizer's own ``eos_token`` counts, else the first; without a pad the end
+    pads. Empty where the files don't say: the server then has to know by itself where to stop.
+    """
+    known = {**_read(path, "config.json"), **_read(path, "generation_config.json")}
+    ends = known.get("eos_token_id")
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
+    if not ends:
+        return {}
+    own = _own_end(path) if len(ends) > 1 else None
+    end = next((end for end in ends if end == own), ends[0])
+    pad = known.get("pad_token_id")
+    return {"end_id": end, "pad_id": pad if type(pad) is int else end}
+
+
+def _own_end(path: Path) -> int | None:
+    """The id of ``eos_token`` in ``tokenizer_config.json``."""
+    name = _read(path, "tokenizer_config.json").get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    added = _read(path, path.name).get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    return next((token.get("id") for token in tokens if token.get("content") == name), None)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.with_name(name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # a null says no more than a missing key does
+    known = config if isinstance(config, dict) else {}
+    return {key: value for key, value in known.items() if value is not None}

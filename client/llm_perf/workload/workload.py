@@ -1,0 +1,218 @@
+"""The prompts of a run: a data set or lengths in, prompts with token counts and a hash out.
+
+Knows nothing of servers or time. Formats are ``datasets``' affair, texts that are made up
+``synthetic``'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_perf.errors import UserError
+from llm_perf.workload.datasets import Line, read_lines
+from llm_perf.workload.synthetic import Lengths, make_texts
+from llm_perf.workload.tokens import Tokenizer, load_tokenizer
+
+DEFAULT_MAX_TOKENS = 512
+_BLOCK = 512  # tokens that one of mooncake's hash_ids stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to make. ``input_tokens`` counts special tokens too: the model sees them.
+
+    ``sampling`` has canonical keys (``datasets.SAMPLING``), ``at_s`` is when a trace sent it,
+    in seconds from the trace's start; ``messages`` are the chat it came from, if any.
+    """
+
+    index: int
+    text: str
+    input_tokens: int
+    max_tokens: int
+    reference: str | None = None
+    category: str | None = None
+    min_tokens: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    at_s: float | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether the answer has to have exactly ``max_tokens``."""
+        return self.min_tokens == self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The prompts, in the order they are sent; ``sha256`` is over everything that is sent.
+
+    ``source`` says where they came from, ``seed`` what was drawn with it, if anything was.
+    """
+
+    source: str
+    prompts: tuple[Prompt, ...]
+    sha256: str
+    tokenizer: Tokenizer = field(repr=False, compare=False)
+    seed: int | None = None
+
+
+def load_workload(
+    path: str | Path,
+    tokenizer_path: str | Path,
+    max_tokens: int | None = None,
+    limit: int | None = None,
+    *,
+    output_tokens: Lengths | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    chat_template: bool = False,
+    seed: int = 0,
+) -> Workload:
+    """Read, check and tokenize the prompts; only the first ``limit`` of them when given.
+
+    ``max_tokens`` and ``sampling`` override the lines' own; where no limit is given it is
+    ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
+    ``seed``. ``chat_template`` renders each prompt as a chat of the model.
+    Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
+    """
+    tokenizer = load_tokenizer(tokenizer_path)
+    lines = _in_trace_order(read_lines(path)[:limit], path)
+    random = np.random.default_rng(seed)
+    bare = [line for line in lines if not line.text]
+    if bare:
+        lines = _with_texts(lines, tokenizer, random)
+    if chat_template:
+        lines = _as_chats(lines, tokenizer_path, tokenizer)
+    lengths = output_tokens.draw(len(lines), random) if output_tokens else None
+    prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {})
+    drawn = seed if output_tokens or bare else None
+    return Workload(str(path), prompts, _hash(prompts), tokenizer, drawn)
+
+
+def synthetic_workload(
+    tokenizer_path: str | Path,
+    isl: Lengths,
+    osl: Lengths,
+    n: int,
+    *,
+    shared_prefix_tokens: int = 0,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Workload:
+    """Make up ``n`` prompts of exactly ``isl`` tokens that ask for exactly ``osl``.
+
+    The first ``shared_prefix_tokens`` are the same in all. Raises ``UserError`` when the
+    tokenizer doesn't load or can't give such lengths.
+    """
+    if shared_prefix_tokens >= isl.mean:
+        raise UserError(
+            f"{shared_prefix_tokens} tokens leave nothing of a prompt of {isl.mean}",
+            where="--shared-prefix-tokens",
+            fix="make the prefix shorter than --isl",
+        )
+    tokenizer = load_tokenizer(tokenizer_path)
+    random = np.random.default_rng(seed)
+    wanted = isl.draw(n, random, least=shared_prefix_tokens + 1)
+    lengths = osl.draw(n, random)
+    prefix = [(0, shared_prefix_tokens)] if shared_prefix_tokens else []
+    texts = make_texts(tokenizer, [(length, prefix) for length in wanted], random)
+    lines = [Line(text) for text in texts]
+    prompts = _prompts(lines, tokenizer, None, lengths, sampling or {})
+    shared = f", shared prefix {shared_prefix_tokens}" if shared_prefix_tokens else ""
+    source = f"synthetic: ISL {isl}, OSL {osl}{shared}"
+    return Workload(source, prompts, _hash(prompts), tokenizer, seed)
+
+
+def _prompts(
+    lines: Sequence[Line],
+    tokenizer: Tokenizer,
+    max_tokens: int | None,
+    lengths: Sequence[int] | None,
+    sampling: Mapping[str, Any],
+) -> tuple[Prompt, ...]:
+    counts = tokenizer.count([line.text for line in lines], special=True)
+    start_ms = min((line.timestamp_ms or 0.0 for line in lines), default=0.0)
+    prompts = []
+    for index, (line, count) in enumerate(zip(lines, counts, strict=True)):
+        limit = lengths[index] if lengths else max_tokens or line.max_tokens or DEFAULT_MAX_TOKENS
+        least = limit if lengths else line.min_tokens
+        at_ms = line.timestamp_ms
+        prompts.append(
+            Prompt(
+                index=index,
+                text=line.text,
+                input_tokens=count,
+                max_tokens=limit,
+                reference=line.reference,
+                category=line.category,
+                min_tokens=None if least is None else min(least, limit),
+                sampling={**line.sampling, **sampling},
+                at_s=None if at_ms is None else (at_ms - start_ms) / 1000,
+                messages=line.messages,
+            )
+        )
+    return tuple(prompts)
+
+
+def _in_trace_order(lines: list[Line], path: str | Path) -> list[Line]:
+    """Sort a trace by its timestamps; all lines have one, or none has."""
+    stamped = sum(line.timestamp_ms is not None for line in lines)
+    if stamped not in (0, len(lines)):
+        raise UserError(
+            f"{stamped} of {len(lines)} lines have a timestamp",
+            where=path,
+            fix="give every line one, or none",
+        )
+    return sorted(lines, key=lambda line: line.timestamp_ms or 0.0)
+
+
+def _with_texts(
+    lines: Sequence[Line], tokenizer: Tokenizer, random: np.random.Generator
+) -> list[Line]:
+    """Make up the texts of lines that only say how long they are."""
+    wanted = [
+        (n, [(block, _BLOCK) for block in line.blocks[: (n - 1) // _BLOCK]])
+        for line in lines
+        if (n := line.input_tokens)
+    ]
+    texts = iter(make_texts(tokenizer, wanted, random))
+    return [line if line.text else replace(line, text=next(texts)) for line in lines]
+
+
+def _as_chats(
+    lines: Sequence[Line], tokenizer_path: str | Path, tokenizer: Tokenizer
+) -> list[Line]:
+    from llm_perf.workload.chat import load_chat_template
+
+    render = load_chat_template(tokenizer_path)
+    chats = [line.messages or ({"role": "user", "content": line.text},) for line in lines]
+    texts = [_once_begun(render(chat), tokenizer) for chat in chats]
+    return [
+        replace(line, text=text, messages=chat)
+        for line, text, chat in zip(lines, texts, chats, strict=True)
+    ]
+
+
+def _once_begun(text: str, tokenizer: Tokenizer) -> str:
+    """Take the template's BOS away where the tokenizer would put a second one before it."""
+    ids = tokenizer.encode(text, special=True)
+    bare = tokenizer.encode(text, special=False)
+    doubled = len(ids) > len(bare) and ids[:2] == [bare[0], bare[0]]
+    return text.removeprefix(tokenizer.token(bare[0])) if doubled else text
+
+
+def _hash(prompts: tuple[Prompt, ...]) -> str:
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        sent = [
+            *(prompt.text, prompt.max_tokens, prompt.min_tokens, prompt.reference),
+            *(prompt.category, prompt.sampling, prompt.at_s, prompt.messages),
+        ]
+        digest.update(json.dumps(sent, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,1 +1,0 @@
-"""From one deployment file to TensorRT-LLM checkpoints, engines, Triton repositories, servers."""

@@ -1,0 +1,5 @@
+"""``python -m trtllm_deploy``."""
+
+from trtllm_deploy.cli.main import main
+
+main()

@@ -1,0 +1,48 @@
+"""The seam between a cell and what serves it: one protocol, three ways.
+
+A backend says what checkpoint it takes, what its engine is, how that is made, and what Triton gets
+to see. It knows nothing of the store or of other cells; nothing else asks which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
+from trtllm_deploy.backends.llmapi import LlmApiBackend
+from trtllm_deploy.backends.reference import ReferenceBackend
+from trtllm_deploy.backends.tensorrt import TensorrtBackend
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
+
+
+class Backend(Protocol):
+    """One way to turn a checkpoint into something that serves."""
+
+    checkpoint_kind: Literal["trtllm", "hf"]
+    compiles: bool
+    """an engine is built on the GPUs that will serve it, and is for their kind only"""
+
+    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+        """Refuse what can't work, before anything is made. Raises UserError with line and fix."""
+
+    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
+        """What an engine is made with; part of its key."""
+
+    def command(self, job: EngineJob) -> tuple[str, ...] | None:
+        """The command line that makes the engine; None where no process is needed."""
+
+    def make_engine(self, job: EngineJob, log_file: Path, on_line: Callable[[str], None]) -> None:
+        """Fill ``job.target`` with the engine and check it. Raises UserError."""
+
+    def make_repository(self, job: RepositoryJob) -> None:
+        """Fill ``job.target`` with Triton's model repository. Raises UserError."""
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "reference": ReferenceBackend(),
+    "tensorrt": TensorrtBackend(),
+    "llmapi": LlmApiBackend(),
+}

@@ -1,0 +1,35 @@
+"""An engine where nothing is compiled: a ``config.json`` of trtllm-build's shape, and a link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from trtllm_deploy.backends.jobs import EngineJob
+from trtllm_deploy.machine.json_files import read_json_object, write_json
+
+
+class LinkedEngine:
+    """An engine that is no more than its config.json and a link to its checkpoint."""
+
+    compiles = False
+
+    def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
+        """None: two files are written."""
+        return None
+
+    def make_engine(
+        self,
+        job: EngineJob,
+        log_file: Path,  # noqa: ARG002
+        on_line: Callable[[str], None],  # noqa: ARG002
+    ) -> None:
+        """Write config.json and ``checkpoint``, a link that is relative to the finished folder."""
+        config = {
+            "version": job.release,
+            "pretrained_config": read_json_object(job.checkpoint / "config.json"),
+            "build_config": job.build_config,
+        }
+        write_json(job.target / "config.json", config)
+        (job.target / "checkpoint").symlink_to(os.path.relpath(job.checkpoint, job.target))

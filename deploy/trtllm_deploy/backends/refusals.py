@@ -1,0 +1,113 @@
+"""Combinations that TensorRT-LLM fails on late: refused before the first GPU-second.
+
+In: the deployment file, its cells and the GPUs. Out: nothing, or what is wrong and how to mend it.
+Sources: TensorRT-LLM issues 2166 and 2894 (reuse needs paged context FMHA; not with an int8 KV
+cache in 0.11.0), 2702 (prompts longer than max_num_tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_perf.errors import UserError
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.releases.release import load_release
+from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
+from trtllm_deploy.spec.located import KeyPath
+from trtllm_deploy.spec.precision import PRECISIONS
+
+FP8_SM = 89
+"""The first compute capability with fp8 matrix units, that of Ada."""
+
+
+def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+    """Check every cell. Raises UserError with the line of the key that asks for what can't be."""
+    if len({gpu.capability for gpu in gpus}) > 1:
+        kinds = ", ".join(sorted({gpu.name for gpu in gpus}))
+        raise UserError(
+            f"these GPUs are of different kinds: {kinds}", fix="choose some of one kind with --gpus"
+        )
+    _refuse_kv_cache(file)
+    refuse_fp8(file, cells, gpus)
+    for cell in cells:
+        _refuse_context(file, cell)
+        _refuse_small_limits(file, cell)
+
+
+def can_do(precision: str, kv_cache_dtype: str | None, gpus: Sequence[Gpu]) -> bool:
+    """Whether these GPUs can run a precision; GPUs that aren't known can."""
+    wants_fp8 = PRECISIONS[precision].wants_fp8 or kv_cache_dtype == "fp8"
+    return not wants_fp8 or all(gpu.sm >= FP8_SM for gpu in gpus)
+
+
+def refuse_fp8(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+    """Raises UserError for a cell in fp8, or with an fp8 KV cache, on a GPU that can't."""
+    for precision in {cell.precision for cell in cells}:
+        if can_do(precision, file.deployment.kv_cache_dtype.get(precision), gpus):
+            continue
+        gpu = min(gpus, key=lambda each: each.sm)
+        raise file.error(
+            ("precisions",),
+            f"{precision} needs compute capability 8.9 or more, {gpu.name} has {gpu.capability}",
+            "remove it, or write 'fallback: fp16'",
+        )
+
+
+def _refuse_kv_cache(file: DeploymentFile) -> None:
+    spec = file.deployment
+    if not spec.triton.enable_kv_cache_reuse:
+        return
+    if "int8_kv_cache_reuse" in load_release(spec.release).cannot:
+        for precision in spec.precisions:
+            if spec.kv_cache_dtype.get(precision) == "int8":
+                raise file.error(
+                    ("kv_cache_dtype", precision),
+                    f"TensorRT-LLM {spec.release} can't reuse an int8 KV cache",
+                    "remove it, or write 'enable_kv_cache_reuse: false'",
+                )
+
+
+def _refuse_context(file: DeploymentFile, cell: Cell) -> None:
+    triton = file.deployment.triton
+    chunked = bool(triton.enable_chunked_context)
+    for wish in ("enable_kv_cache_reuse", "enable_chunked_context"):
+        if getattr(triton, wish) and file.flag(cell, "use_paged_context_fmha") != "enable":
+            given = "use_paged_context_fmha" in file.given_flags(cell)
+            by = "in this file" if given else f"by default in {file.deployment.release}"
+            raise file.error(
+                ("triton", wish),
+                f"needs use_paged_context_fmha, which is off {by}",
+                "write 'use_paged_context_fmha: enable' under 'build:'",
+            )
+    tokens = file.flag(cell, "max_num_tokens")
+    if not chunked and tokens is not None and cell.isl > tokens:
+        key = _where(file, "max_num_tokens", ("matrix", "isl_osl"))
+        raise file.error(
+            key,
+            f"a prompt of {cell.isl} tokens doesn't fit a step of max_num_tokens {tokens}",
+            f"write max_num_tokens: {cell.isl}, or enable_chunked_context: true under 'triton:'",
+        )
+
+
+def _refuse_small_limits(file: DeploymentFile, cell: Cell) -> None:
+    needed = {
+        "max_batch_size": cell.max_batch_size,
+        "max_input_len": cell.isl,
+        "max_seq_len": cell.isl + cell.osl,
+    }
+    for name, least in needed.items():
+        value = file.flag(cell, name)
+        if value is not None and value < least:
+            raise file.error(
+                _where(file, name, ("build",)),
+                f"{value} is less than the {least} of {cell.name}",
+                "remove it: the cell says it",
+            )
+
+
+def _where(file: DeploymentFile, flag: str, otherwise: KeyPath) -> KeyPath:
+    """The key that decides a flag: in ``build:``, in the matrix, or another one."""
+    spec = file.deployment
+    if flag in spec.build:
+        return ("build", flag)
+    return ("matrix", flag) if flag in (spec.matrix.model_extra or {}) else otherwise

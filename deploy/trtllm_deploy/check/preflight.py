@@ -1,0 +1,51 @@
+"""Preflight: what will go wrong with a model repository, said before it is launched.
+
+In: a repository, by whatever tool it was made, and how it is to be launched. Out: findings. The
+rules are in preflight_repository.py and preflight_engine.py, their texts in preflight.yaml.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trtllm_deploy.check import engine_rules as preflight_engine
+from trtllm_deploy.check import repository_rules as preflight_repository
+from trtllm_deploy.check.doctor import installed
+from trtllm_deploy.check.facts import Launch, read_facts
+from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.machine.gpu import gpus
+
+
+def here(only: Collection[str] = (), **asked: Any) -> Launch:
+    """A launch on this machine, with ``only`` these of its GPUs if any are named.
+
+    ``asked`` are other fields of the value; what isn't known isn't checked.
+    """
+    size, locked = None, resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    with suppress(OSError):
+        size = shutil.disk_usage("/dev/shm").total
+    return Launch(
+        gpus=tuple(gpu for gpu in gpus() if not only or str(gpu.index) in only),
+        tensorrt_llm=installed("tensorrt-llm"),
+        shared_memory=size,
+        locked_memory=locked,
+        **asked,
+    )
+
+
+def judge(repository: Path, launch: Launch) -> list[Finding]:
+    """What every rule finds in a repository, and in the engines that it names; each once."""
+    findings: list[Finding] = []
+    for facts in read_facts(repository, launch):
+        findings += facts.unreadable
+        for rule in preflight_repository.RULES:
+            findings += rule(facts)
+        if facts.llm and facts.engine:
+            for about_engine in preflight_engine.RULES:
+                findings += about_engine(facts, facts.llm, facts.engine)
+    return list(dict.fromkeys(findings))

@@ -1,0 +1,124 @@
+"""A TensorRT-LLM checkpoint read back into a Hugging Face model.
+
+Comes in: a checkpoint folder. Goes out: one model on one device that computes what TensorRT-LLM
+would: weights as quantized, activations and KV cache rounded where the engine rounds them. The
+model is built from the checkpoint alone, so a wrong or missing field shows. Knows nothing of
+tokenizers, end tokens or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.tensors import (
+    CheckpointTensors,
+    InputRounding,
+    KvRounding,
+    LayerTensors,
+)
+
+_FP8_MAX = 448.0  # largest e4m3 value
+_ATTENTIONS = ("sdpa", "paged|sdpa")
+
+
+def load_model(checkpoint_dir: Path, *, device: str = "cpu") -> Any:
+    """The checkpoint as a ``transformers.PreTrainedModel``, in evaluation mode.
+
+    It computes in the checkpoint's own type, but in float32 on the CPU, where half precision is
+    slow: the weights are still those of the checkpoint, exactly. Raises UserError: the checkpoint
+    isn't complete, names the file and what it lacks.
+    """
+    tensors = CheckpointTensors(checkpoint_dir)
+    cpu = torch.device(device).type == "cpu"
+    dtype = torch.float32 if cpu else getattr(torch, tensors.fields["dtype"])
+    architecture = getattr(transformers, tensors.fields["architecture"])
+    model, report = architecture.from_pretrained(
+        None,
+        config=tensors.config,
+        state_dict={name: tensor.to(dtype) for name, tensor in _weights(tensors)},
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            name = sorted(map(str, report[problem]))[0]
+            raise UserError(f"{problem.replace('_', ' ')}: {name}", where=checkpoint_dir)
+    for index, layer in enumerate(model.model.layers):
+        round_layer(layer, tensors, index)
+    model.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def _weights(tensors: LayerTensors) -> Iterator[tuple[str, Tensor]]:
+    yield from tensors.outer().items()
+    for index in range(tensors.config.num_hidden_layers):
+        for name, tensor in tensors.layer(index).items():
+            yield f"model.layers.{index}.{name}", tensor
+
+
+def round_layer(layer: nn.Module, tensors: LayerTensors, index: int) -> None:
+    """Make a decoder layer round its activations and its KV cache as the engine does."""
+    for name, rounding in tensors.roundings(index).items():
+        _round_input(layer.get_submodule(name), rounding)
+    kv = tensors.kv_rounding(index)
+    if kv is not None:
+        _round_kv_cache(layer.get_submodule("self_attn"), kv)
+
+
+def _round_input(linear: nn.Module, rounding: InputRounding) -> None:
+    """Make a linear round its input first, as the quantized kernel does."""
+    if rounding.smoothing is not None:
+        linear.register_buffer("smoothing", rounding.smoothing, persistent=False)
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        x = inputs[0]
+        if rounding.smoothing is not None:
+            x = x * module.smoothing.to(x)  # type: ignore[operator]
+        return (x if rounding.scale is None else round_to(x, rounding.kind, rounding.scale),)
+
+    linear.register_forward_pre_hook(hook)
+
+
+def _round_kv_cache(attention: nn.Module, rounding: KvRounding) -> None:
+    """Make an attention see its keys (after the rotation) and values as the cache keeps them.
+
+    transformers chooses the attention function by name, for the whole process; so the function of
+    that name looks at the module, and does nothing new for one that keeps its cache whole.
+    """
+    attention.kv_rounding = rounding  # type: ignore[assignment]
+    for name in _ATTENTIONS:
+        function = ALL_ATTENTION_FUNCTIONS[name]
+        if not getattr(function, "rounds_kv", False):
+            ALL_ATTENTION_FUNCTIONS[name] = _rounding_kv(function)
+
+
+def _rounding_kv(function: Callable[..., Any]) -> Callable[..., Any]:
+    def rounded(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
+    ) -> Any:
+        rounding = getattr(module, "kv_rounding", None)
+        if isinstance(rounding, KvRounding):
+            key = round_to(key, rounding.kind, rounding.k_scale)
+            value = round_to(value, rounding.kind, rounding.v_scale)
+        return function(module, query, key, value, *rest, **more)
+
+    rounded.rounds_kv = True  # type: ignore[attr-defined]
+    return rounded
+
+
+def round_to(x: Tensor, kind: str, scale: float) -> Tensor:
+    """``x`` rounded to ``scale`` times the nearest e4m3 (fp8) or integer (int8) value, clipped."""
+    steps = x.float() / scale
+    if kind == "fp8":
+        steps = steps.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).float()
+    else:
+        steps = steps.round().clamp(-128, 127)
+    return (steps * scale).to(x.dtype)

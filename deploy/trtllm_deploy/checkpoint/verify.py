@@ -1,0 +1,252 @@
+"""Verification: a new checkpoint, read back, against the model it was made from.
+
+Comes in: both folders and token ids of some prompts. Goes out: a report (shares, errors,
+perplexities), or the reason why the checkpoint isn't the model, with the likely cause. Both are
+computed in float32, layer by layer, so that neither has to fit into memory. Knows nothing of how
+the checkpoint was made.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.faults import Split, activation_fault, weight_error, weight_faults
+from trtllm_deploy.checkpoint.layerwise import hidden_states
+from trtllm_deploy.checkpoint.source_tensors import SourceTensors
+from trtllm_deploy.checkpoint.tensors import CheckpointTensors, InputRounding, LayerTensors
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG, config_differences
+from trtllm_deploy.machine.json_files import read_json_object
+from trtllm_deploy.spec.precision import Precision
+
+REPORT = "verify.json"
+_RANGE = {"fp8": 448.0, "int8": 127.0}  # steps from zero to the largest number
+_BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")  # linears that ranks split by input channel
+_EVENLY = ("self_attn.k_proj", "self_attn.v_proj")  # with fewer heads than ranks, repeated
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What the two passes saw beside hidden states."""
+
+    faults: list[str] = field(default_factory=list)
+    seen: dict[str, float] = field(default_factory=dict)
+    worst_weight: tuple[float, str] = (0.0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to verify.
+
+    ``prompts`` are token ids. ``measured`` is the largest input of each linear that calibration
+    saw, by its name in the model, where that is known. ``min_top1`` is the share of positions at
+    which both must have the same top token.
+    """
+
+    model_dir: Path
+    checkpoint_dir: Path
+    precision: Precision
+    prompts: Sequence[Sequence[int]]
+    min_top1: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+    kv_cache_dtype: str | None = None
+    as_hf: bool = False
+
+
+def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
+    """The report of a checkpoint that passes.
+
+    It needs memory for the embedding, the head, one layer and the prompts' logits, one prompt at a
+    time. Reads both checkpoints from disk, the original twice. Raises UserError: it isn't the model
+    that it was made from; says the likely cause.
+    """
+    started = time.monotonic()
+    source = SourceTensors(task.model_dir)
+    if not task.as_hf:
+        _check_config(task, source.config.to_dict())
+    checkpoint: LayerTensors
+    checkpoint = (SourceTensors if task.as_hf else CheckpointTensors)(task.checkpoint_dir)
+    ids, mask = _padded(task.prompts)
+    findings = _Findings()
+
+    def watch(index: int, layer: nn.Module, _: Mapping[str, Tensor]) -> None:
+        for name, rounding in checkpoint.roundings(index).items():
+            key = f"model.layers.{index}.{name}"
+            layer.get_submodule(name).register_forward_pre_hook(
+                lambda _, inputs, key=key, rounding=rounding: findings.seen.update(
+                    {key: _largest(inputs[0], rounding, mask)}
+                )
+            )
+
+    def compare(index: int, _: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        _compare_layer(task, checkpoint, index, weights, source.layer(index), findings)
+
+    original = hidden_states(source, ids, device, watch)
+    read_back = hidden_states(checkpoint, ids, device, compare)
+    _check_activations(task, checkpoint, findings)
+    heads = tuple(each.outer()["lm_head.weight"].to(device) for each in (source, checkpoint))
+    figures = _compare_logits(task.prompts, (original, read_back), heads)
+    report = {
+        "precision": task.precision.name,
+        "kv_cache_dtype": task.kv_cache_dtype,
+        "min_top1": task.min_top1,
+        **figures,
+        "worst_weight": {"tensor": findings.worst_weight[1], "error": findings.worst_weight[0]},
+        "device": device,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    _judge(task, report, findings)
+    return report
+
+
+def _check_config(task: Task, hf_config: Mapping[str, Any]) -> None:
+    file = task.checkpoint_dir / CONFIG
+    differences = config_differences(read_json_object(file), hf_config)
+    if differences:
+        raise UserError(f"the checkpoint isn't the model: {'; '.join(differences)}", where=file)
+
+
+def _judge(task: Task, report: Mapping[str, Any], findings: _Findings) -> None:
+    top1 = report["top1"]
+    failed = not top1 >= task.min_top1  # also when it isn't a number
+    if not findings.faults and not failed:
+        return
+    agree = f"top tokens agree at {top1:.1%} of {report['positions']} positions"
+    if findings.faults:
+        more = f" (and {len(findings.faults) - 1} more)" if len(findings.faults) > 1 else ""
+        cause = f"likely cause: {findings.faults[0]}{more}"
+    else:
+        cause = f"{task.min_top1:.1%} are asked for; likely cause: {_no_fault(task, findings)}"
+    raise UserError(
+        f"the checkpoint isn't the model it was made from: {agree}; {cause}",
+        where=task.checkpoint_dir,
+        fix="make the checkpoint again" if findings.faults else "see 'verify:' and 'calibration:'",
+    )
+
+
+def _no_fault(task: Task, findings: _Findings) -> str:
+    """What is left as a cause when no single tensor is wrong."""
+    error, tensor = findings.worst_weight
+    kv = f" with {task.kv_cache_dtype} KV cache" if task.kv_cache_dtype else ""
+    return (
+        f"{task.precision.name}{kv} is too coarse for this model, or was calibrated on other text"
+        f" (largest error of a weight: {error:.1%}, {tensor})"
+    )
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids [prompts, longest], and 1 where a token stands, 0 where padding does."""
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+        mask[row, : len(prompt)] = 1
+    return ids, mask
+
+
+def _largest(x: Tensor, rounding: InputRounding, mask: Tensor) -> float:
+    x = x if rounding.smoothing is None else x * rounding.smoothing.to(x)
+    return (x.abs().amax(-1) * mask.to(x.device)).max().item()
+
+
+def _compare_layer(
+    task: Task,
+    checkpoint: LayerTensors,
+    index: int,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    findings: _Findings,
+) -> None:
+    """Each weight of a layer against the original's, smoothing undone."""
+    roundings = checkpoint.roundings(index)
+    for name, weight in ours.items():
+        linear = name.removesuffix(".weight")
+        smoothing = roundings[linear].smoothing if linear in roundings else None
+        if smoothing is not None and linear != name:
+            weight = weight * smoothing.to(weight)
+        expected = theirs.get(name)
+        full = f"model.layers.{index}.{name}"
+        if expected is None or expected.shape != weight.shape:
+            findings.faults.append(f"the original has no {full} of shape {list(weight.shape)}")
+            continue
+        expected = expected.to(weight)
+        findings.worst_weight = max(findings.worst_weight, (weight_error(weight, expected), full))
+        if weight.dim() == 2:
+            split = _split(task.precision, checkpoint, index, linear)
+            findings.faults.extend(weight_faults(full, weight, expected, split))
+
+
+def _split(precision: Precision, checkpoint: LayerTensors, index: int, linear: str) -> Split:
+    block = precision.group_size or (0 if precision.quant_algo == "FP8" else -1)
+    if not isinstance(checkpoint, CheckpointTensors):
+        return Split((0,), 0, block)
+    ranks: Sequence[int] = checkpoint.rank_numbers(index)
+    if linear in _EVENLY:  # of ranks that hold the same head, the first
+        ranks = ranks[:: max(1, len(ranks) // checkpoint.config.num_key_value_heads)]
+    return Split(ranks, int(linear in _BY_INPUT), block)
+
+
+def _check_activations(task: Task, checkpoint: LayerTensors, findings: _Findings) -> None:
+    for index in range(checkpoint.config.num_hidden_layers):
+        roundings = checkpoint.roundings(index)
+        for name, rounding in roundings.items():
+            if rounding.scale is None:
+                continue
+            # linears that are one in the engine share a scale, the largest of theirs
+            shared = [other for other in roundings if roundings[other] is rounding]
+            names = [f"model.layers.{index}.{other}" for other in shared]
+            if shared[0] == name and (fault := _activation_fault(task, names, rounding, findings)):
+                findings.faults.append(fault)
+
+
+def _activation_fault(
+    task: Task, names: Sequence[str], rounding: InputRounding, findings: _Findings
+) -> str | None:
+    assert rounding.scale is not None
+    measured = [task.measured[name] for name in names if name in task.measured]
+    return activation_fault(
+        " and ".join(names),
+        rounding.scale * _RANGE[rounding.kind],
+        max(measured, default=None),
+        max(findings.seen[name] for name in names),
+    )
+
+
+@torch.inference_mode()
+def _compare_logits(
+    prompts: Sequence[Sequence[int]], states: tuple[Tensor, ...], heads: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Figures over all positions; perplexity over those that have a next token."""
+    same = positions = targets = 0
+    error_sum = error_max = 0.0
+    losses = [0.0, 0.0]
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor(prompt, device=heads[0].device)
+        a, b = (each[row, : len(prompt)] @ head.T for each, head in zip(states, heads, strict=True))
+        error = (a - b).abs()
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        positions += len(prompt)
+        targets += len(prompt) - 1
+        error_sum += error.mean().item() * len(prompt)
+        error_max = max(error_max, error.max().item())
+        for which, logits in enumerate((a, b)):
+            loss = nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum")
+            losses[which] += loss.item()
+    original, checkpoint = (math.exp(min(loss / max(targets, 1), 700)) for loss in losses)
+    return {
+        "prompts": len(prompts),
+        "positions": positions,
+        "top1": same / positions,
+        "mean_abs_err": error_sum / positions,
+        "max_abs_err": error_max,
+        "perplexity": {"original": original, "checkpoint": checkpoint},
+    }

@@ -1,0 +1,144 @@
+"""The command ``trtllm-deploy``: a deployment file in, artifacts, servers and figures out.
+
+The one place of this package that prints errors and decides exit codes: 0 done, 1 a server or a
+measurement failed, 2 the user can mend it (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llm_perf.errors import UserError, exit_code
+from trtllm_deploy import __version__
+from trtllm_deploy.cli.findings import COMMANDS as FINDINGS
+from trtllm_deploy.cli.options import (
+    Planned,
+    Where,
+    deployment_file,
+    fail_fast,
+    planned,
+    where_to_run,
+    workspace_folder,
+)
+from trtllm_deploy.cli.render import COMMANDS as RENDER
+from trtllm_deploy.cli.serve import COMMANDS as SERVE
+from trtllm_deploy.cli.status import COMMANDS as WORKSPACE
+from trtllm_deploy.machine.console import console
+
+if TYPE_CHECKING:
+    from trtllm_deploy.builds.build import Outcome
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trtllm-deploy")
+def command() -> None:
+    """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
+
+
+for each in (*WORKSPACE, *FINDINGS, *SERVE, *RENDER):
+    command.add_command(each)
+
+
+@command.command()
+@deployment_file
+@workspace_folder
+@where_to_run
+@click.option(
+    "--gpu-memory", help="Memory of a GPU, as 80GiB; default: that of the first one here."
+)
+def plan(file: Path, workspace: Path, where: Where, gpu_memory: str | None) -> None:
+    """Show the cells of FILE, what is left to make, and what a GPU has to hold."""
+    from trtllm_deploy.cli.tables import print_plan
+    from trtllm_deploy.plan.memory import memory_plans, parse_size
+
+    size = parse_size(gpu_memory) if gpu_memory else None
+    asked = planned(file, workspace, where, offline_ok=True)
+    if size is None and asked.facts.gpus:
+        size = asked.facts.gpus[0].memory
+    cells = [each.cell for each in asked.plans]
+    memory = memory_plans(asked.file, cells, asked.facts.shapes, size)
+    print_plan(asked.plans, asked.workspace, console(), memory)
+
+
+@command.command()
+@deployment_file
+@workspace_folder
+@where_to_run
+@fail_fast
+@click.option("--dry-run", is_flag=True, help="Print a shell script that would do the same.")
+def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: bool) -> int:
+    """Make every artifact of FILE that isn't there yet."""
+    asked = planned(file, workspace, where, offline_ok=dry_run)
+    if dry_run:
+        from trtllm_deploy.builds.dry_run import dry_run_script
+
+        click.echo(dry_run_script(asked.file, asked.plans, asked.facts, asked.workspace))
+        return 0
+    return 2 if _build(asked, fail_fast).unbuilt else 0
+
+
+@command.command()
+@deployment_file
+@workspace_folder
+@where_to_run
+@fail_fast
+def run(file: Path, workspace: Path, where: Where, fail_fast: bool) -> int:
+    """Build FILE, then serve and measure each cell that could be built."""
+    from llm_perf.workload.datasets import read_lines
+    from trtllm_deploy.study.measure import measure_cells, print_summary
+
+    asked = planned(file, workspace, where)
+    settings = asked.file.deployment.measure
+    if settings is None:
+        raise UserError(
+            "there is no 'measure:' block, so nothing to measure",
+            where=file,
+            fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
+        )
+    read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
+    outcome = _build(asked, fail_fast)
+    if not outcome.built:
+        return 2
+    out = console()
+    rows = measure_cells(outcome.built, asked.file, settings, asked.workspace, out.print)
+    print_summary(rows, asked.workspace.results, out)
+    if outcome.unbuilt:
+        return 2
+    return 0 if any(row["requests_ok"] for row in rows) else 1
+
+
+def _build(asked: Planned, fail_fast: bool) -> Outcome:
+    """Make what is missing; what couldn't be made is told on stderr, a line for each error."""
+    from trtllm_deploy.builds.build import build as build_plans
+    from trtllm_deploy.builds.progress import BuildProgress
+
+    asked.workspace.remember(asked.file.path.absolute())
+    with BuildProgress(console()) as progress:
+        outcome = build_plans(
+            asked.plans, asked.workspace, asked.executor, progress, fail_fast=fail_fast
+        )
+    for error in dict.fromkeys(outcome.failures.values()):
+        click.echo(f"trtllm-deploy: {error}", err=True)
+    if outcome.unbuilt:
+        cells = f"{len(outcome.unbuilt)} of {len(asked.plans)} cells"
+        click.echo(f"trtllm-deploy: {cells} aren't built; the same command goes on here", err=True)
+    return outcome
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that every stage cleans up, as on Ctrl-C
+    sys.exit(exit_code(command, "trtllm-deploy", "interrupted; what was finished stays"))
+
+
+if __name__ == "__main__":
+    main()

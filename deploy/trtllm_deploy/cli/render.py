@@ -1,0 +1,123 @@
+"""The commands that carry a cell to a cluster, ``render``, and change a built one, ``set``.
+
+They print, or write one file; what they print comes from :mod:`trtllm_deploy.serve.manifests` and
+:mod:`trtllm_deploy.serve.change`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from llm_perf.errors import UserError
+from trtllm_deploy.cli.options import deployment_file, planned, workspace_folder
+from trtllm_deploy.machine.console import console
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["slurm", "kubernetes"]))
+@deployment_file
+@click.argument("cell")
+@workspace_folder
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: standard output.")
+@click.option("--image", help="Container; default: NVIDIA's of the release.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--partition", help="Slurm.")
+@click.option("--account", help="Slurm.")
+@click.option("--time", help="Slurm: limit of the job, as 1-00:00:00.")
+@click.option("--address", help="Slurm: address to listen on; default: 127.0.0.1.")
+@click.option("--namespace", help="Kubernetes; default: kubectl's own.")
+@click.option("--pvc", help="Kubernetes: claim with the workspace; default: trtllm-workspace.")
+@click.option(
+    "--memory-per-gpu",
+    type=click.IntRange(min=4),
+    help="Kubernetes: GiB of the host, a quarter of it for shared memory; default: 32.",
+)
+def render(
+    kind: str,
+    file: Path,
+    cell: str,
+    workspace: Path,
+    output: Path | None,
+    image: str | None,
+    gpus_per_node: int,
+    **options: Any,
+) -> None:
+    """Write what a cluster takes to serve CELL of FILE; nothing is submitted.
+
+    For Slurm a script for sbatch, in a container by pyxis. For Kubernetes a Deployment, or a
+    LeaderWorkerSet for several nodes, with Service and PodMonitor. The workspace has to be on every
+    node, or in the claim, and gets the path that it has here.
+    """
+    from trtllm_deploy.plan.plan import find_plan
+    from trtllm_deploy.serve import manifests
+
+    renderer = manifests.slurm if kind == "slurm" else manifests.kubernetes
+    given = {name: value for name, value in options.items() if value is not None}
+    if others := given.keys() - inspect.signature(renderer).parameters.keys():
+        raise UserError(f"--{min(others).replace('_', '-')} isn't for {kind}", fix="leave it out")
+    asked = planned(file, workspace, offline_ok=True)
+    spec = asked.file.deployment
+    job = manifests.ClusterJob(
+        find_plan(asked.plans, asked.file, cell).cell,
+        backend=spec.backend,
+        release=spec.release,
+        workspace=asked.workspace.root,
+        gpus_per_node=gpus_per_node,
+        image=image,
+        environment=spec.env,
+    )
+    text = renderer(job, **given)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@click.command("set")
+@deployment_file
+@click.argument("cell")
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+@workspace_folder
+def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> None:
+    """Change settings of CELL that need no build: keys of FILE's 'triton:' block.
+
+    They hold, whatever is built meanwhile, until 'set FILE CELL KEY=' brings back what FILE says. A
+    server that runs loads them where Triton allows it. What 'check' calls an error, or the server
+    refuses, changes nothing.
+    """
+    from trtllm_deploy.plan.plan import find_plan
+    from trtllm_deploy.serve.change import try_out
+    from trtllm_deploy.spec.deployment_file import load_deployment
+    from trtllm_deploy.spec.overrides import overridden, parse_changes
+    from trtllm_deploy.workspace.folder import Workspace
+
+    space = Workspace(workspace.resolve())
+    kept, document = space.overrides, load_deployment(file)
+    wanted = {**kept.get(cell, {}), **parse_changes(changes, document)}
+    kept[cell] = {key: value for key, value in wanted.items() if value is not None}
+    overridden(document, kept[cell])
+    asked = planned(file, workspace, offline_ok=True, overrides=kept)
+    chosen = find_plan(asked.plans, asked.file, cell)
+    out = console()
+    if not all(map(space.has, chosen.stages[:-1])):
+        space.keep_overrides(kept)
+        out.print("kept for the next build: it isn't built yet")
+        return
+
+    def show(changed: Mapping[str, list[str]]) -> None:
+        for name, lines in changed.items():
+            shown = [f"[bold]{escape(name)}[/]", *map(escape, lines)]
+            out.print("\n  ".join(shown), soft_wrap=True)
+
+    said = try_out(asked.file, asked.facts, chosen, space, show)
+    space.keep_overrides(kept)
+    out.print(said)
+
+
+COMMANDS = (render, set_)

@@ -1,0 +1,210 @@
+"""The commands that run servers: serve, ps, stop.
+
+They print, and keep to what a person chose; a server itself is :mod:`trtllm_deploy.serve.launch`'s.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from llm_perf.errors import UserError
+from trtllm_deploy.cli.options import planned, workspace_folder
+from trtllm_deploy.machine.console import console
+from trtllm_deploy.workspace.folder import Workspace
+
+if TYPE_CHECKING:
+    from trtllm_deploy.serve.processes import Processes
+    from trtllm_deploy.serve.serving import Target
+
+_PORT = click.IntRange(1, 65535)
+
+
+def _restarts(text: str) -> float:
+    """How often a server may be started again: ``no``, ``on-failure``, ``on-failure:N``."""
+    policy, _, most = text.partition(":")
+    if text == "no":
+        return 0
+    if policy != "on-failure" or (most and not most.isdigit()) or text.endswith(":"):
+        raise click.BadParameter("write no, on-failure or on-failure:N")
+    return float(most or "inf")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("cell", required=False)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Serve this model repository instead of a CELL of FILE.",
+)
+@workspace_folder
+@click.option("--grpc-port", default=8001, show_default=True, type=_PORT)
+@click.option("--http-port", default=8000, show_default=True, type=_PORT)
+@click.option("--metrics-port", default=8002, show_default=True, type=_PORT)
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until it must be ready.",
+)
+@click.option(
+    "--restart",
+    default="no",
+    show_default=True,
+    type=_restarts,
+    metavar="no|on-failure[:N]",
+    help="Start a server that failed again, N times at most.",
+)
+@click.option(
+    "--exit-timeout",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Seconds that requests in flight get when it is told to stop.",
+)
+@click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
+@click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
+@click.option("--force", is_flag=True, help="Launch whatever preflight finds.")
+@click.option(
+    "--mode",
+    type=click.Choice(["leader", "orchestrator"]),
+    default="leader",
+    show_default=True,
+    help="mpirun starts every rank, or one process that spawns the others.",
+)
+@click.option("--no-mpi", is_flag=True, help="llmapi: one process, which spawns its ranks.")
+@click.option("--gpus", metavar="0,1,...", help="One for each rank of a node.")
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True),
+    help="mpirun's hosts, this one first.",
+)
+@click.option("--oversubscribe", is_flag=True, help="More ranks than mpirun sees slots.")
+def serve(
+    file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
+) -> int:
+    """Serve the built CELL of FILE with Triton until Ctrl-C."""
+    from trtllm_deploy.serve.launch import TritonServer
+    from trtllm_deploy.serve.ports import Ports, claimed
+    from trtllm_deploy.serve.serving import in_background, keep_serving
+
+    target = _target(file, cell, repository, workspace)
+    processes = _processes(target, chosen)
+    ports = Ports(chosen["grpc_port"], chosen["http_port"], chosen["metrics_port"])
+    log_file = target.workspace.server_log(f"{target.name}-{ports.http}")
+    new_server = partial(
+        TritonServer,
+        target.repository,
+        ports=ports,
+        log_file=log_file,
+        address=chosen["address"],
+        cache_dir=target.workspace.triton,
+        processes=processes,
+        exit_seconds=chosen["exit_timeout"],
+    )
+    if chosen["show"]:
+        click.echo(new_server().shell_command())
+        return 0
+    if not _preflight(target, processes) and not chosen["force"]:
+        raise UserError("preflight found errors; nothing was started", fix="--force goes on")
+    with claimed(ports, chosen["address"]):
+        if chosen["detach"]:
+            code = in_background(target.workspace, log_file.with_suffix(".out"))
+            if code is not None:
+                return code
+        return keep_serving(target, new_server, chosen["restart"], chosen["timeout"])
+
+
+def _target(
+    file: Path | None, cell: str | None, repository: Path | None, workspace: Path
+) -> Target:
+    from trtllm_deploy.serve.serving import Target
+
+    if repository is not None and file is None:
+        space = Workspace(workspace.resolve())
+        return Target(repository.absolute().name, repository, space, {})
+    if file is None or cell is None or repository is not None:
+        raise UserError("serve takes FILE and CELL, or --repository", fix="see serve --help")
+    from trtllm_deploy.plan.plan import find_plan
+
+    asked = planned(file, workspace)
+    plan, space = find_plan(asked.plans, asked.file, cell), asked.workspace
+    variables, lengths = asked.file.deployment.env, (plan.cell.isl, plan.cell.osl)
+    tokenizer, repository = space.artifact(plan.fetch), space.repository(plan)
+    return Target(plan.cell.name, repository, space, variables, tokenizer, lengths)
+
+
+def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
+    from trtllm_deploy.builds.local import visible_gpus
+    from trtllm_deploy.serve.processes import processes_for
+
+    orchestrator = chosen["mode"] == "orchestrator"
+    named = chosen["gpus"] is not None
+    return processes_for(
+        target.repository,
+        orchestrator=orchestrator,
+        no_mpi=chosen["no_mpi"],
+        oversubscribe=chosen["oversubscribe"],
+        hostfile=chosen["hostfile"],
+        gpus=visible_gpus(chosen["gpus"]) if named or orchestrator else (),
+        variables=target.variables,
+    )
+
+
+def _preflight(target: Target, processes: Processes) -> bool:
+    """Print what is wrong; whether nothing is that stops a launch."""
+    from trtllm_deploy.check.finding import print_findings
+    from trtllm_deploy.check.preflight import here, judge
+
+    hosts = processes.hostfile.read_text("utf-8").splitlines() if processes.hostfile else ["here"]
+    nodes = sum(bool(host.partition("#")[0].strip()) for host in hosts)
+    asked = {"world_size": processes.world_size, "nodes": nodes, "lengths": target.lengths}
+    found = judge(target.repository, here(processes.gpus, **asked))
+    print_findings(found, console())
+    return all(each.level != "error" for each in found)
+
+
+@click.command()
+@workspace_folder
+def ps(workspace: Path) -> None:
+    """List the cells that are served from this workspace."""
+    from trtllm_deploy.serve.running import running
+
+    table = Table()
+    for name in ("cell", "state", "pid", "gRPC", "HTTP", "metrics", "ranks", "since"):
+        table.add_column(name, overflow="fold")
+    for each in running(Workspace(workspace.resolve())):
+        ports = (f"{each.address}:{each.ports.grpc}", str(each.ports.http), str(each.ports.metrics))
+        since = datetime.fromisoformat(each.since).astimezone().strftime("%F %T")
+        table.add_row(each.cell, each.state, str(each.pid), *ports, str(each.world_size), since)
+    console().print(table)
+
+
+@click.command()
+@click.argument("cell", required=False)
+@workspace_folder
+def stop(cell: str | None, workspace: Path) -> None:
+    """Stop the server of CELL; without it, all that are served from this workspace."""
+    from trtllm_deploy.serve.running import running
+    from trtllm_deploy.serve.running import stop as end
+
+    served = running(Workspace(workspace.resolve()))
+    chosen = [each for each in served if cell in (None, each.cell)]
+    if not chosen:
+        what = f"{cell} isn't" if cell else "nothing is"
+        raise UserError(f"{what} served from {workspace}", fix="see trtllm-deploy ps")
+    for each in chosen:
+        click.echo(f"stopping {each.cell}; requests in flight get {each.exit_seconds} s")
+        end(each)
+        click.echo(f"stopped {each.cell}")
+
+
+COMMANDS = (serve, ps, stop)

@@ -1,0 +1,136 @@
+"""The commands that look at a workspace, or sweep it: status, logs, why, gc; and releases.
+
+They print; what they tell comes from :mod:`trtllm_deploy.workspace.questions`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from llm_perf.errors import UserError
+from trtllm_deploy.cli.options import Planned, deployment_file, planned, workspace_folder
+from trtllm_deploy.machine.console import console
+
+_COLOURS = {"there": "green", "running": "bold", "failed": "red", "missing": "dim"}
+
+
+@click.command()
+@deployment_file
+@workspace_folder
+def status(file: Path, workspace: Path) -> None:
+    """Show how far each cell of FILE is: what is there, runs, failed or is missing."""
+    from trtllm_deploy.plan.plan import StageKind, distinct
+    from trtllm_deploy.workspace.questions import status as status_of
+
+    asked = planned(file, workspace, offline_ok=True)
+    found = {stage.key: status_of(stage, asked.workspace) for stage in distinct(asked.plans)}
+    table = Table()
+    table.add_column("cell", overflow="fold")
+    for kind in get_args(StageKind):
+        table.add_column(kind)
+    for each in asked.plans:
+        states = (found[stage.key].state for stage in each.stages)
+        table.add_row(each.cell.name, *(f"[{_COLOURS[state]}]{state}" for state in states))
+    out = console()
+    out.print(table)
+    for stage in distinct(asked.plans):
+        if note := found[stage.key].note:
+            state = f"{found[stage.key].state:<8}"
+            out.print(f"{state} {stage.kind} {stage.title}: {escape(note)}", soft_wrap=True)
+
+
+@click.command()
+@deployment_file
+@click.argument("cell")
+@workspace_folder
+@click.option("--paths", is_flag=True, help="Only say where the logs are.")
+def logs(file: Path, cell: str, workspace: Path, paths: bool) -> None:
+    """Print the logs of the stages of CELL, as FILE describes it now."""
+    from trtllm_deploy.plan.plan import find_plan
+
+    asked = planned(file, workspace, offline_ok=True)
+    stages = find_plan(asked.plans, asked.file, cell).stages
+    found = [log for log in map(asked.workspace.log, stages) if log.is_file()]
+    if not found:
+        raise UserError(
+            f"{cell} has no logs in {workspace}", fix="run 'trtllm-deploy build' with the same file"
+        )
+    for log in found:
+        click.secho(str(log), bold=True)
+        if not paths:
+            click.echo(log.read_text(encoding="utf-8", errors="replace"))
+
+
+@click.command()
+@deployment_file
+@click.argument("cell")
+@workspace_folder
+def why(file: Path, cell: str, workspace: Path) -> None:
+    """Say what the next build of CELL makes, and what changed since the last one."""
+    from trtllm_deploy.plan.plan import find_plan
+    from trtllm_deploy.workspace.questions import why as reasons_of
+
+    asked = planned(file, workspace, offline_ok=True)
+    out = console()
+    for reason in reasons_of(find_plan(asked.plans, asked.file, cell), asked.workspace):
+        verdict = "is there" if reason.there else "[bold]will be made[/bold]"
+        out.print(f"{reason.stage.kind:<10} {verdict}")
+        for change in reason.changes:
+            out.print(f"           {escape(change)}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@workspace_folder
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
+def gc(files: tuple[Path, ...], workspace: Path, yes: bool) -> None:
+    """Find what none of FILES needs; default: all deployment files that were built here."""
+    from trtllm_deploy.plan.plan import distinct
+    from trtllm_deploy.workspace.folder import Workspace
+    from trtllm_deploy.workspace.questions import leftovers, sweep
+
+    space = Workspace(workspace.absolute())
+    asked = [planned(file, workspace) for file in files or space.deployment_files()]
+    if not asked:
+        raise UserError(f"no deployment file was built in {workspace}", fix="name FILES")
+    for each in asked:
+        _check_gpus_known(each)
+    needed = [stage for each in asked for stage in distinct(each.plans)]
+    found = leftovers(needed, space)
+    stayed = sweep(found, space) if yes else []
+    for folder in found:
+        verb = "in use" if folder in stayed else "deleted" if yes else "would delete"
+        what = f"{folder.kind:<10} {folder.key[:8]} {folder.size / 2**20:10.1f} MiB"
+        click.echo(f"{verb} {what} {folder.title}")
+    freed = sum(each.size for each in found if each not in stayed)
+    done = "freed" if yes else "to free with --yes"
+    click.echo(f"{len(found) - len(stayed)} folders, {freed / 2**20:.1f} MiB {done}")
+
+
+def _check_gpus_known(asked: Planned) -> None:
+    """Without GPUs a plan asks for other engines than those that were built on GPUs."""
+    from trtllm_deploy.backends.backend import BACKENDS
+
+    if BACKENDS[asked.file.deployment.backend].compiles and not asked.facts.gpus:
+        raise UserError(
+            "which engines this file needs depends on the GPUs, and there are none here",
+            where=asked.file.path,
+            fix="run gc where the engines were built",
+        )
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[A [B]]")
+def releases(names: tuple[str, ...]) -> None:
+    """List the TensorRT-LLM releases, or what changed from release A to B."""
+    from trtllm_deploy.cli.tables import print_releases
+
+    print_releases(console(), names)
+
+
+COMMANDS = (status, logs, why, gc, releases)

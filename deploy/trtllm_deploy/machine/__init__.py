@@ -1,0 +1,4 @@
+"""This computer: GPUs, child processes, files written whole, package data, the console.
+
+Knows nothing of models.
+"""

@@ -1,0 +1,249 @@
+"""The plan: which artifacts the cells need, each once, and what each is made from.
+
+Pure: deployment values, resolved sources, GPUs and tool versions go in, stages come out. Knows
+nothing of whether an artifact exists, or of processes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_perf.errors import UserError
+from trtllm_deploy.backends.backend import BACKENDS
+from trtllm_deploy.backends.refusals import can_do
+from trtllm_deploy.checkpoint.fetch import Source
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.plan.shape import ModelShape
+from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
+from trtllm_deploy.spec.overrides import overridden
+from trtllm_deploy.spec.precision import PRECISIONS
+from trtllm_deploy.store.store import content_key
+
+_NAMES_SHOWN = 4
+_CHECKPOINT_FORMAT = 2  # raise it when the checkpoint stage writes something else than before
+_ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
+
+StageKind = Literal["fetch", "checkpoint", "engine", "repository"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One artifact to make. ``cell`` is the first cell that needs it.
+
+    ``inputs`` are the keys of the stages that must be there before; ``gpus`` it takes at most.
+    """
+
+    kind: StageKind
+    key: str
+    made_from: Mapping[str, Any]
+    cell: Cell
+    title: str
+    inputs: tuple[str, ...] = ()
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """The stages of one cell, in order."""
+
+    cell: Cell
+    fetch: Stage
+    checkpoint: Stage
+    engine: Stage
+    repository: Stage
+
+    @property
+    def stages(self) -> tuple[Stage, Stage, Stage, Stage]:
+        """First to last."""
+        return (self.fetch, self.checkpoint, self.engine, self.repository)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan depends on beside the deployment file."""
+
+    sources: Mapping[str, Source]
+    """by model name"""
+    calibration_digest: str | None
+    """identity of the calibration data"""
+    tools: Mapping[str, str]
+    """versions that change what a checkpoint looks like"""
+    templates_digest: str
+    workspace: Path
+    """absolute: a repository holds absolute paths into it"""
+    gpus: tuple[Gpu, ...] = ()
+    """those that engines are built for; none where they aren't known"""
+    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
+    """by model name, where known"""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """by cell name: triton settings in place of the file's"""
+
+    def file_for(self, cell: Cell, file: DeploymentFile) -> DeploymentFile:
+        """The deployment file as it is for one cell. Raises UserError for a wrong setting."""
+        kept = self.workspace / "settings.json"
+        return overridden(file, self.overrides.get(cell.name, {}), kept)
+
+
+def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
+    """The stages of every cell; equal stages of different cells have equal keys.
+
+    Raises UserError: the backend refuses a combination, with the line that asks for it.
+    """
+    cells = _settled(file, facts.gpus)
+    check = BACKENDS[file.deployment.backend].check
+    check(file, cells, facts.gpus)
+    for cell in cells:
+        if cell.name in facts.overrides:
+            check(facts.file_for(cell, file), [cell], facts.gpus)
+    planner = _planner(file, facts)
+    return [planner(cell) for cell in cells]
+
+
+def find_plan(plans: Sequence[CellPlan], file: DeploymentFile, name: str) -> CellPlan:
+    """The plan of the cell with that name.
+
+    Raises UserError: there is none; the nearest name is given.
+    """
+    names = {each.cell.name: each for each in plans}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        like = [each for each in names if name in each] or list(names)
+        some = f"{', '.join(like[:_NAMES_SHOWN])}{', …' if len(like) > _NAMES_SHOWN else ''}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {some}"
+        raise UserError(f"there is no cell {name!r}", where=file.path, fix=hint)
+    return names[name]
+
+
+def distinct(plans: Iterable[CellPlan]) -> list[Stage]:
+    """Each stage once, inputs before what needs them: all of one kind, then the next."""
+    found: dict[str, Stage] = {}
+    for column in zip(*(each.stages for each in plans), strict=True):
+        for stage in column:
+            found.setdefault(stage.key, stage)
+    return list(found.values())
+
+
+def _settled(file: DeploymentFile, gpus: Sequence[Gpu]) -> list[Cell]:
+    """The cells, those in fp8 replaced by ``fallback`` where the GPUs can't; each once."""
+    spec, cells = file.deployment, file.cells()
+    if spec.fallback is None:
+        return cells
+    able = {each: can_do(each, spec.kv_cache_dtype.get(each), gpus) for each in spec.precisions}
+    settled = (
+        cell if able[cell.precision] else replace(cell, precision=spec.fallback) for cell in cells
+    )
+    return list(dict.fromkeys(settled))
+
+
+def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
+    """A function from a cell to its plan, which makes what cells share only once."""
+    spec = file.deployment
+    backend = BACKENDS[spec.backend]
+    capability = facts.gpus[0].capability if facts.gpus and backend.compiles else None
+    shared = spec.triton.model_dump(exclude_none=True)
+
+    def triton(cell: Cell) -> Mapping[str, Any]:
+        if cell.name not in facts.overrides:
+            return shared
+        return facts.file_for(cell, file).deployment.triton.model_dump(exclude_none=True)
+
+    fetched: dict[str, Stage] = {}
+    quantized: dict[tuple[str, str], Stage] = {}
+
+    def planned(cell: Cell) -> CellPlan:
+        if cell.model not in fetched:
+            fetched[cell.model] = _fetch(file, facts, cell)
+        if (cell.model, cell.precision) not in quantized:
+            checkpoint = _checkpoint(file, facts, cell, fetched[cell.model])
+            quantized[cell.model, cell.precision] = checkpoint
+        before = quantized[cell.model, cell.precision]
+        engine_from = {
+            "checkpoint": before.key,
+            "backend": spec.backend,
+            "release": spec.release,
+            "capability": capability,
+            "build_config": backend.build_config(file, cell),
+        }
+        engine = Stage(
+            "engine",
+            content_key(engine_from),
+            engine_from,
+            cell,
+            cell.name,
+            inputs=(before.key,),
+            gpus=cell.world_size if backend.compiles else 0,
+        )
+        repository_from = {
+            "engine": engine.key,
+            "tokenizer": fetched[cell.model].key,
+            "max_batch_size": cell.max_batch_size,
+            "triton": triton(cell),
+            "templates": facts.templates_digest,
+            "workspace": str(facts.workspace),
+        }
+        repository = Stage(
+            "repository",
+            content_key(repository_from),
+            repository_from,
+            cell,
+            cell.name,
+            inputs=(engine.key, fetched[cell.model].key),
+        )
+        return CellPlan(cell, fetched[cell.model], before, engine, repository)
+
+    return planned
+
+
+def _fetch(file: DeploymentFile, facts: Facts, cell: Cell) -> Stage:
+    trusted = file.deployment.models[cell.model].trust_remote_code
+    made_from = {**facts.sources[cell.model].identity, "remote_code": trusted}
+    return Stage("fetch", content_key(made_from), made_from, cell, cell.model)
+
+
+def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) -> Stage:
+    spec = file.deployment
+    kv_cache_dtype = spec.kv_cache_dtype.get(cell.precision)
+    scripts = spec.checkpoint_with == "scripts"
+    calibrated = PRECISIONS[cell.precision].calibrated or kv_cache_dtype is not None
+    made_from = {
+        "format": _CHECKPOINT_FORMAT,
+        "kind": BACKENDS[spec.backend].checkpoint_kind,
+        "with": spec.checkpoint_with,
+        "release": spec.release if scripts else None,
+        "fetch": fetched.key,
+        "precision": cell.precision,
+        "kv_cache_dtype": kv_cache_dtype,
+        "tp": cell.tp,
+        "pp": cell.pp,
+        "calibration": {
+            "data": facts.calibration_digest,
+            "samples": spec.calibration.samples,
+            "max_length": spec.calibration.max_length,
+        }
+        if calibrated
+        else None,
+        "tools": dict(facts.tools),
+    }
+    return Stage(
+        "checkpoint",
+        content_key(made_from),
+        made_from,
+        cell,
+        f"{cell.model} {cell.precision} tp{cell.tp} pp{cell.pp}",
+        inputs=(fetched.key,),
+        gpus=_gpus_to_calibrate(cell, facts) if calibrated or scripts else 0,
+    )
+
+
+def _gpus_to_calibrate(cell: Cell, facts: Facts) -> int:
+    """As many GPUs as the 16-bit model fills; those that will serve it at most."""
+    shape = facts.shapes.get(cell.model)
+    if shape is None or not facts.gpus:
+        return cell.world_size
+    needed = shape.parameters * 2 * _ROOM_TO_CALIBRATE / facts.gpus[0].memory
+    return min(cell.world_size, math.ceil(needed))

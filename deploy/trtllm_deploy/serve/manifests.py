@@ -1,0 +1,143 @@
+"""What a scheduler takes to serve a cell: a script for Slurm's sbatch, manifests for Kubernetes.
+
+In: a cell, where its workspace lies on the cluster, the machines' GPUs. Out: text. One process runs
+for each rank, with the flags of the release's launch_triton_server.py in leader mode. It knows
+nothing of clusters that exist; nothing is submitted here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_perf.errors import UserError
+from trtllm_deploy.backends.repository import template
+from trtllm_deploy.releases.release import load_release
+from trtllm_deploy.spec.deployment_file import Cell
+from trtllm_deploy.spec.schema import BackendName
+
+_NAME_LENGTH = 45  # of 63: pods and revisions of a LeaderWorkerSet get up to 18 more
+_ALLOWED = {
+    "image": r"[A-Za-z0-9][\w.:/@#+-]*|/[\w./+-]+",
+    "workspace": r"/[\w@%+./-]*",
+    "address": r"[0-9a-fA-F.:]+",
+    "partition": r"[\w.,+-]+",
+    "account": r"[\w.@+-]+",
+    "time": r"[0-9]+([:-][0-9]+)*",
+    "namespace": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    "pvc": r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?",
+}
+"""What may stand in a script or a manifest without quotes, by option."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterJob:
+    """A cell to be served from ``workspace``, a path that is the same on every machine.
+
+    ``environment`` is for all its processes. Raises UserError when the cell needs no cluster, or
+    its ranks don't spread evenly over nodes.
+    """
+
+    cell: Cell
+    backend: BackendName
+    release: str
+    workspace: Path
+    gpus_per_node: int = 8
+    image: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.backend == "reference":
+            raise UserError(
+                "the reference backend is one process without a GPU",
+                fix="use 'trtllm-deploy serve', or 'backend: tensorrt'",
+            )
+        _check(image=self.image, workspace=str(self.workspace))
+        if self.ranks % self.gpus:
+            raise UserError(
+                f"the {self.ranks} ranks of {self.cell.name} don't fill nodes of {self.gpus} GPUs",
+                fix="choose a --gpus-per-node that divides them",
+            )
+
+    @property
+    def ranks(self) -> int:
+        """Processes, each with one GPU."""
+        return self.cell.world_size
+
+    @property
+    def gpus(self) -> int:
+        """On each node."""
+        return min(self.ranks, self.gpus_per_node)
+
+    @property
+    def nodes(self) -> int:
+        """As few as hold the cell."""
+        return self.ranks // self.gpus
+
+    @property
+    def container(self) -> str:
+        """The image; by default NVIDIA's of the release."""
+        return self.image or load_release(self.release).image
+
+
+def slurm(
+    job: ClusterJob,
+    *,
+    partition: str | None = None,
+    account: str | None = None,
+    time: str | None = None,
+    address: str = "127.0.0.1",
+) -> str:
+    """A script for sbatch, for clusters with pyxis; the server listens at ``address``."""
+    options = {"partition": partition, "account": account, "time": time}
+    registry, slash, rest = job.container.partition("/")
+    enroot = f"{registry}#{rest}" if slash and {".", ":"} & set(registry) else job.container
+    return _rendered("slurm.sh", job, image=enroot, options=options, address=address, **options)
+
+
+def kubernetes(
+    job: ClusterJob,
+    *,
+    namespace: str | None = None,
+    pvc: str = "trtllm-workspace",
+    memory_per_gpu: int = 32,
+) -> str:
+    """YAML documents: scripts, a Deployment or a LeaderWorkerSet, a Service, a PodMonitor.
+
+    ``pvc`` is an existing claim that holds the workspace; ``memory_per_gpu`` is the host's, in GiB.
+    """
+    return _rendered(
+        "kubernetes.yaml",
+        job,
+        name=dns_name(job.cell.name),
+        namespace=namespace,
+        pvc=pvc,
+        memory=job.gpus * memory_per_gpu,
+        address="0.0.0.0",  # of the pod, which probes and the Service reach
+    )
+
+
+def dns_name(cell: str) -> str:
+    """The cell's name as Kubernetes allows it (RFC 1035); different for different cells."""
+    name = re.sub("[^a-z0-9]+", "-", cell.lower()).strip("-")
+    name = name if name[0].isalpha() else f"cell-{name}"
+    if name.replace("-", "_") == cell and len(name) <= _NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(cell.encode()).hexdigest()[:8]
+    return f"{name[: _NAME_LENGTH - 9].rstrip('-')}-{digest}"
+
+
+def _check(**words: object) -> None:
+    """Raises UserError for a value that would mean something else where it is put."""
+    for option, word in words.items():
+        allowed = _ALLOWED.get(option)
+        if allowed and word is not None and not re.fullmatch(allowed, str(word)):
+            raise UserError(f"--{option} can't be {word!r}", fix=f"it has to match {allowed}")
+
+
+def _rendered(source: str, job: ClusterJob, **values: object) -> str:
+    _check(**values)
+    return template(f"deployment/{source}.j2").render(job=job, **values)

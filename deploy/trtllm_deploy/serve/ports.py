@@ -1,0 +1,87 @@
+"""Where a server listens: three ports that are free, and kept free for it.
+
+Knows nothing of the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from llm_perf.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a server listens. The defaults are Triton's."""
+
+    grpc: int = 8001
+    http: int = 8000
+    metrics: int = 8002
+
+
+DEFAULT_PORTS = Ports()
+
+
+def free_ports(address: str = "127.0.0.1") -> Ports:
+    """Three ports that nobody listens on now; for runs that no person talks to."""
+    with contextlib.ExitStack() as held:
+        numbers = []
+        for _ in fields(Ports):
+            probe = held.enter_context(socket.socket())
+            probe.bind((address, 0))
+            numbers.append(int(probe.getsockname()[1]))
+    return Ports(*numbers)
+
+
+def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
+    """See that a server can listen there.
+
+    Raises UserError when two of the ports are the same or somebody listens on one already, with
+    the flag to change, or when this machine has no such address.
+    """
+    flags: dict[int, str] = {}
+    for field in fields(ports):
+        port, flag = getattr(ports, field.name), f"--{field.name}-port"
+        if port in flags:
+            raise UserError(f"{flags[port]} and {flag} are both {port}", fix="give three ports")
+        flags[port] = flag
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is free
+                probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"port {port} is already in use on {address}", fix=f"set another with {flag}"
+                ) from None
+            raise UserError(
+                f"can't listen on {address}:{port}: {error.strerror}",
+                fix="check --address and the port",
+            ) from None
+
+
+@contextlib.contextmanager
+def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
+    """Ports that no other ``serve`` on this host takes meanwhile, nor does anybody else now.
+
+    A server binds its ports only once it has started, and not while it waits for a restart. The
+    claim is a name of a socket that goes with its process and those that were forked from it.
+    Raises UserError as ``check_ports`` does, and when another claims one.
+    """
+    check_ports(ports, address)
+    with contextlib.ExitStack() as held:
+        for field in fields(ports):
+            port = getattr(ports, field.name)
+            claim = held.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                claim.bind(f"\0trtllm-deploy port {port}")
+            except OSError:
+                raise UserError(
+                    f"port {port} belongs to another serve",
+                    fix=f"see trtllm-deploy ps, or set another with --{field.name}-port",
+                ) from None
+        yield

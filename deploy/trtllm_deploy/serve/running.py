@@ -1,0 +1,113 @@
+"""Which cells are served from a workspace, by which process, on which ports.
+
+``serve`` writes ``<workspace>/servers/<cell>-<HTTP port>.json`` when it starts, again when the
+server is ready, and removes it at its end. What a killed ``serve`` left behind doesn't count: a
+record holds until its process is gone. Knows nothing of how a server is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.serve.command import RELOAD_HEADER
+from trtllm_deploy.serve.ports import Ports
+from trtllm_deploy.workspace.folder import Workspace
+
+_ROOM_SECONDS = 15  # for all that a stop takes beside requests in flight
+State: TypeAlias = Literal["starting", "ready", "restarting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A served cell.
+
+    ``pid`` is ``serve``'s own process, ``started`` its start in clock ticks since boot: together
+    they name one process for good. ``since`` is ISO 8601. ``key`` opens Triton's model-repository
+    API; None where models can't be reloaded (several ranks, or not on loopback). Requests in flight
+    get ``exit_seconds`` when the server is told to stop.
+    """
+
+    cell: str
+    pid: int
+    started: int
+    state: State
+    address: str
+    ports: Ports
+    world_size: int
+    repository: str
+    log_files: tuple[str, ...]
+    since: str
+    key: str | None
+    exit_seconds: int
+
+    @property
+    def reload_headers(self) -> Mapping[str, str]:
+        """HTTP headers for ``/v2/repository/…``, without which the server refuses."""
+        return {RELOAD_HEADER: self.key} if self.key else {}
+
+
+def running(workspace: Workspace) -> list[Running]:
+    """The cells that are served now, by name."""
+    found = []
+    for file in sorted(_folder(workspace).glob("*.json")):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            data = json.loads(file.read_text(encoding="utf-8"))
+            data |= {"ports": Ports(**data["ports"]), "log_files": tuple(data["log_files"])}
+            found.append(Running(**data))
+    return [each for each in found if process_start(each.pid) == each.started]
+
+
+def note(workspace: Workspace, served: Running) -> None:
+    """Write the record of a cell."""
+    _folder(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds a key
+    write_json(_file(workspace, served), asdict(served))
+
+
+def forget(workspace: Workspace, pid: int) -> None:
+    """Remove the record of a process."""
+    for each in running(workspace):
+        if each.pid == pid:
+            _file(workspace, each).unlink(missing_ok=True)
+
+
+def stop(served: Running) -> None:
+    """End a ``serve`` and its server; one that takes too long is killed, and the server with it."""
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(served.pid)
+        try:
+            if process_start(served.pid) != served.started:
+                return
+            waiting = select.poll()
+            waiting.register(process, select.POLLIN)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(process, number)
+                if waiting.poll((served.exit_seconds + _ROOM_SECONDS) * 1000):
+                    return
+        finally:
+            os.close(process)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])  # field 22 of proc(5)
+
+
+def _folder(workspace: Workspace) -> Path:
+    return workspace.root / "servers"
+
+
+def _file(workspace: Workspace, served: Running) -> Path:
+    return _folder(workspace) / f"{served.cell}-{served.ports.http}.json"

@@ -1,0 +1,252 @@
+"""The deployment file: from the user's YAML to checked values and the cells of the matrix.
+
+Nothing behind this module checks values of the file by themselves again. Knows nothing of how
+stages run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llm_perf.errors import UserError
+from trtllm_deploy.machine.json_files import read_json_object
+from trtllm_deploy.releases.commands import Scalar
+from trtllm_deploy.releases.release import load_release, release_names
+from trtllm_deploy.spec.divisible import indivisible
+from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
+from trtllm_deploy.spec.precision import PRECISIONS
+from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
+from trtllm_deploy.spec.settings import lacking
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the matrix. Lengths are in tokens."""
+
+    model: str
+    precision: str
+    tp: int
+    pp: int
+    isl: int
+    osl: int
+    max_batch_size: int
+    build: tuple[tuple[str, Scalar], ...] = ()
+    """build flags that the matrix varies"""
+
+    @property
+    def world_size(self) -> int:
+        """GPUs that serve the cell."""
+        return self.tp * self.pp
+
+    @property
+    def name(self) -> str:
+        """The user's handle, for example ``qwen2_7b_fp8_tp1_pp1_isl2048_osl1024_bs8``."""
+        varied = "".join(f"_{flag}-{_UNNAMEABLE.sub('-', str(x))}" for flag, x in self.build)
+        return (
+            f"{self.model}_{self.precision}_tp{self.tp}_pp{self.pp}"
+            f"_isl{self.isl}_osl{self.osl}_bs{self.max_batch_size}{varied}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFile:
+    """A deployment file as read: its values, and where they stand."""
+
+    located: Located
+    deployment: Deployment
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return self.located.file
+
+    def resolve(self, path: str) -> Path:
+        """A path of the file, made absolute: relative ones start at the file's folder."""
+        return (self.path.resolve().parent / Path(path).expanduser()).resolve()
+
+    def error(self, key: KeyPath, what: str, fix: str | None = None) -> UserError:
+        """An error about the value at ``key``."""
+        dotted = ".".join(map(str, key))
+        return UserError(
+            f"{dotted}: {what}" if dotted else what,
+            where=self.path,
+            line=self.located.line(key),
+            fix=fix,
+        )
+
+    def calibration_data(self) -> Path | str:
+        """A jsonl or a data set's folder; a string is the hub's name of a data set."""
+        data = self.deployment.calibration.data
+        path = self.resolve(data)
+        return path if path.exists() else data
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order of the file."""
+        spec = self.deployment
+        varied = spec.matrix.model_extra or {}
+        flags = [
+            tuple(zip(varied, values, strict=True))
+            for values in itertools.product(*map(as_list, varied.values()))
+        ]
+        return [
+            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build)
+            for (name, model), precision, (isl, osl), batch, build in itertools.product(
+                spec.models.items(),
+                spec.precisions,
+                spec.matrix.isl_osl,
+                spec.matrix.max_batch_size,
+                flags,
+            )
+        ]
+
+    def given_flags(self, cell: Cell) -> dict[str, Any]:
+        """The flags of trtllm-build that the file decides; lengths in tokens."""
+        return {
+            "max_batch_size": cell.max_batch_size,
+            "max_input_len": cell.isl,
+            "max_seq_len": cell.isl + cell.osl,
+            **self.deployment.build,
+            **dict(cell.build),
+        }
+
+    def flag(self, cell: Cell, name: str) -> Any:
+        """What a flag of trtllm-build will be: given, else the release's default, None without."""
+        given = self.given_flags(cell)
+        if name in given:
+            return given[name]
+        known = load_release(self.deployment.release).commands["trtllm-build"].flags.get(name)
+        return known.default if known else None
+
+
+def load_deployment(path: Path) -> DeploymentFile:
+    """Read and check a deployment file.
+
+    Raises UserError with the line and key of the first thing that is wrong, and how to mend it.
+    """
+    located = load_located(path)
+    if not isinstance(located.value, dict):
+        raise UserError(
+            "isn't a deployment file",
+            where=path,
+            line=1,
+            fix="start with 'models:', as in examples/quickstart.yaml",
+        )
+    try:
+        file = DeploymentFile(located, Deployment.model_validate(located.value))
+    except ValidationError as error:
+        raise first_error(located, error, Deployment, path) from None
+    _check(file)
+    return file
+
+
+def _check(file: DeploymentFile) -> None:
+    """What one field alone can't tell."""
+    spec = file.deployment
+    for name, model in spec.models.items():
+        _check_model(file, name, model)
+    if spec.backend not in load_release(spec.release).backends:
+        raise file.error(
+            ("backend",),
+            f"TensorRT-LLM {spec.release} has no {spec.backend}",
+            f"choose from {', '.join(load_release(spec.release).backends)}, or another release",
+        )
+    _check_flags(file)
+    for name, wrong in lacking(spec.triton, spec.release):
+        raise file.error(("triton", name), wrong, "remove it")
+    data = spec.calibration.data
+    is_name = _HUB_ID.fullmatch(data) and not data.endswith((".jsonl", ".json"))
+    if not isinstance(file.calibration_data(), Path) and not is_name:
+        raise file.error(
+            ("calibration", "data"),
+            f"there is no file {file.resolve(data)}, and {data!r} names no data set",
+            f"name a jsonl, a folder, or a data set such as {DEFAULT_CALIBRATION}",
+        )
+    files: Mapping[KeyPath, str | None] = {
+        ("measure", "data"): spec.measure.data if spec.measure else None,
+        **{("models", name, "shape"): model.shape for name, model in spec.models.items()},
+    }
+    for key, path in files.items():
+        if path is not None and not file.resolve(path).is_file():
+            raise file.error(key, f"there is no file {file.resolve(path)}", "check the path")
+
+
+_OURS = {
+    *("checkpoint_dir", "output_dir", "model_config", "build_config", "model_cls_file"),
+    *("model_cls_name", "input_timing_cache", "output_timing_cache", "workers", "dry_run"),
+    "visualize_network",
+}
+"""Flags that this program gives trtllm-build itself."""
+
+
+def _check_flags(file: DeploymentFile) -> None:
+    """Every flag, of ``build:`` and of the matrix, is one that the release's trtllm-build takes."""
+    spec = file.deployment
+    varied = spec.matrix.model_extra or {}
+    given: list[tuple[KeyPath, Any]] = [
+        (("build", key), value) for key, value in spec.build.items()
+    ]
+    for flag, values in varied.items():
+        if flag in spec.build:
+            raise file.error(("matrix", flag), "stands in 'build:' too", "keep one of them")
+        try:
+            unique(as_list(values))
+        except ValueError as error:
+            raise file.error(("matrix", flag), str(error)) from None
+        given += [(("matrix", flag), value) for value in as_list(values)]
+    command = load_release(spec.release).commands["trtllm-build"]
+    for key, value in given:
+        flag = str(key[-1])
+        if flag in _OURS:
+            raise file.error(key, "trtllm-deploy sets it", "remove it")
+        wrong = command.mistake(flag, value)
+        if wrong:
+            what, fix = wrong
+            others = [name for name in release_names() if _takes(name, flag, value)]
+            also = f" (TensorRT-LLM {', '.join(others)} takes it)" if others else ""
+            raise file.error(key, f"TensorRT-LLM {spec.release}: {what}{also}", fix)
+
+
+def _takes(release: str, flag: str, value: Any) -> bool:
+    return load_release(release).commands["trtllm-build"].mistake(flag, value) is None
+
+
+def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:
+    key = ("models", name)
+    if not _MODEL_NAME.fullmatch(name):
+        raise file.error(key, "a model's name becomes a folder", "use letters, digits, _ . -")
+    folder = file.resolve(model.source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise file.error(
+                (*key, "source"),
+                f"the folder {folder} has no config.json",
+                "name the folder of a Hugging Face checkpoint",
+            )
+        _check_division(file, name, model, folder)
+    elif model.source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model.source):
+        raise file.error(
+            (*key, "source"),
+            f"there is no folder {folder}, and {model.source!r} is no Hugging Face id",
+            "name a folder, or an id such as Qwen/Qwen2-7B-Instruct",
+        )
+
+
+def _check_division(file: DeploymentFile, name: str, model: ModelSpec, folder: Path) -> None:
+    config = read_json_object(folder / "config.json")
+    for precision in file.deployment.precisions:
+        with suppress(KeyError):  # the checkpoint stage says what its config lacks
+            wrong = indivisible(config, PRECISIONS[precision], model.tp, model.pp)
+            if wrong:
+                raise file.error(("models", name), wrong, "choose other 'tp:' and 'pp:'")

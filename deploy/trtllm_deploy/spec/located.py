@@ -1,0 +1,161 @@
+"""YAML that remembers where each key stands, and what is wrong with its values as one line.
+
+In: a file, pydantic's error about its values. Out: plain values with the line of every key, and
+the error with its line and the nearest key. Knows nothing of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llm_perf.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A YAML document: its ``value``, and the line (from 1) of each key path in it."""
+
+    file: Path
+    value: Any
+    lines: Mapping[KeyPath, int]
+
+    def line(self, path: KeyPath) -> int | None:
+        """Line of the key at ``path``, or of the nearest key above it; None without any lines."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path)
+
+
+def load_located(file: Path) -> Located:
+    """Read one YAML document.
+
+    Raises UserError: the file can't be read, isn't YAML (with line, column), or has a key twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=file) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"isn't UTF-8 text: {error.reason}", where=file) from None
+    lines: dict[KeyPath, int] = {}
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _walk(node, (), lines, file)
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = f"not valid YAML at column {column}: {error.problem}"
+        raise UserError(what, where=file, line=line) from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a number or date that is none
+        raise UserError(f"not valid YAML: {error}", where=file) from None
+    except RecursionError:
+        raise UserError("an alias refers to itself, or nests too deep", where=file) from None
+    return Located(file, value, lines)
+
+
+def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], file: Path) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _walk(item, (*path, index), lines, file)
+    elif isinstance(node, yaml.MappingNode):
+        for key, item in node.value:
+            below = (*path, str(key.value))
+            line = key.start_mark.line + 1
+            if below in lines:
+                raise UserError(
+                    f"key '{key.value}' stands twice (first on line {lines[below]})",
+                    where=file,
+                    line=line,
+                    fix="keep one of them",
+                )
+            lines[below] = line
+            _walk(item, below, lines, file)
+
+
+_SHOWN = 20  # keys that fit a message
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def first_error(
+    located: Located, error: ValidationError, schema: type[BaseModel], where: Path | None
+) -> UserError:
+    """The earliest error in values of that schema; a misspelt key before the one it then lacks."""
+    found = []
+    for detail in error.errors(include_url=False):
+        key = _key_path(located.value, detail["loc"])
+        found.append((located.line(key), key, detail))
+    line, key, detail = min(found, key=lambda item: (item[2]["type"] == "missing", item[0] or 0))
+    dotted = ".".join(map(str, key))
+    what, fix = detail["msg"].removeprefix("Value error, "), None
+    if not detail["type"].startswith("value_error") and isinstance(detail["input"], _SCALARS):
+        what = f"{what[0].lower()}{what[1:]}, not {detail['input']!r}"
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields_at(schema, key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
+        what = f"unknown key {str(key[-1])!r}"
+        few = len(siblings) <= _SHOWN
+        known = f"known keys: {', '.join(siblings)}" if few else "docs/reference.md lists the keys"
+        fix = f"did you mean {near[0]!r}?" if near else known
+    elif detail["type"] == "missing":
+        what = f"the key {str(detail['loc'][-1])!r} is missing"
+        fix = _near_miss(located.value, key, str(detail["loc"][-1]))
+    return UserError(f"{dotted}: {what}" if dotted else what, where=where, line=line, fix=fix)
+
+
+def _near_miss(value: Any, key: KeyPath, missing: str) -> str | None:
+    """A hint, where a block that takes any key has one that looks like the missing one."""
+    for step in key:
+        value = value[step]
+    near = difflib.get_close_matches(missing, [str(each) for each in value], n=1)
+    return f"did you write {near[0]!r} for it?" if near else None
+
+
+def _key_path(value: Any, loc: tuple[str | int, ...]) -> KeyPath:
+    """The part of a pydantic location that is a path in the file."""
+    path: list[str | int] = []
+    for step in loc:
+        if not isinstance(value, (dict, list)):
+            break
+        try:
+            value = value[step]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            continue  # a missing key, or a name that pydantic gives to a check
+        path.append(step)
+    return tuple(path)
+
+
+def _fields_at(schema: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys that the schema allows at a path."""
+    block: Any = schema
+    for step in path:
+        if isinstance(block, type) and issubclass(block, BaseModel):
+            field = block.model_fields.get(str(step))
+            block = field.annotation if field else None
+        else:  # the value type of a dict
+            block = get_args(block)[-1]
+        block = next((kind for kind in _flat(block) if _is_block(kind)), block)
+    return list(block.model_fields) if _is_block(block) else []
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _flat(kind: Any) -> Iterator[Any]:
+    yield kind
+    if not isinstance(kind, type) and not str(kind).startswith(("dict", "list")):
+        for part in get_args(kind):
+            yield from _flat(part)

@@ -1,0 +1,185 @@
+"""The schema of a deployment file: its blocks and keys, each with its meaning.
+
+Text from outside becomes values here; what one value alone can't tell is checked in
+:mod:`trtllm_deploy.spec.deployment_file`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from trtllm_deploy.releases.release import release_names
+from trtllm_deploy.spec.precision import PRECISIONS
+from trtllm_deploy.spec.settings import TritonSettings
+
+BackendName = Literal["reference", "tensorrt", "llmapi"]
+KvCacheType = Literal["fp8", "int8"]
+DEFAULT_CALIBRATION = "cnn_dailymail"
+
+
+def as_list(value: Any) -> Any:
+    """A list as it is; anything else as the only entry of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def unique(values: list[Any]) -> list[Any]:
+    """The list itself. Raises ValueError where it is empty or holds a value twice."""
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} is listed twice")
+    if not values:
+        raise ValueError("the list is empty")
+    return values
+
+
+def _isl_osl(value: Any) -> Any:
+    """``2048,1024`` or ``[2048, 1024]``."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2:
+        raise ValueError("write input and output length as ISL,OSL, for example 2048,1024")
+    return tuple(parts)
+
+
+def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value not in names:
+            near = difflib.get_close_matches(str(value).lower(), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+            raise ValueError(f"there is no {kind} {value!r}; {hint}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Tokens = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(gt=0, strict=True)]
+Precision = Annotated[str, _known("precision", tuple(PRECISIONS))]
+IslOsl = Annotated[
+    tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_isl_osl)
+]
+
+
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} can't be the name of an environment variable")
+    if _SECRET.search(name):
+        raise ValueError(f"{name} is a secret; set it in the shell, not in a file")
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Block):
+    """One model of the matrix."""
+
+    source: str = Field(description="local folder (relative to this file) or Hugging Face id")
+    revision: str = Field(default="main", description="branch, tag or commit on the hub")
+    tp: Count = Field(default=1, description="tensor parallel size")
+    pp: Count = Field(default=1, description="pipeline parallel size")
+    shape: str | None = Field(
+        default=None,
+        description="config.json of the model, relative to this file: a plan needs no hub then",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that the checkpoint brings along"
+    )
+
+
+class CalibrationSpec(_Block):
+    """Prompts that quantization looks at."""
+
+    data: str = Field(
+        default=DEFAULT_CALIBRATION,
+        description="jsonl with text_input (or text) or folder of a data set, relative to this"
+        " file; or the hub's name of a data set",
+    )
+    samples: Count = Field(default=512, description="prompts to use at most")
+    max_length: Tokens = Field(default=512, description="tokens of each prompt to use at most")
+
+
+class VerifySpec(_Block):
+    """How a new checkpoint is compared with the model it was made from."""
+
+    prompts: Count = Field(default=32, description="prompts to compare on")
+    min_top1: dict[Precision, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}, description="share of equal next tokens to ask for; by precision"
+    )
+
+
+class MatrixSpec(_Block):
+    """What is varied; each combination is a cell, for each model and precision.
+
+    Beside the two lengths and the batch size any flag of trtllm-build may be varied.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    max_batch_size: Annotated[list[Count], BeforeValidator(as_list), AfterValidator(unique)] = (
+        Field(description="requests that one step of the engine may hold")
+    )
+    isl_osl: Annotated[list[IslOsl], BeforeValidator(as_list), AfterValidator(unique)] = Field(
+        description="input and output length that an engine is built for, in tokens"
+    )
+
+
+class MeasureSpec(_Block):
+    """What ``run`` measures at each cell."""
+
+    data: str = Field(description="jsonl with text_input and, for a score, reference")
+    concurrency: Annotated[list[Count], BeforeValidator(as_list), AfterValidator(unique)] = Field(
+        default=[1], description="requests kept in flight; one load for each number"
+    )
+    max_tokens: Tokens | None = Field(
+        default=None, description="output limit; default: OSL of the cell"
+    )
+    request_timeout: float = Field(
+        default=120, gt=0, allow_inf_nan=False, description="seconds until a request counts as lost"
+    )
+
+
+class Deployment(_Block):
+    """A whole deployment file."""
+
+    backend: Annotated[BackendName, _known("backend", get_args(BackendName))] = Field(
+        default="reference", description="how cells are served"
+    )
+    release: Annotated[str, _known("release", tuple(release_names()))] = Field(
+        default="1.2", description="TensorRT-LLM release, in quotes"
+    )
+    models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
+    precisions: Annotated[list[Precision], BeforeValidator(as_list), AfterValidator(unique)] = (
+        Field(description="see the table of precisions")
+    )
+    kv_cache_dtype: dict[Precision, KvCacheType] = Field(
+        default={}, description="quantization of the KV cache; by precision, none if not named"
+    )
+    checkpoint_with: Literal["modelopt", "scripts"] = Field(
+        default="modelopt",
+        description="modelopt's API here, or the container's convert_checkpoint.py and quantize.py",
+    )
+    fallback: Precision | None = Field(
+        default=None, description="precision to use where the GPU can't do fp8"
+    )
+    calibration: CalibrationSpec = CalibrationSpec()
+    verify: VerifySpec = VerifySpec()
+    matrix: MatrixSpec
+    build: dict[str, Any] = Field(
+        default={}, description="flags of trtllm-build that are the same for all cells"
+    )
+    triton: TritonSettings = TritonSettings()
+    env: dict[Variable, Annotated[str, Field(strict=True)]] = Field(
+        default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
+    )
+    measure: MeasureSpec | None = None

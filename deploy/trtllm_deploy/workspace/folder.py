@@ -1,0 +1,142 @@
+"""The workspace: the folder that holds the store, the names people use, logs and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_perf.errors import UserError
+from trtllm_deploy.plan.plan import CellPlan, Stage
+from trtllm_deploy.store.store import Store, link
+from trtllm_deploy.machine.json_files import read_json, write_json
+
+_FILES = "deployment-files.json"
+_OVERRIDES = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths below ``root`` (absolute)."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        """Finished artifacts."""
+        return Store(self.root / "store")
+
+    @property
+    def results(self) -> Path:
+        """What was measured."""
+        return self.root / "results"
+
+    @property
+    def triton(self) -> Path:
+        """Triton's backend folder, put together from the nvidia-pytriton wheel."""
+        return self.root / "triton"
+
+    def log(self, stage: Stage) -> Path:
+        """Full output of a stage; one file per artifact, the newest try."""
+        name = f"{stage.kind}-{stage.title.replace(' ', '_')}-{stage.key[:8]}.log"
+        return self.root / "logs" / name
+
+    def failure(self, stage: Stage) -> Path:
+        """Why the newest try to make a stage failed; there is none where it didn't."""
+        return self.log(stage).with_suffix(".error")
+
+    def note_failure(self, stage: Stage, error: str) -> None:
+        """Keep the error for ``status``; on a full disk it is only printed."""
+        file = self.failure(stage)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{error}\n", encoding="utf-8")
+
+    def server_log(self, cell: str) -> Path:
+        """Triton's output for a cell."""
+        return self.root / "logs" / f"serve-{cell}.log"
+
+    def timing_cache(self, name: str) -> Path:
+        """What TensorRT measured on one kind of GPU, shared by all builds there."""
+        return self.root / "timing" / name
+
+    def partial(self, stage: Stage) -> Path:
+        """Where a download waits to be finished."""
+        return self.downloads / stage.key
+
+    def artifact(self, stage: Stage) -> Path:
+        """The folder of a stage's artifact, made or not."""
+        return self.store.path(stage.kind, stage.key)
+
+    def has(self, stage: Stage) -> bool:
+        """Whether the artifact is there and whole."""
+        return self.store.has(stage.kind, stage.key)
+
+    @property
+    def downloads(self) -> Path:
+        """Downloads that were cut, by the key of their fetch stage."""
+        return self.root / "downloads"
+
+    def names(self, plan: CellPlan) -> tuple[tuple[Path, Stage], ...]:
+        """Where people find a built cell: ``engines/<cell>`` and ``ensemble_models/<cell>``."""
+        return (
+            (self.root / "engines" / plan.cell.name, plan.engine),
+            (self.root / "ensemble_models" / plan.cell.name, plan.repository),
+        )
+
+    def name(self, plan: CellPlan) -> None:
+        """Give a built cell its names."""
+        for name, stage in self.names(plan):
+            link(name, self.artifact(stage))
+
+    def named(self) -> Iterator[Path]:
+        """Every name in the workspace, of whatever deployment file."""
+        for folder in ("engines", "ensemble_models"):
+            yield from (path for path in (self.root / folder).glob("*") if path.is_symlink())
+
+    def remember(self, file: Path) -> None:
+        """Note that a deployment file was built here, so that ``gc`` knows what it needs."""
+        files = self.deployment_files()
+        if file not in files:
+            write_json(self.root / _FILES, [str(each) for each in (*files, file)])
+
+    def deployment_files(self) -> list[Path]:
+        """The deployment files that were built here and are still there; absolute."""
+        known = map(Path, read_json(self.root / _FILES) or ())
+        return [file for file in known if file.is_file()]
+
+    @property
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """Triton settings that single cells have in place of their file's, by cell name.
+
+        Raises UserError: they can't be read.
+        """
+        file = self.root / _OVERRIDES
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"isn't JSON: {error}", where=file, fix="mend or delete it") from None
+        return found
+
+    def keep_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace them; cells without any are left out."""
+        write_json(self.root / _OVERRIDES, {name: each for name, each in overrides.items() if each})
+
+    def repository(self, plan: CellPlan) -> Path:
+        """The model repository of a cell, under the cell's name.
+
+        Raises UserError: the cell, as the deployment file describes it now, isn't built.
+        """
+        if not all(map(self.has, plan.stages)):
+            raise UserError(
+                f"{plan.cell.name} isn't built as the deployment file has it now",
+                where=self.root,
+                fix="run 'trtllm-deploy build' with the same file and workspace first",
+            )
+        self.name(plan)
+        return self.root / "ensemble_models" / plan.cell.name

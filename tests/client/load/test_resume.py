@@ -1,0 +1,267 @@
+"""The journal, and runs that are cut and finished: by Ctrl-C, by a kill, by a crash in a write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_perf.api import Concurrency, Rate, Run
+from llm_perf.errors import UserError
+from llm_perf.load.journal import Journal, decode, encode, read_journal, start_journal
+from llm_perf.record import Exchange, Status
+from tests.client.scripted import Abort, ScriptedTriton, Step, answer
+
+_times = st.integers(0, 2**63 - 1)
+_exchanges = st.builds(
+    Exchange,
+    request_id=st.text(),
+    scheduled_ns=_times,
+    sent_ns=_times,
+    end_ns=_times,
+    messages=st.lists(st.tuples(_times, st.binary(max_size=40)), max_size=5),
+    failure=st.none() | st.tuples(st.sampled_from(Status), st.text()),
+)
+
+
+@given(st.integers(), _exchanges)
+def test_a_line_is_read_back(number: int, seen: Exchange) -> None:
+    line = encode(number, seen)
+    assert line.count(b"\n") == 1 and line.endswith(b"\n")
+    assert decode(line) == (number, seen)
+
+
+def test_a_crash_in_mid_line_costs_that_line_only(tmp_path: Path) -> None:
+    path, head = tmp_path / "j.jsonl", {"workload": "w"}
+    start_journal(path, head)
+    lines = [encode(number, Exchange(f"id{number}", sent_ns=number)) for number in range(3)]
+    with path.open("ab") as file:
+        file.write(lines[0] + lines[1][:-20])
+    assert sorted(read_journal(path, head)) == [0]
+    with Journal(path) as journal:
+        journal.note(2, Exchange("id2"))
+    assert sorted(read_journal(path, head)) == [0, 2]
+
+
+def test_several_writers_keep_their_lines_apart(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    start_journal(path, {})
+    with Journal(path) as one, Journal(path) as other:
+        for number in range(200):
+            (one, other)[number % 2].note(number, Exchange("x" * 1000))
+    assert sorted(read_journal(path, {})) == list(range(200))
+
+
+def test_a_full_disk_ends_the_journal_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j.jsonl"
+    start_journal(path, {})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with Journal(path) as journal:
+        journal.note(0, Exchange("id"))
+    assert journal.failure == "requests are no longer kept on disk: No space left on device"
+
+
+def test_a_journal_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    start_journal(path, {"workload": "w", "seed": 1})
+    with pytest.raises(UserError, match=r"is of another run: seed differs"):
+        read_journal(path, {"workload": "w", "seed": 2})
+    path.write_text("no journal\n")
+    with pytest.raises(UserError, match="everything differs"):
+        read_journal(path, {"workload": "w"})
+
+
+def test_without_a_journal_a_resumed_run_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "j.jsonl"
+    assert read_journal(path, {"workload": "w"}) == {}
+    assert json.loads(path.read_text()) == {"workload": "w"}
+
+
+@pytest.mark.parametrize("load", [Concurrency(2), Rate(200.0)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_only_what_is_missing_is_asked_again(
+    load: Concurrency | Rate,
+    workers: int,
+    tmp_path: Path,
+    ask: Callable[..., Run],
+) -> None:
+    journal = tmp_path / "j.jsonl"
+
+    def run(server: ScriptedTriton, **options) -> Run:
+        return ask(server, *"abcdefghij", load=load, journal=journal, **options)
+
+    with ScriptedTriton(answer) as server:
+        whole = run(server)
+        head, *lines = journal.read_bytes().splitlines()
+        kept = [line for line in lines if decode(line)[0] not in (2, 5, 9)]
+        journal.write_bytes(b"\n".join([head, *kept]) + b"\n")
+        server.asked.clear()
+        resumed = run(server, resume=True, workers=workers)
+        again = sorted(str(asked.tensors["text_input"]) for asked in server.asked)
+        server.asked.clear()
+        nothing = run(server, resume=True)
+        assert server.asked == []
+    assert again == ["c", "f", "j"]
+    assert resumed.answers == nothing.answers == whole.answers
+    assert resumed.notes[0].startswith("resumed: 7 of 10 requests are from before the cut")
+    kept_ids = [record.request_id for record in whole.records]
+    assert [r.request_id for r in resumed.records][0:2] == kept_ids[0:2]
+    # what was seen before lies before what is seen now, with its gaps as they were
+    before = [r for i, r in enumerate(resumed.records) if i not in (2, 5, 9)]
+    now = [resumed.records[i] for i in (2, 5, 9)]
+    assert max(r.end_ns for r in before) <= min(r.sent_ns for r in now)
+    first = whole.records[0]
+    assert resumed.records[0].ttft_ns == first.ttft_ns
+    assert resumed.records[0].latency_ns == first.latency_ns
+
+
+@pytest.fixture
+def llm_perf(
+    tmp_path: Path, tokenizer_folder: Path, write_prompts: Callable[..., Path]
+) -> Callable[..., subprocess.Popen[str]]:
+    path = write_prompts(*(f"p{i}" for i in range(12)))
+
+    def start(server: ScriptedTriton, *flags: str) -> subprocess.Popen[str]:
+        words = f"-u {server.url} -m ensemble --tokenizer-path {tokenizer_folder}".split()
+        return subprocess.Popen(
+            [sys.executable, "-m", "llm_perf.cli.main", *words, "--input-data", str(path), *flags],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(Path(__file__).parents[3] / "client"), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+class Gate:
+    """Answers the first ``n`` prompts and keeps the others waiting until it is opened."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.lock = threading.Lock()
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, prompt: str) -> list[Step]:
+        with self.lock:
+            self.n -= 1
+            waits = self.n < 0
+        if waits:
+            self.reached.set()
+            self.open.wait(20)
+        return answer(prompt)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_with_a_report_and_resume_finishes_the_run(
+    workers: str, llm_perf, tmp_path: Path
+) -> None:
+    gate = Gate(5)
+    flags = ("--concurrency=2", f"--workers={workers}")
+    export = tmp_path / "artifacts" / "profile_export.json"
+    with ScriptedTriton(gate) as server:
+        running = llm_perf(server, *flags)
+        assert gate.reached.wait(20)
+        _wait_for_lines(export.with_suffix(".journal.jsonl"), 1 + 4)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+        gate.open.set()
+        assert (running.returncode, "Traceback" in err) == (130, False), err
+        first = json.loads(export.read_text())
+        assert first["stopped"] == "interrupted"
+        done = first["requests_ok"]
+        assert 4 <= done <= 5 and "with --resume finishes the run" in out
+        assert f"Requests ok / failed: {done} / 0" in out
+        server.asked.clear()
+        again = llm_perf(server, *flags, "--resume")
+        out, err = again.communicate(timeout=20)
+        assert again.returncode == 0, err
+        assert len(server.asked) == 12 - done
+    document = json.loads(export.read_text())
+    assert (document["requests_ok"], document["stopped"]) == (12, None)
+    lines = export.with_suffix(".jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == [f"re p{i}." for i in range(12)]
+    assert not export.with_suffix(".journal.jsonl").exists()
+
+
+def test_a_killed_run_has_its_finished_requests_on_disk(llm_perf, tmp_path: Path) -> None:
+    gate = Gate(5)
+    journal = tmp_path / "artifacts" / "profile_export.journal.jsonl"
+    with ScriptedTriton(gate) as server:
+        running = llm_perf(server, "--concurrency=1,2")
+        assert gate.reached.wait(20)
+        _wait_for_lines(tmp_path / "artifacts" / "profile_export_concurrency1.journal.jsonl", 1 + 5)
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate(timeout=20)
+        gate.open.set()
+        server.asked.clear()
+        again = llm_perf(server, "--concurrency=1,2", "--resume")
+        _, err = again.communicate(timeout=20)
+        assert again.returncode == 0, err
+        assert len(server.asked) == 7 + 12
+        server.asked.clear()
+        third = llm_perf(server, "--concurrency=1,2", "--resume")
+        out, _ = third.communicate(timeout=20)
+        assert third.returncode == 0
+        assert server.asked == [] and out.count("it was finished before") == 2
+    assert not journal.exists()
+
+
+def test_a_run_that_time_ends_can_not_be_resumed(llm_perf, tmp_path: Path) -> None:
+    journal = tmp_path / "artifacts" / "profile_export.journal.jsonl"
+    gate = Gate(5)
+    with ScriptedTriton(gate) as server:
+        running = llm_perf(server, "--duration=30")
+        assert gate.reached.wait(20)
+        _wait_for_lines(journal, 1 + 5)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=20)
+        gate.open.set()
+        again = llm_perf(server, "--duration=30", "--resume")
+        _, err = again.communicate(timeout=20)
+    assert again.returncode == 2
+    assert "a closed loop that time ends has no list of what is missing" in err
+
+
+def test_failures_are_results_and_not_asked_again(llm_perf, tmp_path: Path) -> None:
+    bad = {"p1", "p2"}
+    with ScriptedTriton(lambda p: [Abort()] if p in bad else answer(p)) as server:
+        running = llm_perf(server, "--stop-after-failures=2")
+        out, err = running.communicate(timeout=20)
+        assert running.returncode == 1, err
+        assert "stopped early (2 requests failed): 3 of 12 requests are in the figures" in out
+        bad.clear()
+        server.asked.clear()
+        again = llm_perf(server, "--resume")
+        again.communicate(timeout=20)
+        assert again.returncode == 0
+        assert len(server.asked) == 9
+    document = json.loads((tmp_path / "artifacts" / "profile_export.json").read_text())
+    assert (document["requests_ok"], document["requests_failed"]) == (10, 2)
+
+
+def _wait_for_lines(path: Path, n: int) -> None:
+    """Until so many lines are on disk."""
+    pause = threading.Event()
+    for _ in range(400):
+        if path.exists() and path.read_bytes().count(b"\n") >= n:
+            return
+        pause.wait(0.05)
+    raise AssertionError(f"{path} has no {n} lines")

@@ -1,0 +1,284 @@
+"""The hub here is a real HTTP server on this machine, told what to answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.fetch import fetch, resolve_folder
+
+COMMIT = "c" * 40
+HEADER = json.dumps(
+    {"weight": {"dtype": "U8", "shape": [300_000], "data_offsets": [0, 300_000]}}
+).encode()
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"w" * 300_000
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "tokenizer.json": b"{}",
+    "pytorch_model.bin": b"not needed",
+    "README.md": b"not needed",
+}
+
+
+@dataclass
+class Hub:
+    """What the server answers, and what it was asked."""
+
+    url: str = ""
+    status: int = 200
+    error_code: str = ""
+    cut_after: int | None = None
+    tokens: set[str | None] = field(default_factory=set)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: HubServer
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        hub = self.server.hub
+        hub.tokens.add(self.headers.get("Authorization"))
+        if hub.status != 200:
+            self.send(hub.status, {"X-Error-Code": hub.error_code}, b"")
+        elif "/api/models/" in self.path:
+            names = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": name}
+                for name, data in FILES.items()
+            ]
+            info = {"id": "acme/tiny", "sha": COMMIT, "siblings": names}
+            self.send(200, {}, json.dumps(tree if "/tree/" in self.path else info).encode())
+        else:
+            self.send_file(FILES[self.path.rpartition("/")[2]])
+
+    def send_file(self, data: bytes) -> None:
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"ETag": f'"{len(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self.send(206 if start else 200, headers, data[start:])
+
+    def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: self.server.hub.cut_after])
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class HubServer(ThreadingHTTPServer):
+    hub: Hub
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = HubServer(("127.0.0.1", 0), Handler)
+    server.hub = Hub(url=f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server.hub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.fetch import fetch, resolve_hub
+root, revision = Path(sys.argv[1]), sys.argv[2]
+try:
+    source = resolve_hub("acme/tiny", revision, root / "commits.json", offline_ok=False)
+    (root / "target").mkdir(exist_ok=True)
+    fetch(source, False, root / "target", root / "partial")
+    print(source.identity["commit"])
+except UserError as error:
+    sys.exit(f"one line: {error}")
+"""
+
+
+def run(hub: Hub, root: Path, revision: str = "main") -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(root / "hf"),
+        "HF_TOKEN": "hf_secretsecretsecret",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_DEBUG": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(root), revision],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_a_hub_id_is_resolved_to_its_commit_and_only_needed_files_come(
+    hub: Hub, tmp_path: Path
+) -> None:
+    done = run(hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == COMMIT
+    there = {path.name: path.read_bytes() for path in (tmp_path / "target").iterdir()}
+    assert set(there) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert there["model.safetensors"] == FILES["model.safetensors"]
+    assert not (tmp_path / "partial").exists()
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path) -> None:
+    done = run(hub, tmp_path)
+    assert "Bearer hf_secretsecretsecret" in hub.tokens
+    assert "secretsecret" not in done.stdout + done.stderr
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"secretsecret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "GatedRepo", "is gated; set HF_TOKEN"),
+        (401, "RepoNotFound", "has no model acme/tiny, or it is private"),
+        (404, "RepoNotFound", "has no model acme/tiny, or it is private"),
+        (404, "RevisionNotFound", "has no such revision"),
+        (403, "", "refuses acme/tiny (HTTP 403)"),
+        (429, "", "too many requests from here, the last for acme/tiny (HTTP 429); run the same"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    hub: Hub, tmp_path: Path, status: int, code: str, says: str
+) -> None:
+    hub.status, hub.error_code = status, code
+    done = run(hub, tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("one line: ")
+    assert says in last
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_hub_is_one_line_unless_the_commit_is_known(
+    hub: Hub, tmp_path: Path
+) -> None:
+    gone = Hub(url="http://127.0.0.1:9")  # discard: nobody listens
+    done = run(gone, tmp_path)
+    assert "can't be reached for acme/tiny" in done.stderr.splitlines()[-1]
+    assert run(hub, tmp_path).returncode == 0
+    again = run(gone, tmp_path)
+    assert "the download of acme/tiny was cut" in again.stderr.splitlines()[-1]
+
+
+def test_a_cut_download_goes_on_where_it_ended(hub: Hub, tmp_path: Path) -> None:
+    hub.cut_after = 100_000
+    first = run(hub, tmp_path)
+    assert first.returncode == 1
+    assert not list((tmp_path / "target").iterdir())
+    hub.cut_after = None
+    second = run(hub, tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "target" / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+    (folder / "custom.py").write_text("raise SystemExit")
+    return folder
+
+
+def test_a_local_folder_is_copied_without_what_isnt_needed(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    target = tmp_path / "target"
+    target.mkdir()
+    fetch(source, False, target, tmp_path / "partial")
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+
+
+def test_the_same_bytes_elsewhere_are_the_same_source(checkpoint: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "digests.json"
+    first = resolve_folder(checkpoint, False, memory)
+    moved = checkpoint.rename(tmp_path / "moved")
+    assert resolve_folder(moved, False, memory).identity == first.identity
+    (moved / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"v")
+    assert resolve_folder(moved, False, memory).identity != first.identity
+
+
+def test_code_of_a_checkpoint_comes_only_when_trusted(checkpoint: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "digests.json"
+    assert "custom.py" not in resolve_folder(checkpoint, False, memory).identity["files"]
+    assert "custom.py" in resolve_folder(checkpoint, True, memory).identity["files"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"), [("config.json", "no config.json"), ("model.safetensors", "no safetensors")]
+)
+def test_a_checkpoint_without_config_or_weights_is_refused(
+    checkpoint: Path, tmp_path: Path, lost: str, says: str
+) -> None:
+    (checkpoint / lost).unlink()
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(
+        UserError, match=f"has no {lost.partition('.')[0].replace('model', 'safe')}"
+    ):
+        fetch(source, False, target, tmp_path / "partial")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 200_000])
+def test_a_truncated_shard_is_refused_and_nothing_is_copied(
+    checkpoint: Path, tmp_path: Path, kept: int
+) -> None:
+    (checkpoint / "model.safetensors").write_bytes(WEIGHTS[:kept])
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(UserError, match=r"model\.safetensors: .*truncated"):
+        fetch(source, False, target, tmp_path / "partial")
+    assert not list(target.iterdir())
+
+
+def test_a_shard_that_the_index_names_and_nobody_has_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
+    with pytest.raises(UserError, match=r"model-2\.safetensors: can't be read: No such file"):
+        fetch(source, False, tmp_path, tmp_path / "partial")

@@ -1,0 +1,412 @@
+"""``serve`` with real mpirun and a stand-in server per rank; real Triton is in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from llm_perf.errors import UserError
+from trtllm_deploy.backends.jobs import RepositoryJob
+from trtllm_deploy.backends.repository import render_repository
+from trtllm_deploy.serve.ports import Ports, free_ports
+from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.spec.settings import TritonSettings
+
+ROOT = Path(__file__).parents[3]
+COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
+SERVER = ROOT / "tests/standins/server.py"
+ENGINE = {
+    "version": "1.2.0",
+    "pretrained_config": {"dtype": "float16", "vocab_size": 4096, "mapping": {}},
+    "build_config": {
+        "max_input_len": 256,
+        "max_seq_len": 320,
+        "max_batch_size": 8,
+        "max_num_tokens": 1024,
+        "plugin_config": {
+            "gpt_attention_plugin": "float16",
+            "remove_input_padding": True,
+            "paged_kv_cache": True,
+        },
+    },
+}
+
+needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here")
+
+
+@dataclass
+class Place:
+    """A workspace, a repository for some ranks, and a tritonserver that is a stand-in."""
+
+    root: Path
+    ports: Ports = field(default_factory=free_ports)
+
+    @property
+    def orders(self) -> Path:
+        return self.root / "orders"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{self.root / 'bin'}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "STANDIN": str(self.orders), "PYTHONUNBUFFERED": "1"}
+
+    def words(self, name: str, *more: object) -> list[str]:
+        return [COMMAND, name, *map(str, more), "--workspace", str(self.root / "workspace")]
+
+    def serve_words(self, *more: object) -> list[str]:
+        flags = ("--grpc-port", "--http-port", "--metrics-port")
+        numbers = zip(flags, map(str, astuple(self.ports)), strict=True)
+        ports = [text for pair in numbers for text in pair]
+        repository = self.root / "repository"
+        return self.words("serve", "--repository", repository, "--oversubscribe", *ports, *more)
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=120, env=self.environment, check=False
+        )
+
+    def start(
+        self, *words: object, more: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[str]:
+        for file in self.orders.glob("started*"):
+            file.unlink()
+        return subprocess.Popen(
+            self.serve_words(*words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**self.environment, **more},
+        )
+
+    def started(self, rank: int) -> dict[str, Any]:
+        return json.loads((self.orders / f"started{rank}.json").read_text())
+
+
+def until_ready(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    said = ""
+    for line in server.stdout:
+        said += line
+        if line.startswith("ready"):
+            return said
+    pytest.fail(f"it never was ready: {said}")
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def new_place(root: Path, ranks: int) -> Place:
+    place = Place(root)
+    for folder in ("bin", "orders", "engine"):
+        (root / folder).mkdir()
+    shim = root / "bin/tritonserver"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {SERVER} "$@"\n')
+    shim.chmod(0o755)
+    config = json.loads(json.dumps(ENGINE))
+    config["pretrained_config"]["mapping"] = {"world_size": ranks, "tp_size": ranks, "pp_size": 1}
+    (root / "engine/config.json").write_text(json.dumps(config))
+    for rank in range(ranks):
+        (root / f"engine/rank{rank}.engine").write_text("engine")
+    render_repository(
+        RepositoryJob(
+            root / "repository",
+            "1.2",
+            root / "engine",
+            ROOT / "examples/number-words/model",
+            8,
+            TritonSettings(),
+        ),
+        "tensorrt",
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return new_place(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return new_place(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test ends without a process of its server, and takes its orders along."""
+    yield
+    for name in {"one_rank", "two_ranks"} & set(request.fixturenames):
+        place = request.getfixturevalue(name)
+        assert until(lambda place=place: not left(place)), left(place)
+        for order in place.orders.glob("rank*"):
+            order.unlink()
+
+
+def left(place: Place) -> list[psutil.Process]:
+    """The processes of a place's servers, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("STANDIN") == str(place.orders):
+                found.append(process)
+    return found
+
+
+# what a kill -9 hits, from the processes of a server: launcher first
+VICTIMS: dict[str, Callable[[Place, psutil.Process], int]] = {
+    "serve": lambda place, launcher: launcher.pid,
+    "the supervisor": lambda place, launcher: launcher.children()[0].pid,
+    "mpirun": lambda place, launcher: named(launcher, "mpirun"),
+    "the first rank": lambda place, launcher: place.started(0)["pid"],
+    "the last rank": lambda place, launcher: place.started(1)["pid"],
+}
+
+
+def named(launcher: psutil.Process, name: str) -> int:
+    return next(each.pid for each in launcher.children(recursive=True) if each.name() == name)
+
+
+@needs_mpirun
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_nothing_outlives_a_kill_and_the_next_start_works(two_ranks: Place, victim: str) -> None:
+    with two_ranks.start() as server:  # on the ports of the start before
+        until_ready(server)
+        launcher = psutil.Process(server.pid)
+        family = [launcher, *launcher.children(recursive=True)]
+        assert {"mpirun"} < {each.name() for each in family}
+        pid = VICTIMS[victim](two_ranks, launcher)
+        scratch = Path(two_ranks.started(0)["environment"]["OMPI_MCA_orte_tmpdir_base"])
+        assert list(scratch.iterdir())
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        server.stdout.read()
+        assert server.wait(30) not in (0, 2)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+        assert until(lambda: not scratch.exists())
+        print(f"kill -9 {victim}: all gone after {time.monotonic() - began:.1f} s")
+    assert not list(Path("/dev/shm").glob(f"{scratch.name}*"))
+
+
+@needs_mpirun
+def test_a_rank_that_ignores_sigterm_is_killed_with_the_rest(two_ranks: Place) -> None:
+    (two_ranks.orders / "rank1").write_text("stubborn")
+    with two_ranks.start() as server:
+        until_ready(server)
+        family = psutil.Process(server.pid).children(recursive=True)
+        server.terminate()
+        assert server.wait(30) == 0
+        assert not [each for each in family if each.is_running()]
+
+
+@needs_mpirun
+def test_a_rank_s_error_is_shown_with_its_rank_and_ends_the_server(two_ranks: Place) -> None:
+    (two_ranks.orders / "rank1").write_text("fails")
+    with two_ranks.start() as server:
+        said = server.communicate(timeout=60)[0]
+    assert server.returncode == 1
+    assert "  rank 1: failed to load 'tensorrt_llm' version 1" in said
+    [logs] = two_ranks.root.glob("workspace/logs/serve-repository-*.ranks")
+    assert (logs / "1/rank.0/stdout").read_text() == "rank 0 of 2 is up\n"
+
+
+@needs_mpirun
+def test_a_server_that_is_not_ready_in_time_is_stopped(two_ranks: Place) -> None:
+    (two_ranks.orders / "rank1").write_text("deaf")
+    with two_ranks.start("--timeout", "2") as server:
+        said = server.communicate(timeout=60)[0]
+    assert server.returncode == 1
+    assert "was not ready after 2 s" in said
+
+
+@needs_mpirun
+def test_ranks_of_other_hosts_get_the_gpus_and_end_with_mpirun(two_ranks: Place) -> None:
+    """Two nodes that are this machine: what would be ssh starts Open MPI's daemon without a
+    variable of ours, as on another host, and says which node it is."""
+    root = two_ranks.root
+    (root / "hosts").write_text("node-a slots=1\nnode-b slots=1\n")
+    agent = root / "bin/ssh-like"
+    path = f"{root / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+    agent.write_text(
+        f"#!/bin/sh\nnode=$1\nshift\nexec env -i NODE=$node PATH={path}"
+        f' HOME={root} STANDIN={two_ranks.orders} sh -c "$*"\n'
+    )
+    agent.chmod(0o755)
+    over_ssh = {"OMPI_MCA_plm_rsh_agent": str(agent)}
+    with two_ranks.start("--hostfile", root / "hosts", "--gpus", "3", more=over_ssh) as server:
+        until_ready(server)
+        seen = [two_ranks.started(rank)["environment"] for rank in (0, 1)]
+        assert [each["NODE"] for each in seen] == ["node-a", "node-b"]
+        assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["3", "3"]
+        launcher = psutil.Process(server.pid)
+        os.kill(named(launcher, "mpirun"), signal.SIGKILL)
+        assert server.wait(30) == 137
+
+
+@needs_mpirun
+def test_an_orchestrator_is_told_so(two_ranks: Place) -> None:
+    with two_ranks.start("--mode", "orchestrator") as server:
+        until_ready(server)
+        started = two_ranks.started(0)
+        assert started["environment"]["TRTLLM_ORCHESTRATOR"] == "1"
+        assert started["flags"]["enable-peer-access"] == ["false"]
+        assert not (two_ranks.orders / "started1.json").exists()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+@needs_mpirun
+def test_print_shows_the_command_and_starts_nothing(two_ranks: Place) -> None:
+    done = two_ranks.run(two_ranks.serve_words("--print", "--gpus", "0,1"))
+    assert done.returncode == 0
+    words = shlex.split(done.stdout)
+    assert words[0] == "env"
+    assert "CUDA_VISIBLE_DEVICES=0,1" in words
+    assert words.count("-n") == 2
+    assert str(two_ranks.root / "bin/tritonserver") in words
+    assert not left(two_ranks)
+
+
+def test_preflight_stops_a_launch_unless_forced(one_rank: Place) -> None:
+    engine = one_rank.root / "engine/rank0.engine"
+    engine.unlink()
+    try:
+        done = one_rank.run(one_rank.serve_words())
+        assert done.returncode == 2
+        assert "rank*.engine" in done.stdout
+        assert "--force" in done.stderr
+        with one_rank.start("--force") as server:
+            until_ready(server)
+            server.terminate()
+            assert server.wait(30) == 0
+    finally:
+        engine.write_text("engine")
+
+
+def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
+    done = one_rank.run(one_rank.serve_words("--detach"))
+    assert done.returncode == 0, done.stderr
+    assert "ready: repository" in done.stdout
+    listed = one_rank.run(one_rank.words("ps")).stdout
+    assert "repository" in listed and "ready" in listed and str(one_rank.ports.http) in listed
+    again = one_rank.run(one_rank.serve_words())
+    assert again.returncode == 2
+    assert "is already in use on 127.0.0.1" in again.stderr
+    assert one_rank.run(one_rank.words("stop", "other")).returncode == 2
+    stopped = one_rank.run(one_rank.words("stop", "repository"))
+    assert "requests in flight get 10 s\nstopped repository\n" in stopped.stdout
+    assert not left(one_rank)
+    assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
+
+
+def test_a_detached_server_keeps_what_it_said_whatever_is_started_there(one_rank: Place) -> None:
+    (one_rank.root / "deploy.py").write_text("raise SystemExit('another project')")
+    words = one_rank.serve_words("--detach")
+    assert subprocess.run(words, cwd=one_rank.root, env=one_rank.environment).returncode == 0
+    [said] = one_rank.root.glob("workspace/logs/*.out")
+    assert "ready: repository" in said.read_text()
+    assert one_rank.run(words).returncode == 2
+    assert "ready: repository" in said.read_text()
+    assert one_rank.run(one_rank.words("stop")).returncode == 0
+    assert said.read_text().endswith("stopped\n")
+
+
+def test_a_detached_server_that_fails_says_why(one_rank: Place) -> None:
+    (one_rank.orders / "rank0").write_text("fails")
+    done = one_rank.run(one_rank.serve_words("--detach"))
+    assert done.returncode == 1
+    assert "failed to load 'tensorrt_llm' version 1" in done.stdout
+
+
+def test_a_killed_serve_is_not_listed(one_rank: Place) -> None:
+    with one_rank.start() as server:
+        until_ready(server)
+        [record] = (one_rank.root / "workspace/servers").glob("*.json")
+        assert record.parent.stat().st_mode & 0o077 == 0
+        server.kill()
+    assert record.exists()
+    assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
+    assert one_rank.run(one_rank.words("stop")).returncode == 2
+
+
+def test_a_failed_server_is_started_again_as_often_as_told(one_rank: Place) -> None:
+    (one_rank.orders / "rank0").write_text("fails")
+    with one_rank.start("--restart", "on-failure:2") as server:
+        said = server.communicate(timeout=60)[0]
+    assert server.returncode == 1
+    assert said.count("starting Triton") == 3
+    assert "restart 1 in 1 s" in said and "restart 2 in 2 s" in said
+    assert list(one_rank.root.glob("workspace/logs/serve-repository-*.log.previous"))
+
+
+def test_a_killed_server_comes_back(one_rank: Place) -> None:
+    with one_rank.start("--restart", "on-failure") as server:
+        until_ready(server)
+        os.kill(one_rank.started(0)["pid"], signal.SIGKILL)
+        assert "exit code 137" in until_ready(server)
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+@pytest.mark.parametrize("policy", ["always", "on-failure:", "on-failure:x"])
+def test_an_unknown_policy_is_refused(one_rank: Place, policy: str) -> None:
+    done = one_rank.run(one_rank.serve_words("--restart", policy))
+    assert done.returncode == 2
+    assert "write no, on-failure or on-failure:N" in done.stderr
+
+
+def test_a_cell_or_a_repository_has_to_be_named(tmp_path: Path) -> None:
+    done = subprocess.run([COMMAND, "serve"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "serve takes FILE and CELL, or --repository" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ({"HF_TOKEN": "x"}, "HF_TOKEN is a secret"),
+        ({"MY_API_KEY": "x"}, "MY_API_KEY is a secret"),
+        ({"NOT A NAME": "x"}, "'NOT A NAME' can't be the name of an environment variable"),
+        ({"NCCL_IB_DISABLE": 1}, "env.NCCL_IB_DISABLE: input should be a valid string"),
+    ],
+)
+def test_an_environment_that_does_not_belong_in_a_file_is_refused(
+    tmp_path: Path, written: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load_deployment(deployment(tmp_path, written))
+
+
+def test_an_environment_of_nccl_and_ucx_is_taken(tmp_path: Path) -> None:
+    written = {"NCCL_IB_PKEY": "7", "UCX_TLS": "rc,cuda", "TOKENIZERS_PARALLELISM": "false"}
+    assert load_deployment(deployment(tmp_path, written)).deployment.env == written
+
+
+def deployment(folder: Path, env: dict[str, object]) -> Path:
+    spec = yaml.safe_load((ROOT / "examples/quickstart.yaml").read_text())
+    spec["models"]["number_words"]["source"] = str(ROOT / "examples/number-words/model")
+    spec["calibration"]["data"] = str(ROOT / "examples/number-words/calibration.jsonl")
+    spec["measure"]["data"] = str(ROOT / "examples/number-words/prompts.jsonl")
+    file = folder / "deployment.yaml"
+    file.write_text(yaml.safe_dump({**spec, "env": env}))
+    return file

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from trtllm_deploy.builds.estimate import about, estimate
+from trtllm_deploy.checkpoint.fetch import Source
+from trtllm_deploy.plan.plan import CellPlan, Facts, Stage, distinct, plan
+from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.workspace.folder import Workspace
+from trtllm_deploy.workspace.questions import Reason, last_line, leftovers, status, sweep, why
+
+Planning = Callable[..., list[CellPlan]]
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def planned(tmp_path: Path, space: Workspace) -> Planning:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "prompts.jsonl").write_text("{}")
+
+    def planned(samples: int = 8, **changed: object) -> list[CellPlan]:
+        spec = {
+            "models": {"tiny": {"source": "model"}},
+            "precisions": ["fp16", "fp8"],
+            "calibration": {"data": "prompts.jsonl", "samples": samples},
+            "matrix": {"max_batch_size": [4, 8], "isl_osl": ["128,64"]},
+            **changed,
+        }
+        file = tmp_path / "d.yaml"
+        file.write_text(yaml.safe_dump(spec))
+        facts = Facts(
+            sources={"tiny": Source({"files": {"config.json": "digest"}})},
+            calibration_digest="prompts",
+            tools={},
+            templates_digest="templates",
+            workspace=space.root,
+        )
+        return plan(load_deployment(file), facts)
+
+    return planned
+
+
+def make(space: Workspace, *plans: CellPlan) -> None:
+    def fill(target: Path) -> None:
+        (target / "weights").write_text("w" * 100)
+
+    for stage in distinct(plans):
+        space.store.make(stage.kind, stage.made_from, fill, about=about(stage))
+    for each in plans:
+        space.name(each)
+
+
+def reasons(plan: CellPlan, space: Workspace) -> dict[str, Reason]:
+    return {reason.stage.kind: reason for reason in why(plan, space)}
+
+
+@contextmanager
+def being_made(stage: Stage, space: Workspace) -> Iterator[None]:
+    half_way, go_on = threading.Event(), threading.Event()
+
+    def slow(target: Path) -> None:
+        half_way.set()
+        go_on.wait()
+
+    making = threading.Thread(target=space.store.make, args=("fetch", stage.made_from, slow))
+    making.start()
+    half_way.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+        making.join()
+
+
+def test_a_stage_is_missing_then_running_then_there(planned: Planning, space: Workspace) -> None:
+    stage = planned()[0].fetch
+    assert status(stage, space).state == "missing"
+    with being_made(stage, space):
+        space.log(stage).parent.mkdir(parents=True)
+        space.log(stage).write_text("10%\n20%\n\n")
+        running = status(stage, space)
+    assert (running.state, running.note) == ("running", "20%")
+    assert status(stage, space).state == "there"
+
+
+def test_a_failure_is_told_until_the_stage_is_made(planned: Planning, space: Workspace) -> None:
+    each = planned()[0]
+    space.note_failure(each.checkpoint, "out of memory")
+    found = status(each.checkpoint, space)
+    assert (found.state, found.note) == ("failed", "out of memory")
+    make(space, each)
+    assert status(each.checkpoint, space).state == "there"
+
+
+def test_the_last_line_of_a_long_log_is_found_at_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("x\n" * 100_000 + "the end\n\n")
+    assert last_line(log) == "the end"
+    assert last_line(tmp_path / "none") == ""
+
+
+def test_why_names_the_setting_that_changed_and_what_depends_on_it(
+    planned: Planning, space: Workspace
+) -> None:
+    make(space, *planned())
+    fp8 = planned(samples=16)[2]
+    found = reasons(fp8, space)
+    assert found["fetch"] == Reason(fp8.fetch, there=True, changes=())
+    assert found["checkpoint"] == Reason(
+        fp8.checkpoint, there=False, changes=("calibration.samples: 8 → 16",)
+    )
+    assert found["engine"].changes == ("its checkpoint changed",)
+    assert found["repository"].changes == ("its engine changed",)
+
+
+def test_why_says_that_a_setting_is_new_or_gone(planned: Planning, space: Workspace) -> None:
+    make(space, *planned(triton={"enable_kv_cache_reuse": True}))
+    changes = reasons(planned(triton={"max_queue_size": 3})[0], space)["repository"].changes
+    assert changes == (
+        "triton.enable_kv_cache_reuse: true → not set",
+        "triton.max_queue_size: not set → 3",
+    )
+
+
+def test_why_names_a_damaged_file(planned: Planning, space: Workspace) -> None:
+    each = planned()[0]
+    make(space, each)
+    (space.artifact(each.engine) / "weights").write_text("short")
+    found = reasons(each, space)
+    assert found["engine"].changes == ("weights isn't as it was made",)
+    assert not found["engine"].there
+    assert found["repository"].there
+
+
+def test_why_knows_when_nothing_was_built(planned: Planning, space: Workspace) -> None:
+    changes = {reason.changes for reason in why(planned()[0], space)}
+    assert changes == {("nothing was built before under this name",)}
+
+
+def test_what_a_file_needs_stays_and_the_rest_is_found(planned: Planning, space: Workspace) -> None:
+    old, new = planned(), planned(samples=16)
+    make(space, *old)
+    make(space, *new)
+    found = leftovers(distinct(new), space)
+    gone = {stage.key for stage in distinct(old)} - {stage.key for stage in distinct(new)}
+    assert {each.key for each in found} == gone
+    assert {each.title for each in found} == {
+        "tiny fp8 tp1 pp1",
+        "tiny_fp8_tp1_pp1_isl128_osl64_bs4",
+        "tiny_fp8_tp1_pp1_isl128_osl64_bs8",
+    }
+    assert sweep(found, space) == []
+    assert all(map(space.has, distinct(new)))
+    assert leftovers(distinct(new), space) == []
+
+
+def test_a_name_whose_artifact_is_deleted_goes_too(planned: Planning, space: Workspace) -> None:
+    make(space, *planned())
+    fp16 = planned(precisions=["fp16"])
+    sweep(leftovers(distinct(fp16), space), space)
+    names = sorted(path.name for path in (space.root / "engines").iterdir())
+    assert names == [each.cell.name for each in fp16]
+
+
+def test_what_a_killed_build_left_is_swept_and_the_artifact_beside_it_stays(
+    planned: Planning, space: Workspace
+) -> None:
+    each = planned()[0]
+    make(space, each)
+    engine = space.artifact(each.engine)
+    half = engine.with_name(f".{engine.name}.tmp-12345678")
+    half.mkdir()
+    (half / "rank0.engine").write_text("half")
+    download = space.downloads / ("0" * 32)
+    download.mkdir(parents=True)
+    found = leftovers(distinct([each]), space)
+    assert [item.path for item in found] == [half, download]
+    sweep(found, space)
+    assert not half.exists()
+    assert not download.exists()
+    assert space.has(each.engine)
+
+
+def test_what_is_just_being_made_is_not_swept(planned: Planning, space: Workspace) -> None:
+    stage = planned()[0].fetch
+    with being_made(stage, space):
+        found = leftovers([], space)
+        stayed = sweep(found, space)
+    assert stayed == found != []
+    assert space.has(stage)
+
+
+def manifest(stage: Stage, seconds: float, **changed: object) -> dict[str, object]:
+    cell = replace(stage.cell, **changed)  # type: ignore[arg-type]
+    return {"stage": stage.kind, "seconds": seconds, "about": about(replace(stage, cell=cell))}
+
+
+def test_a_stage_is_expected_to_take_as_long_as_the_most_alike_took(planned: Planning) -> None:
+    stage = planned()[2].engine
+    exact, other_batch = manifest(stage, 700), manifest(stage, 400, max_batch_size=64)
+    other_model = manifest(stage, 90, model="large")
+    other_precision = manifest(stage, 30, precision="int8_wo")
+    assert estimate([stage], [other_precision, other_model, other_batch, exact]) == {stage.key: 700}
+    assert estimate([stage], [other_precision, other_model, other_batch]) == {stage.key: 400}
+    assert estimate([stage], [other_precision, other_model]) == {stage.key: 90}
+    assert estimate([stage], [other_precision]) == {stage.key: 30}
+
+
+def test_stages_of_another_kind_or_backend_say_nothing(planned: Planning) -> None:
+    stage = planned()[2].engine
+    checkpoint = manifest(planned()[2].checkpoint, 12)
+    elsewhere = {**manifest(stage, 13), "about": {**about(stage), "backend": "tensorrt"}}
+    assert estimate([stage], [checkpoint, elsewhere]) == {}
+
+
+def test_a_workspace_knows_the_files_that_were_built_and_still_exist(
+    tmp_path: Path, space: Workspace
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    assert space.deployment_files() == []
+    for file in (one, two, one):
+        file.touch()
+        space.remember(file)
+    assert space.deployment_files() == [one, two]
+    one.unlink()
+    assert space.deployment_files() == [two]
+
+
+def test_a_workspace_whose_locks_cannot_be_opened_is_still_readable(
+    planned: Planning, space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = planned()[0].fetch
+    lock = space.store.root / "fetch" / f".{stage.key}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not space.store.being_made("fetch", stage.key)
