@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.processes import MARK, left_behind, until
 
 # Where a shell starts the tests in the background, SIGINT is ignored, and so it would be in every
 # process that they start and interrupt.
@@ -10,3 +15,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("shared machine", deadline=None)  # no test is about time
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """A test that leaves a process makes another fail, and not always."""
+    os.environ[MARK] = str(os.getpid())
+    yield
+    assert until(lambda: not left_behind()), left_behind()

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.processes import tree
 from tests.standins import install
 from trtllm_deploy.store.store import Store
 
@@ -139,14 +140,6 @@ class Matrix:
 
     def half_made(self) -> list[Path]:
         return list((self.workspace / "store").glob("*/.*.tmp-*"))
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it; none where it is gone."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
 
 
 def kill_tree(pid: int) -> None:

@@ -16,6 +16,7 @@ import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.e2e.gauges import series
+from tests.processes import command_line
 from trtllm_deploy.serve.launch import TritonServer
 
 LEAVING, STAYING = 200, 50
@@ -133,7 +134,9 @@ def memory(server: TritonServer) -> int:
     """Bytes of Triton's and its stubs' own; files and shared memory apart."""
     processes = psutil.Process().children(recursive=True)
     seen = [
-        each.memory_info() for each in processes if str(server.repository) in str(each.cmdline())
+        each.memory_info()
+        for each in processes
+        if str(server.repository) in str(command_line(each))
     ]
     assert len(seen) > 3
     return sum(each.rss - each.shared for each in seen)

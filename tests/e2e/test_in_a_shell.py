@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from llm_perf.workload.workload import load_workload
+from tests.processes import command_line
 from trtllm_deploy.backends.repository import MODELS
 from trtllm_deploy.serve.ports import Ports, free_ports
 
@@ -222,7 +223,7 @@ def test_sigterm_stops_the_server_and_all_its_children(workspace: Path, deployme
     server = serve(deployment, workspace, ports)
     wait_until_ready(server)
     tree = psutil.Process(server.pid).children(recursive=True)
-    assert any("triton_python_backend_stub" in " ".join(each.cmdline()) for each in tree)
+    assert any("triton_python_backend_stub" in " ".join(command_line(each)) for each in tree)
     server.terminate()
     server.communicate(timeout=30)
     _, alive = psutil.wait_procs(tree, timeout=10)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import command_line
 from trtllm_deploy.serve.ports import Ports, free_ports
 
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
@@ -30,7 +31,7 @@ def pids(launcher: psutil.Process, text: str) -> list[int]:
     return [
         each.pid
         for each in launcher.children(recursive=True)
-        if text in " ".join(each.cmdline()[:1])
+        if text in " ".join(command_line(each)[:1])
     ]
 
 

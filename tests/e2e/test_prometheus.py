@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.needs import needs
 from trtllm_deploy.serve.launch import TritonServer
 from trtllm_deploy.serve.ports import free_ports
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ON_A_GPU = re.compile(r"nv_gpu_\w+")  # Triton has these where it sees a GPU
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus isn't here (Debian: prometheus)"
-)
+pytestmark = needs("prometheus")
 
 
 class Prometheus:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from llm_perf.transports.triton_http import GenerateModel
 from llm_perf.workload.workload import Prompt
 from tests.client.faulty import FaultyServer
 from tests.client.scripted import FINAL, Say, ScriptedTriton, Wait
+from tests.needs import skip_unless
 
 from .test_triton import LATE, model
 
@@ -209,14 +209,12 @@ def test_headers_and_the_key_reach_the_server(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of 127.0.0.1 that signs itself, and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl")
+    skip_unless("openssl")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
     where = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
-    subprocess.run([openssl, *new, *where], check=True, capture_output=True)
+    subprocess.run(["openssl", *new, *where], check=True, capture_output=True)
     return cert, key
 
 

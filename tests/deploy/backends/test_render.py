@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
+from tests.needs import skip_unless
 from trtllm_deploy.backends.repository import templates, templates_digest
 from trtllm_deploy.cli import main as cli
 from trtllm_deploy.releases.release import load_release, release_names
@@ -361,6 +362,7 @@ def group(
 
     mpirun takes hosts that it can't resolve for other machines, as this one's name with an index.
     """
+    skip_unless("mpirun")
     launch = tmp_path / "launch"
     launch.mkdir()
 

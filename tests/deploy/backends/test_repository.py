@@ -157,7 +157,7 @@ def test_a_changed_template_changes_the_digest(
     before = templates_digest(load_release("1.2"))
     installed = tmp_path / "templates"
     shutil.copytree(repository.templates(), installed)
-    monkeypatch.setattr(repository, "_INSTALLED_TEMPLATES", installed)
+    monkeypatch.setattr(repository, "packaged", lambda folder: tmp_path / folder)
     assert repository.templates() == installed
     assert templates_digest(load_release("1.2")) == before
     code = installed / "postprocessing/1/model.py"

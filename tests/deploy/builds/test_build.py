@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.deploy.matrix import Matrix, kill_tree, tree
+from tests.processes import command_line
 
 
 def test_each_checkpoint_is_made_once_and_every_cell_gets_its_names(tmp_path: Path) -> None:
@@ -54,10 +55,7 @@ def test_stages_share_no_gpu_while_they_run(tmp_path: Path) -> None:
 
 
 def _is_build(process: psutil.Process) -> bool:
-    try:
-        return any(part.endswith("bin/trtllm-build") for part in process.cmdline())
-    except psutil.Error:
-        return False
+    return any(part.endswith("bin/trtllm-build") for part in command_line(process))
 
 
 def _gpus(process: psutil.Process) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from llm_perf.errors import UserError
 from tests.deploy.matrix import GPUS, Matrix
+from tests.processes import command_line
 from trtllm_deploy.builds.critical_path import Node
 from trtllm_deploy.builds.executor import Ended, Executor, Line
 from trtllm_deploy.builds.local import LocalExecutor, visible_gpus
@@ -200,10 +202,9 @@ def test_leaving_lets_stages_clean_up_and_ends_their_processes(
 
 def _works_on_it(pid: int) -> bool:
     """Ours are gone then; Ray keeps its processes for later tasks."""
-    try:
-        return psutil.Process(pid).cmdline()[0] != "ray::IDLE"
-    except psutil.NoSuchProcess:
-        return False
+    with suppress(psutil.NoSuchProcess):
+        return command_line(psutil.Process(pid))[:1] not in ([], ["ray::IDLE"])
+    return False
 
 
 def test_ray_knows_the_nodes_of_its_cluster(cluster: OnRay, tmp_path: Path) -> None:

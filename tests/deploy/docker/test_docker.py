@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
+
+from tests.needs import skip_unless
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"
@@ -14,8 +15,7 @@ COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
 def promtool(*arguments: object) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool isn't here (Debian: prometheus)")
+    skip_unless("promtool")
     done = subprocess.run(
         ["promtool", *map(str, arguments)], capture_output=True, text=True, check=False
     )

@@ -5,13 +5,12 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from llm_perf.errors import UserError
+from tests.processes import lives, until
 from trtllm_deploy.machine.child import CommandFailedError, run_command
 
 
@@ -101,8 +100,4 @@ def test_the_child_dies_with_a_killed_caller(tmp_path: Path) -> None:
 
 def gone(pid: int) -> None:
     """Wait until a process is no more, at most as long as a slow machine takes."""
-    for _ in range(1000):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"process {pid} is still there")
+    assert until(lambda: not lives(pid)), f"process {pid} is still there"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,9 @@ import pytest
 import yaml
 
 from llm_perf.errors import UserError
+from tests.needs import needs
+from tests.processes import marked, until
+from tests.processes import name as name_of
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.serve.ports import Ports, free_ports
@@ -47,7 +48,7 @@ ENGINE = {
     },
 }
 
-needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here")
+needs_mpirun = needs("mpirun")
 
 
 @dataclass
@@ -108,13 +109,6 @@ def until_ready(server: subprocess.Popen[str]) -> str:
     pytest.fail(f"it never was ready: {said}")
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 def new_place(root: Path, ranks: int) -> Place:
     place = Place(root)
     for folder in ("bin", "orders", "engine"):
@@ -164,12 +158,7 @@ def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def left(place: Place) -> list[psutil.Process]:
     """The processes of a place's servers, whoever their parent is by now."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("STANDIN") == str(place.orders):
-                found.append(process)
-    return found
+    return list(marked("STANDIN", str(place.orders)))
 
 
 # what a kill -9 hits, from the processes of a server: launcher first
@@ -183,7 +172,7 @@ VICTIMS: dict[str, Callable[[Place, psutil.Process], int]] = {
 
 
 def named(launcher: psutil.Process, name: str) -> int:
-    return next(each.pid for each in launcher.children(recursive=True) if each.name() == name)
+    return next(each.pid for each in launcher.children(recursive=True) if name_of(each) == name)
 
 
 @needs_mpirun
@@ -193,7 +182,7 @@ def test_nothing_outlives_a_kill_and_the_next_start_works(two_ranks: Place, vict
         until_ready(server)
         launcher = psutil.Process(server.pid)
         family = [launcher, *launcher.children(recursive=True)]
-        assert {"mpirun"} < {each.name() for each in family}
+        assert {"mpirun"} < {name_of(each) for each in family}
         pid = VICTIMS[victim](two_ranks, launcher)
         scratch = Path(two_ranks.started(0)["environment"]["OMPI_MCA_orte_tmpdir_base"])
         assert list(scratch.iterdir())

@@ -2,24 +2,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.processes import name, until
 from trtllm_deploy.machine import supervise
 
 SUPERVISE = supervise.__file__
 NAME = f"test-supervise-{os.getpid()}-"
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def supervised(script: str, *, launcher: int, grace: float = 5.0) -> subprocess.Popen[str]:
@@ -147,7 +139,7 @@ def test_a_killed_vital_process_ends_the_server_with_its_code() -> None:
     with supervised(script, launcher=os.getpid()) as process:
         assert process.stdout is not None
         server, child = (int(pid) for pid in process.stdout.readline().split())
-        assert until(lambda: psutil.Process(child).name() == "vital")
+        assert until(lambda: name(psutil.Process(child)) == "vital")
         os.kill(child, signal.SIGKILL)
         assert process.wait(20) == 137
         assert gone([server])

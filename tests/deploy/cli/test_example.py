@@ -1,0 +1,28 @@
+"""The quickstart's files for a user without a checkout."""
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from llm_perf.errors import UserError
+from trtllm_deploy.cli import main as cli
+from trtllm_deploy.spec.deployment_file import load_deployment
+
+
+def test_the_example_can_be_planned_where_it_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "place"
+    done = CliRunner().invoke(cli.command, ["example", str(folder)])
+    assert done.exit_code == 0, done.output
+    file = load_deployment(folder / "quickstart.yaml")
+    assert len(file.cells()) == 6
+    measure = file.deployment.measure
+    assert measure is not None
+    assert file.resolve(measure.data).is_file()
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "number-words").mkdir()
+    done = CliRunner().invoke(cli.command, ["example", str(tmp_path)])
+    assert isinstance(done.exception, UserError)
+    assert "number-words" in str(done.exception)
+    assert not (tmp_path / "quickstart.yaml").exists()
