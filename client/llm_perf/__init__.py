@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         measure,
         print_run,
         print_summary,
+        read_lines,
+        show_progress,
         write_run,
     )
     from llm_perf.errors import UserError
@@ -52,6 +54,8 @@ __all__ = [
     "measure",
     "print_run",
     "print_summary",
+    "read_lines",
+    "show_progress",
     "write_run",
 ]
 

@@ -18,7 +18,7 @@ from llm_perf.load.arrivals import plan
 from llm_perf.load.health import judge
 from llm_perf.load.load import DEFAULTS, Concurrency, Conditions, Extent, Load, Rate, Trace
 from llm_perf.load.offer import offer
-from llm_perf.load.progress import Progress
+from llm_perf.load.progress import Progress, show_progress
 from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
 from llm_perf.record import Record, Status, read_records
@@ -28,6 +28,7 @@ from llm_perf.results.table import print_run, print_summary
 from llm_perf.server.identity import identify
 from llm_perf.server.scrape import Scraper
 from llm_perf.transports import Endpoint
+from llm_perf.workload.datasets import read_lines
 from llm_perf.workload.tokens import stop_ids
 from llm_perf.workload.workload import Prompt, Workload, load_workload
 
@@ -49,6 +50,8 @@ __all__ = [
     "measure",
     "print_run",
     "print_summary",
+    "read_lines",
+    "show_progress",
     "write_run",
 ]
 

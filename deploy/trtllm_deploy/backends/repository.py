@@ -31,12 +31,11 @@ import jinja2
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import read_engine
 from trtllm_deploy.backends.jobs import RepositoryJob
+from trtllm_deploy.machine.data import packaged
 from trtllm_deploy.releases.release import Release, Step, Tensor, TritonModel, load_release, tensor
 from trtllm_deploy.spec.settings import lacking
 
 MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
-_CHECKOUT_TEMPLATES = Path(__file__).parents[3] / "templates"
-_INSTALLED_TEMPLATES = Path(__file__).parents[1] / "templates"
 Ensemble: TypeAlias = Literal["reference", "tensorrt"]
 _BLS_INSTANCES = 5  # what the Triton backend's docs found to work well
 
@@ -202,7 +201,7 @@ def _settled(tensors: tuple[Tensor, ...], values: Mapping[str, str]) -> tuple[Te
 
 def templates() -> Path:
     """The templates folder: beside the package in a checkout, inside it when installed."""
-    return _INSTALLED_TEMPLATES if _INSTALLED_TEMPLATES.is_dir() else _CHECKOUT_TEMPLATES
+    return packaged("templates")
 
 
 def templates_digest(release: Release) -> str:

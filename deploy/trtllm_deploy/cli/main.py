@@ -15,6 +15,7 @@ import click
 
 from llm_perf.errors import UserError, exit_code
 from trtllm_deploy import __version__
+from trtllm_deploy.cli.example import COMMANDS as EXAMPLE
 from trtllm_deploy.cli.findings import COMMANDS as FINDINGS
 from trtllm_deploy.cli.options import (
     Planned,
@@ -40,7 +41,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in (*WORKSPACE, *FINDINGS, *SERVE, *RENDER):
+for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER):
     command.add_command(each)
 
 
@@ -89,7 +90,7 @@ def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: b
 @fail_fast
 def run(file: Path, workspace: Path, where: Where, fail_fast: bool) -> int:
     """Build FILE, then serve and measure each cell that could be built."""
-    from llm_perf.workload.datasets import read_lines
+    from llm_perf.api import read_lines
     from trtllm_deploy.study.measure import measure_cells, print_summary
 
     asked = planned(file, workspace, where)

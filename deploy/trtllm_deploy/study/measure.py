@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_perf import api
-from llm_perf.load.progress import show_progress
 from trtllm_deploy.machine.json_files import read_json, write_json
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.serve.launch import TritonServer
@@ -75,7 +74,7 @@ def _measure_cell(
         endpoint = api.Endpoint(server.grpc_url, "grpc", server.processes.asked)
         for concurrency in settings.concurrency:
             load = api.Concurrency(concurrency)
-            with show_progress(f"  concurrency {concurrency}") as watch:
+            with api.show_progress(f"  concurrency {concurrency}") as watch:
                 conditions = api.Conditions(settings.request_timeout, watch)
                 run = api.measure(endpoint, workload, load, conditions)
             api.write_run(run, workspace.results / cell.name / f"{load.name}.json")
