@@ -118,7 +118,7 @@ def test_too_many_failures_end_the_run_with_what_was_done(ask: Callable[..., Run
 
 
 def test_an_error_inside_a_stream_counts_as_a_failure(ask: Callable[..., Run]) -> None:
-    from .scripted import Fail
+    from tests.client.scripted import Fail
 
     with ScriptedTriton(lambda prompt: [Fail("too long"), FINAL]) as server:
         run = ask(server, *"abcdef", load=Concurrency(1), stop_after_failures=3)

@@ -20,7 +20,7 @@ from trtllm_deploy.check.preflight import judge
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.settings import TritonSettings
 
-TOKENIZER = Path(__file__).parents[2] / "examples/number-words/model"
+TOKENIZER = Path(__file__).parents[3] / "examples/number-words/model"
 VERSIONS = {"0.11.0": "0.11.0", "1.2": "1.2.1"}
 CHECKPOINT: dict[str, Any] = {
     **{"architecture": "Qwen2ForCausalLM", "dtype": "float16", "logits_dtype": "float32"},

@@ -1,0 +1,34 @@
+"""docs/architecture.md names folders and modules that exist, and every room."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+PACKAGES = ("deploy/trtllm_deploy", "client/llm_perf")
+
+
+def named() -> set[str]:
+    return set(re.findall(r"`((?:deploy|client|templates|docs)/[\w./*-]+)`", PAGE))
+
+
+def test_what_the_page_names_is_there() -> None:
+    assert len(named()) > 20
+    for path in named():
+        assert list(ROOT.glob(path)), path
+
+
+def test_bare_file_names_are_of_a_room() -> None:
+    files = {path.name for each in PACKAGES for path in (ROOT / each).rglob("*")}
+    for name in re.findall(r"`(\w+\.(?:py|yaml))`", PAGE):
+        assert name in files, name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_is_on_the_page_and_says_in_one_docstring_what_it_is_for(package: str) -> None:
+    table = PAGE.partition(f"| `{package}/` |")[2].partition("\n\n")[0]
+    for room in (path.parent for path in (ROOT / package).glob("*/__init__.py")):
+        assert f"| `{room.name}` |" in table, room
+        assert (room / "__init__.py").read_text(encoding="utf-8").startswith('"""'), room
