@@ -1,4 +1,4 @@
-"""Draw the table that ``trtllm-deploy run`` ends with: python docs/picture.py RESULTS -o FILE.svg"""
+"""Draw what ``trtllm-deploy run`` ends with: python docs/picture.py RESULTS -o FILE.svg"""
 
 from __future__ import annotations
 
