@@ -4,7 +4,9 @@ Every config.pbtxt is parsed as Triton's own ``ModelConfig`` before anything is 
 nothing of how an engine came to be, of Triton's process, or of what the models compute.
 
 To what a release declares, we add (``with_additions``) outputs ``output_ids`` and
-``sequence_length`` of the ensemble and of tensorrt_llm_bls, so that a client can count tokens;
+``sequence_length`` of the ensemble and of tensorrt_llm_bls, so that a client can count tokens
+(postprocessing hands out copies: Triton leaves out an ensemble step whose outputs are all outputs
+of the ensemble that a request doesn't ask for, even where a later step needs them);
 what preprocessing has to know for postprocessing's detokenizer: whether a request streams, for how
 many sequences, and the engine's limits; and, where a release's ensemble lacks it, the input
 ``exclude_input_in_output``, and ``min_length``, the former name of ``min_tokens`` that genai-perf
@@ -107,6 +109,8 @@ def with_additions(release: Release, extra_tensors: bool = True) -> Mapping[str,
     gained = [each for each in _GAINED if each.name not in known]
     for name in ("ensemble", "tensorrt_llm_bls"):
         extend(name, inputs=gained, outputs=_ANSWER)
+    copies = [replace(each, name=key) for key, each in zip(_COPIES, _ANSWER, strict=True)]
+    extend("postprocessing", outputs=copies)
     wires = {"STREAMING": "stream", **{each.name.upper(): each.name for each in gained}}
     parameters = {"gpt_model_path": "engine_dir"}
     if "num_return_sequences" in known:
@@ -149,14 +153,15 @@ def _with(
     )
 
 
-_SHOWN = {"_TOKENS_BATCH": "output_ids", "_SEQUENCE_LENGTH": "sequence_length"}
+_COPIES = {"OUT_TOKENS_BATCH": "output_ids", "OUT_SEQUENCE_LENGTH": "sequence_length"}
 
 
 def _with_additions(step: Step, to_preprocessing: Mapping[str, str]) -> Step:
-    inputs = {key: _SHOWN.get(value, value) for key, value in step.input_map.items()}
+    inputs, outputs = dict(step.input_map), dict(step.output_map)
     if step.model == "preprocessing":
         inputs |= to_preprocessing
-    outputs = {key: _SHOWN.get(value, value) for key, value in step.output_map.items()}
+    elif step.model == "postprocessing":
+        outputs |= _COPIES
     if "MIN_LENGTH" in to_preprocessing and step.model == "preprocessing":
         outputs["OUT_MIN_TOKENS"] = "_MIN_TOKENS"
     elif "MIN_LENGTH" in to_preprocessing and step.model == "tensorrt_llm":

@@ -38,6 +38,8 @@ from detokenizer import Detokenizer
 
 _CANCELLATION_CHECK = 8  # tokens between two looks, which take about 40 µs each
 _PASSED_ON = {  # and what to say where tensorrt_llm says nothing
+    "OUT_TOKENS_BATCH": np.zeros((1, 1, 0), np.int32),
+    "OUT_SEQUENCE_LENGTH": np.zeros((1, 1), np.int32),
     "OUT_CUM_LOG_PROBS": np.zeros((1, 1), np.float32),
     "OUT_OUTPUT_LOG_PROBS": np.zeros((1, 1, 1), np.float32),
     "OUT_CONTEXT_LOGITS": np.zeros((1, 1, 1), np.float32),

@@ -92,7 +92,9 @@ class TritonPythonModel:
             for said in self._said(tensors, call, is_cancelled):
                 shown = so_far.add(said) if so_far else said
                 text = self._after.read(self._after.request(shown, text_call).exec())
-                answer = {**said, **(so_far.whole(text) if so_far else text)}
+                if so_far:
+                    text = {**so_far.whole(text), **self._after.copies(said)}
+                answer = {**said, **text}
                 yield pb_utils.InferenceResponse(
                     [renamed(value, name) for name, value in answer.items() if name in self._shown]
                 )
@@ -172,6 +174,14 @@ class Step:
     def input(self, tensors, key):
         """The one of the tensors that is the model's input ``key``."""
         return tensors[self._inputs[key]]
+
+    def copies(self, tensors):
+        """The outputs that hand an input on, made of other tensors than the model got."""
+        return {
+            shown: tensors[self._inputs[key]]
+            for out, shown in self._outputs.items()
+            if (key := out.removeprefix("OUT_")) in self._inputs and self._inputs[key] in tensors
+        }
 
     def chunk(self, tokens):
         """Postprocessing's inputs for tokens of one sequence, [1, 1, length]."""
