@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from time import perf_counter_ns
 
@@ -167,26 +167,34 @@ async def _carry_out(job: Job, pipe: Connection) -> Outcome:
     loop = asyncio.get_running_loop()
     start: asyncio.Future[int] = loop.create_future()
     stop: asyncio.Future[str] = loop.create_future()
+    one_at_a_time = threading.Lock()  # glimpses are sent from threads
 
-    def hear() -> None:
-        try:
-            said = pipe.recv()
-        except (EOFError, OSError):
-            loop.remove_reader(pipe.fileno())
-            said = "nobody waits for the outcome"
+    def tell(what: object) -> None:
+        with one_at_a_time:
+            say(pipe, what)
+
+    def told(said: int | str) -> None:
         if isinstance(said, int):
             start.set_result(said)
         elif not stop.done():
             stop.set_result(said)
 
+    def listen() -> None:
+        """In a thread, for a loop that watched the pipe would make its writes not block."""
+        said: int | str = 0
+        while not isinstance(said, str):
+            try:
+                said = pipe.recv()
+            except (EOFError, OSError):
+                said = "nobody waits for the outcome"
+            with suppress(RuntimeError):  # the loop is closed: all is said
+                loop.call_soon_threadsafe(told, said)
+
     async def begin() -> int:
-        pipe.send("ready")
+        tell("ready")
         await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
         return start.result() if start.done() else perf_counter_ns()
 
-    watched = replace(job, conditions=replace(job.conditions, watch=partial(say, pipe)))
-    loop.add_reader(pipe.fileno(), hear)
-    try:
-        return await carry_out(watched, stop, begin)
-    finally:
-        loop.remove_reader(pipe.fileno())
+    threading.Thread(target=listen, daemon=True).start()
+    watched = replace(job, conditions=replace(job.conditions, watch=tell))
+    return await carry_out(watched, stop, begin)
