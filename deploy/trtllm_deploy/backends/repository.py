@@ -39,6 +39,7 @@ from trtllm_deploy.spec.settings import lacking
 
 MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 Ensemble: TypeAlias = Literal["reference", "tensorrt"]
+_TOKENIZING = {"preprocessing", "postprocessing"}
 _BLS_INSTANCES = 5  # what the Triton backend's docs found to work well
 
 
@@ -59,7 +60,8 @@ def render_repository(job: RepositoryJob, backend: Ensemble) -> None:
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
         if name == "tensorrt_llm" and backend == "tensorrt":
             continue  # its code is the C++ backend
-        for code in (templates() / name / "1").glob("*.py"):
+        shared = templates().glob("tokenizer/*.py") if name in _TOKENIZING else ()
+        for code in (*(templates() / name / "1").glob("*.py"), *shared):
             shutil.copyfile(code, folder / "1" / code.name)
     wiring = [asdict(step) for step in models["ensemble"].steps]
     file = job.target / "tensorrt_llm_bls/1/wiring.json"

@@ -68,6 +68,16 @@ class _Stream:
     trace: Trace
     arrival_ns: int
     sent: int = 0
+    stop_lengths: frozenset[int] = frozenset()
+    stop_words: frozenset[tuple[int, ...]] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.stop_words = frozenset(self.request.stop_words)
+        self.stop_lengths = frozenset(map(len, self.stop_words))
+
+    def is_stopped(self, tokens: list[int]) -> bool:
+        """Whether they end with a stop word; there may be thousands."""
+        return any(tuple(tokens[-length:]) in self.stop_words for length in self.stop_lengths)
 
 
 def open_engine(engine_dir: Path, cache: CacheSettings, *, device: str = "cpu") -> Engine:
@@ -224,7 +234,7 @@ class Engine:
         final = output.is_finished()
         if final and tokens and tokens[-1] == request.end_id:
             tokens = tokens[:-1]
-        elif not final and _ends_with(tokens, request.stop_words):
+        elif not final and stream.is_stopped(tokens):
             self._manager.cancel_request(output.request_id)
             final = True
         elif not (final or request.streaming):
@@ -241,10 +251,6 @@ class Engine:
         stream = self._streams.pop(handle, None)
         if stream is not None:
             stream.on_chunk(chunk)
-
-
-def _ends_with(tokens: list[int], words: tuple[tuple[int, ...], ...]) -> bool:
-    return any(tuple(tokens[-len(word) :]) == word for word in words)
 
 
 def _metrics(stream: _Stream, token_times: list[float]) -> Mapping[str, int]:

@@ -39,18 +39,19 @@ class Stream:
         self.sent = 0  # characters of decode(context)
         self.left = most_tokens
         self._decode = decode
-        self._end_words = end_words
-        self._last = []  # tokens, as many as the longest of these words has
-        self._longest = max(map(len, end_words), default=1)
+        self._end_words = {tuple(word) for word in end_words}
+        self._lengths = {len(word) for word in end_words}
+        self._last = ()  # tokens, as many as the longest of these words has
+        self._longest = max(self._lengths, default=1)
 
     def ends_with(self, tokens):
         """Note the new tokens; true when they are the last."""
         self.left -= len(tokens)
-        self._last = (self._last + tokens)[-self._longest :]
+        self._last = (*self._last, *tokens)[-self._longest :]
         return (
             self.left <= 0
             or not tokens
-            or any(self._last[-len(word) :] == word for word in self._end_words)
+            or any(self._last[-length:] in self._end_words for length in self._lengths)
         )
 
     def add(self, tokens, final):

@@ -30,11 +30,12 @@ sends all tokens so far.
 """
 
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from detokenizer import Detokenizer
+from tokenizer import Tokenizer
 
 _CANCELLATION_CHECK = 8  # tokens between two looks, which take about 40 µs each
 _PASSED_ON = {  # and what to say where tensorrt_llm says nothing
@@ -47,29 +48,6 @@ _PASSED_ON = {  # and what to say where tensorrt_llm says nothing
 }
 
 
-def load_tokenizer(folder, skip_special_tokens):
-    """The folder's decode, ids to text, and its encode, text to ids without special tokens."""
-    if not Path(folder).is_dir():  # transformers would take it for a name and ask the network
-        raise FileNotFoundError(f"there is no tokenizer_dir {folder}")
-    if (Path(folder) / "tokenizer.json").exists():
-        import tokenizers
-
-        fast = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        return (
-            lambda ids: fast.decode(ids, skip_special_tokens=skip_special_tokens),
-            lambda text: fast.encode(text, add_special_tokens=False).ids,
-        )
-    import transformers
-
-    slow = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return (
-        lambda ids: slow.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        ),
-        lambda text: slow.encode(text, add_special_tokens=False),
-    )
-
-
 class TritonPythonModel:
     """The python backend's interface."""
 
@@ -78,8 +56,9 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         skip = parameters.get("skip_special_tokens", {"string_value": "true"})["string_value"]
         folder = parameters["tokenizer_dir"]["string_value"]
-        self._decode, encode = load_tokenizer(folder, skip == "true")
-        self._detokenizer = Detokenizer(self._decode, encode("a"))
+        tokenizer = Tokenizer(folder)
+        self._decode = partial(tokenizer.decode, skip=skip == "true")
+        self._detokenizer = Detokenizer(self._decode, tokenizer.encode("a", False))
 
     def execute(self, requests):
         """Detokenize, in the order in which the responses come."""

@@ -124,9 +124,9 @@ class TritonPythonModel:
         return ids
 
     def _words(self, inputs, name, batch):
-        """The tokens of the words that each prompt comes with."""
+        """The spellings of the words that each prompt comes with."""
         return [
-            [ids for word in row if (ids := self._tokenizer.encode(_text(word, name), False))]
+            [ids for word in row for ids in self._tokenizer.spellings(_text(word, name))]
             for row in inputs.get(name, np.empty((batch, 0))).reshape(batch, -1)
         ]
 

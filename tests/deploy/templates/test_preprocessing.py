@@ -31,16 +31,17 @@ CHAT = [
 
 
 def module(name: str) -> Any:
-    file = templates() / f"preprocessing/1/{name}.py"
+    [file] = templates().glob(f"*/**/{name}.py")
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
     spec.loader.exec_module(loaded)
     return loaded
 
 
-tokenizer, chat = module("tokenizer"), module("chat")
+spellings, tokenizer, chat = module("spellings"), module("tokenizer"), module("chat")
 
 
 @pytest.fixture
