@@ -6,6 +6,7 @@ into records once the clock has stopped. All times are ``time.perf_counter_ns``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -19,7 +20,8 @@ class Status(str, Enum):
     """How a request ended.
 
     Answered; failed, with the server's text; broken off after some tokens; out of time; refused
-    before anybody worked on it (nobody listens, or the server said so).
+    before anybody worked on it (nobody listens, or the server said so); refused with a word on
+    when to come again (HTTP 429 or 503 with Retry-After); longer than is kept of an answer.
     """
 
     OK = "ok"
@@ -27,11 +29,17 @@ class Status(str, Enum):
     CUT = "cut"
     TIMEOUT = "timeout"
     REFUSED = "refused"
+    THROTTLED = "throttled"
+    OVERLONG = "overlong"
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request while it runs. ``messages`` are (time, raw bytes); ``failure`` if any."""
+    """One request while it runs. ``messages`` are (time, raw bytes); ``failure`` if any.
+
+    Transports take ``room``, the bytes that may still come, down by what comes, and leave the
+    rest when it is below 0 (``overflow``). ``retry_after_s`` is what a THROTTLED one was told.
+    """
 
     request_id: str
     scheduled_ns: int = 0
@@ -39,6 +47,13 @@ class Exchange:
     end_ns: int = 0
     messages: list[tuple[int, bytes]] = field(default_factory=list)
     failure: tuple[Status, str] | None = None
+    room: int = sys.maxsize
+    retry_after_s: float | None = None
+
+    def overflow(self, at_ns: int) -> None:
+        """End it here: more came than is kept of an answer."""
+        self.end_ns = at_ns
+        self.failure = Status.OVERLONG, "the answer is longer than is kept of one; the rest is left"
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,9 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 _SOME_SECONDS, default=300.0, metavar="S"),
         _option("--stop-after-failures", "End the run when so many requests have failed; the exit "
                 "code is 1.", _COUNT, metavar="N"),
+        _option("--max-answer-bytes", "Kept of one answer, beside 1 KiB for each token asked for; "
+                "a longer one is cut there and counted as overlong.", _COUNT, default=2**20,
+                metavar="N"),
         _option("--resume", "Finish a cut run: ask only what the journal beside the export lacks.",
                 is_flag=True),
         _option("--strict", "Exit code 3 when a load was CLIENT-BOUND: this machine could not keep "

@@ -19,6 +19,8 @@ from llm_perf.transports import Transport
 from llm_perf.workload.workload import Prompt
 
 _TTFTS_SHOWN = 500
+_TOKEN_BYTES = 1024  # what protocols and logprobs put around a token: vLLM's chunks have 350
+_TOKENS_AT_MOST = 2**17  # of one answer that are believed to come
 _SAMPLE = 16  # messages read for a glimpse: some 50 µs
 
 
@@ -64,13 +66,18 @@ class Ledger:
         """Send request ``number``, which was due at ``due_ns``, and wait for its end."""
         ready = self._ready.pop(number, None)
         request_id, body = ready or self._request(number)
-        seen = self._in_flight[number] = Exchange(request_id, due_ns)
+        seen = self._in_flight[number] = Exchange(request_id, due_ns, room=self._room(number))
         try:
             await self._transport.stream(body, seen, self._conditions.request_timeout_s)
         finally:
             del self._in_flight[number]
         self.finished[number] = seen
         self._note(number, seen)
+
+    def _room(self, number: int) -> int:
+        """How many bytes of its answer are kept."""
+        tokens = self._prompts[number % len(self._prompts)].max_tokens
+        return self._conditions.max_answer_bytes + _TOKEN_BYTES * min(tokens, _TOKENS_AT_MOST)
 
     def _note(self, number: int, seen: Exchange) -> None:
         self._responses += len(seen.messages)

@@ -144,6 +144,7 @@ class Conditions:
     extent: Extent = ONCE
     max_in_flight: int = 10_000  # of an open loop: what is due beyond waits, and its times show it
     stop_after_failures: int | None = None
+    max_answer_bytes: int = 2**20  # kept of one answer, beside 1 KiB for each token asked for
     journal: Path | None = None  # where each finished request is kept
     resume: bool = False  # ask only what the journal lacks
     # processes that share the load, None: the load decides (workers_for); more than one are

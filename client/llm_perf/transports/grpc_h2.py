@@ -148,6 +148,11 @@ class _Call:
 
     def on_data(self, at: int, payload: bytes) -> None:
         """Note each message that this frame completes."""
+        seen = self._seen
+        seen.room -= len(payload)
+        if seen.room < 0:
+            self._leave(at)
+            return
         if not self._rest and int.from_bytes(payload[1:_PREFIX], "big") == len(payload) - _PREFIX:
             self._note((at, payload[_PREFIX:]))  # as a rule a frame is a message
             return
@@ -196,6 +201,13 @@ class _Call:
         if not self.done.done():
             self._seen.end_ns = perf_counter_ns()
             self._seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
+            self.done.set_result(None)
+
+    def _leave(self, at: int) -> None:
+        """Take no more of an answer that is too long."""
+        if not self.done.done():
+            self._rest = b""
+            self._seen.overflow(at)
             self.done.set_result(None)
 
     def hang_up(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from time import perf_counter_ns
 from typing import Any, TypeAlias
@@ -44,10 +45,11 @@ class HttpTransport:
             ) as answer:
                 sse = answer.content_type == "text/event-stream"
                 _end_with_connection(answer)
-                async for piece in answer.content.iter_any():
-                    pieces.append((perf_counter_ns(), piece))
+                await _take(answer, pieces, seen)
                 if answer.status != 200:
-                    seen.failure = Status.ERROR, f"HTTP {answer.status}: {_said(_all(pieces))}"
+                    seen.retry_after_s = retry_after(answer)
+                    status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
+                    seen.failure = status, f"HTTP {answer.status}: {_said(_all(pieces))}"
                     pieces = []
         except asyncio.TimeoutError:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
@@ -55,7 +57,7 @@ class HttpTransport:
             seen.failure = Status.REFUSED, f"no connection: {error}"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             seen.failure = Status.ERROR, f"connection lost: {error or type(error).__name__}"
-        seen.end_ns = perf_counter_ns()
+        seen.end_ns = seen.end_ns or perf_counter_ns()
         whole = seen.failure is None
         if sse:
             seen.messages = cut_events(pieces, whole)
@@ -67,6 +69,26 @@ class HttpTransport:
     async def close(self) -> None:
         """See ``Transport.close``."""
         await self._session.close()
+
+
+async def _take(answer: aiohttp.ClientResponse, pieces: Stamped, seen: Exchange) -> None:
+    """Keep what comes, as long as there is room."""
+    async for piece in answer.content.iter_any():
+        at = perf_counter_ns()
+        seen.room -= len(piece)
+        if seen.room < 0:
+            seen.overflow(at)
+            answer.close()
+            return
+        pieces.append((at, piece))
+
+
+def retry_after(answer: aiohttp.ClientResponse) -> float | None:
+    """Seconds that a 429 or 503 asks to wait (RFC 9110 §10.2.3); a date is none: clocks differ."""
+    if answer.status not in (429, 503):
+        return None
+    told = answer.headers.get("retry-after", "").strip()
+    return float(told) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", told, re.ASCII) else None
 
 
 def _end_with_connection(answer: aiohttp.ClientResponse) -> None:

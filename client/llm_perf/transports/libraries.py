@@ -50,7 +50,13 @@ class GrpcTransport:
             await call.write(request)
             await call.done_writing()  # half-closed, so that the stream's end always comes
             while (message := await call.read()) is not grpc.aio.EOF:
-                note((perf_counter_ns(), message))
+                at = perf_counter_ns()
+                seen.room -= len(message)
+                if seen.room < 0:
+                    call.cancel()
+                    seen.overflow(at)
+                    return
+                note((at, message))
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             pass  # whatever broke, the call's status says it
         code = await call.code()
@@ -79,14 +85,20 @@ class StockTransport:
         answers: list[tuple[int, Any]] = []
         failure: tuple[grpc.StatusCode, str] | None = None
         seen.sent_ns = perf_counter_ns()
+        stream = next(self._turn).stream_infer(
+            inputs, stream_timeout=timeout_s, headers=self._headers
+        )
         try:
-            async for answer in next(self._turn).stream_infer(
-                inputs, stream_timeout=timeout_s, headers=self._headers
-            ):
+            async for answer in stream:
                 answers.append((perf_counter_ns(), answer))
+                seen.room -= answer[0].get_response().ByteSize() if answer[0] else 0
+                if seen.room < 0:
+                    stream.cancel()
+                    seen.overflow(answers.pop()[0])
+                    break
         except grpc.aio.AioRpcError as error:
             failure = error.code(), error.details() or ""
-        seen.end_ns = perf_counter_ns()
+        seen.end_ns = seen.end_ns or perf_counter_ns()
         seen.messages = [(at, _message(*answer)) for at, answer in answers]
         if failure is not None:
             fail(seen, *failure)
