@@ -36,7 +36,7 @@ class Tokenizer:
             )
             self.vocabulary = len(slow)
             self._id_of = slow.convert_tokens_to_ids
-            self.spellings = lambda word: [ids] if (ids := self.encode(word, False)) else []
+            self.spellings = lambda word, _=False: [i] if (i := self.encode(word, False)) else []
         self.vocabulary = self._model.get("vocab_size", self.vocabulary)  # maybe with room to spare
         self.end_ids = self._special("eos_token")
         self.pad_id = (self._special("pad_token") or self.end_ids or [-1])[0]

@@ -78,6 +78,12 @@ def ids(text: str) -> list[int]:
     return found
 
 
+def words(word_list: list[list[int]]) -> list[list[int]]:
+    """The words of a TensorRT-LLM word list: ids, and where each word ends."""
+    tokens, ends = word_list[0], [end for end in word_list[1] if end >= 0]
+    return [tokens[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
 def test_prompts_of_a_batch_are_padded_and_each_has_its_own_words(ask: Ask) -> None:
     said = ask(
         "preprocessing",
@@ -96,11 +102,12 @@ def test_prompts_of_a_batch_are_padded_and_each_has_its_own_words(ask: Ask) -> N
     assert said["REQUEST_INPUT_LEN"].tolist() == [[len(long)], [len(short)]]
     assert said["REQUEST_OUTPUT_LEN"].tolist() == [[5], [6]]
     [six, eight, ten] = [ids(word) for word in (" six", " eight", " ten")]
-    first, second = said["STOP_WORDS_IDS"].tolist()
-    assert first[0][: len(six)] == six
-    assert first[1] == [len(six)] + [-1] * (len(first[1]) - 1)
-    assert second[0] == eight + ten
-    assert second[1][:2] == [len(eight), len(eight) + len(ten)]
+    first, second = map(words, said["STOP_WORDS_IDS"].tolist())
+    assert first[0] == six
+    assert all(" six" in TOKENIZER.decode(word) for word in first)
+    assert eight in second
+    assert ten in second
+    assert all(any(w in TOKENIZER.decode(word) for w in (" eight", " ten")) for word in second)
     assert said["BAD_WORDS_IDS"].tolist() == [
         [six, [len(six), *[-1] * (len(six) - 1)]],
         [[0] * len(six), [-1] * len(six)],
@@ -213,6 +220,8 @@ def test_outputs_that_are_declared_are_sent(ask: Ask) -> None:
     assert said.pop("OUTPUT").item() == b"6"
     assert said.pop("OUT_CUM_LOG_PROBS").tolist() == [[-2]]
     assert {name: value.tolist() for name, value in said.items()} == {
+        "OUT_TOKENS_BATCH": tokens["TOKENS_BATCH"].tolist(),
+        "OUT_SEQUENCE_LENGTH": [[1]],
         "OUT_OUTPUT_LOG_PROBS": [[[0]]],
         "OUT_CONTEXT_LOGITS": [[[0]]],
         "OUT_GENERATION_LOGITS": [[[[0]]]],

@@ -75,7 +75,7 @@ class TritonPythonModel:
             "DECODER_INPUT_ID": _padded(decoder, pad),
             "REQUEST_DECODER_INPUT_LEN": _lengths(decoder),
             "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
-            "BAD_WORDS_IDS": _word_lists(self._words(inputs, "BAD_WORDS_DICT", batch)),
+            "BAD_WORDS_IDS": _word_lists(self._words(inputs, "BAD_WORDS_DICT", batch, exact=True)),
             "STOP_WORDS_IDS": _word_lists(stops),
             "EMBEDDING_BIAS": self._bias(inputs, batch),
             "OUT_END_ID": ends.astype(np.int32),
@@ -123,10 +123,10 @@ class TritonPythonModel:
             raise ValueError(f"{name} is empty")
         return ids
 
-    def _words(self, inputs, name, batch):
+    def _words(self, inputs, name, batch, exact=False):
         """The spellings of the words that each prompt comes with."""
         return [
-            [ids for word in row for ids in self._tokenizer.spellings(_text(word, name))]
+            [ids for word in row for ids in self._tokenizer.spellings(_text(word, name), exact)]
             for row in inputs.get(name, np.empty((batch, 0))).reshape(batch, -1)
         ]
 

@@ -106,7 +106,7 @@ def test_an_answer_ends_with_the_token_that_completes_the_word(
     kind, word = which
     made = KINDS[kind]
     # an answer follows a prompt: its first space is one
-    ids = made.encode(f"Q{text}", add_special_tokens=False).ids
+    ids = made.encode(f"H{text}", add_special_tokens=False).ids
     assert ended(ids, FOUND[which]) == completed(made, ids, word), made.encode(text).tokens
 
 
@@ -118,6 +118,22 @@ def test_a_word_by_itself_is_another_spelling_than_within_an_answer(kind: str) -
     within = made.encode("the station is", add_special_tokens=False).ids
     assert ended(within, {alone}) is None
     assert ended(within, FOUND[kind, "ion"]) == completed(made, within, "ion")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_word_has_no_spelling(kind: str) -> None:
+    assert spellings.Spellings(KINDS[kind]).of("") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_barred_is_the_word_and_not_those_that_have_it(kind: str) -> None:
+    made = KINDS[kind]
+    for word in (" ion", "on", "User:"):
+        exact = spellings.Spellings(made).of(word, exact=True)
+        assert exact
+        assert {tuple(ids) for ids in exact} <= FOUND[kind, word] | {tuple(exact[0])}
+        for ids in exact[1:]:
+            assert made.decode([*made.encode("H").ids, *ids]) == f"H{word}"
 
 
 @pytest.fixture
