@@ -154,6 +154,10 @@ class ScriptedTriton:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Listen no more, and drop who is connected."""
         self._server.stop(None).wait()
 
     def _handlers(self) -> grpc.GenericRpcHandler:

@@ -1,13 +1,15 @@
 """The command ``llm_perf``: flags in, table on stdout, files beside it, exit code out.
 
-Imports little, so that ``--help`` is quick. Exit codes: 0 measured, 1 every request failed or too
-many did (``--stop-after-failures``), 2 the user can mend it (one line on stderr), 3 a check that
-was asked for fails (``--strict``, ``compare --fail-if``), 130 interrupted.
+Imports little, so that ``--help`` is quick. Exit codes: 0 measured, 1 too many requests failed
+(``--max-failure-rate``, ``--stop-after-failures``, ``--give-up-after``), 2 the user can mend it
+(one line on stderr), 3 a check that was asked for fails (``--strict``, ``compare --fail-if``), 130
+interrupted, by SIGTERM and SIGHUP too.
 """
 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -69,21 +71,23 @@ def command(**flags: Any) -> int:
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
     runs: list[Run] = []
-    for load in loads:
-        path = export.export_path(export_file, load.name, several=len(loads) > 1)
-        if flags["resume"] and _is_finished(path, workload, load, extent):
-            click.echo(f"Kept {path}: it was finished before\n")
-            continue
-        if runs:
-            time.sleep(flags["measurement_interval"])
-        journal = path.with_suffix(".journal.jsonl")
-        conditions = asked.read_conditions(flags, extent, journal, metrics_url)
-        runs.append(_measure(endpoint, workload, load, conditions, path, flags))
-        if runs[-1].stopped:
-            break
-    if len(runs) > 1:
-        api.print_summary(runs)
-    return _exit_code(runs, flags["strict"])
+    try:
+        for load in loads:
+            path = export.export_path(export_file, load.name, several=len(loads) > 1)
+            if flags["resume"] and _is_finished(path, workload, load, extent):
+                click.echo(f"Kept {path}: it was finished before\n")
+                continue
+            if runs:
+                time.sleep(flags["measurement_interval"])
+            journal = path.with_suffix(".journal.jsonl")
+            conditions = asked.read_conditions(flags, extent, journal, metrics_url)
+            runs.append(_measure(endpoint, workload, load, conditions, path, flags))
+            if runs[-1].stopped:
+                break
+    finally:  # what was finished is told, whatever ends the others
+        if len(loads) > 1 and runs:
+            api.print_summary(runs)
+    return _exit_code(runs, flags)
 
 
 def _is_finished(path: Path, workload: Workload, load: Load, extent: Extent) -> bool:
@@ -124,17 +128,21 @@ def _measure(
     return run
 
 
-def _exit_code(runs: Sequence[Run], strict: bool) -> int:
+def _exit_code(runs: Sequence[Run], flags: dict[str, Any]) -> int:
     stopped = next((run.stopped for run in runs if run.stopped), None)
     if stopped == "interrupted":
         return 130
-    if stopped or (runs and not any(run.requests_ok for run in runs)):
+    limit = flags["max_failure_rate"] / 100
+    if stopped or any(run.requests_failed > limit * len(run.records) for run in runs):
         return 1
-    return 3 if strict and any(run.health and run.health.client_bound for run in runs) else 0
+    bound = any(run.health and run.health.client_bound for run in runs)
+    return 3 if flags["strict"] and bound else 0
 
 
 def main() -> None:
     """Run the command."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)  # end like Ctrl-C
     sys.exit(exit_code(command, "llm_perf"))
 
 

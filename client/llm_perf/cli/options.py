@@ -138,6 +138,11 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 _SOME_SECONDS, default=300.0, metavar="S"),
         _option("--stop-after-failures", "End the run when so many requests have failed; the exit "
                 "code is 1.", _COUNT, metavar="N"),
+        _option("--give-up-after give_up_after_s", "End the run when for so many seconds every "
+                "request was refused and none answered; the exit code is 1.", _SOME_SECONDS,
+                default=10.0, metavar="S"),
+        _option("--max-failure-rate", "Exit code 1 when more than so many percent of a load's "
+                "requests failed.", click.FloatRange(0, 100), default=10.0, metavar="P"),
         _option("--max-answer-bytes", "Kept of one answer, beside 1 KiB for each token asked for; "
                 "a longer one is cut there and counted as overlong.", _COUNT, default=2**20,
                 metavar="N"),

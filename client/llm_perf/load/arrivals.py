@@ -28,8 +28,8 @@ _NS = 10**9
 class Closed:
     """A closed loop: at ``slots[i]`` ns after the start slot i asks for the first time.
 
-    Slots take the ``warmup`` numbers, for at most ``warmup_ns`` where given, then ``numbers``,
-    for at most ``duration_ns`` from the first of them on.
+    Slots take ``numbers`` for at most ``duration_ns`` from the start on; before that, in a part of
+    its own, the ``warmup`` numbers for at most ``warmup_ns``.
     """
 
     slots: tuple[int, ...]
@@ -49,22 +49,33 @@ class Closed:
         """How many requests are in flight at most."""
         return len(self.slots)
 
+    @property
+    def warming(self) -> Closed:
+        """The warm-up, as an order."""
+        return Closed(self.slots, range(0), self.warmup, duration_ns=self.warmup_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open loop: each (number, ns after the start) in order of time."""
+    """An open loop: each (number, ns after the start) in order of time; the warm-up by itself."""
 
     dues: tuple[tuple[int, int], ...]
+    warmup: tuple[tuple[int, int], ...] = ()
 
     @property
     def total(self) -> int:
         """How many requests are measured."""
-        return sum(number >= 0 for number, _ in self.dues)
+        return len(self.dues)
 
     @property
     def streams(self) -> int:
         """How many requests may be in flight: all."""
         return len(self.dues)
+
+    @property
+    def warming(self) -> Open:
+        """The warm-up, as an order."""
+        return Open(self.warmup)
 
 
 Order: TypeAlias = Closed | Open
@@ -113,8 +124,9 @@ def _plan_rate(load: Rate, extent: Extent, prompts: int) -> Open:
         times = times[times < end]
     if len(times) <= warmup:
         raise UserError("no request is due in that time", fix="measure longer, or at a higher rate")
-    numbers = [*range(-1, -1 - warmup, -1), *range(len(times) - warmup)]
-    return Open(tuple(zip(numbers, times.tolist(), strict=True)))
+    begin_ns = warm_ns or (int(times[warmup]) if warmup else 0)
+    warm = zip(range(-1, -1 - warmup, -1), times[:warmup].tolist(), strict=True)
+    return Open(tuple(enumerate((times[warmup:] - begin_ns).tolist())), tuple(warm))
 
 
 def _count_before(load: Rate, end_ns: int) -> int:
@@ -172,7 +184,7 @@ def _plan_trace(extent: Extent, trace_s: Sequence[float | None]) -> Open:
 def share(order: Order, worker: int, workers: int) -> Order:
     """What one of ``workers`` does of an order: every so-manieth request and slot."""
     if isinstance(order, Open):
-        return Open(order.dues[worker::workers])
+        return Open(order.dues[worker::workers], order.warmup[worker::workers])
     return replace(
         order,
         slots=order.slots[worker::workers],
@@ -181,21 +193,22 @@ def share(order: Order, worker: int, workers: int) -> Order:
     )
 
 
-def without(order: Order, done: Collection[int]) -> Order:
-    """What is left of an order when the requests ``done`` were answered before.
+def without(order: Order, done: Collection[int], passed_ns: int = 0) -> Order:
+    """What is left of an order when the requests ``done`` took ``passed_ns`` before.
 
-    An open loop goes on with the first that is left, without waiting for those before it.
+    An open loop goes on with the first that is left, without waiting for those before it. A closed
+    one that only time ends goes on behind the last that was done: those in flight at the cut are
+    no more missed than any other.
     """
     if isinstance(order, Open):
-        warmup = [due for due in order.dues if due[0] < 0]
-        measured = order.dues[len(warmup) :]
-        left = [(number, at) for number, at in measured if number not in done]
-        skipped = left[0][1] - measured[0][1] if left else 0
-        return Open((*warmup, *((number, at - skipped) for number, at in left)))
-    if order.total is None or order.duration_ns is not None:
-        raise UserError(
-            "a closed loop that time ends has no list of what is missing",
-            fix="resume runs of a known number of requests (--num-requests)",
-        )
-    numbers = tuple(number for number in order.numbers if number not in done)
-    return replace(order, numbers=numbers, slots=order.slots[: len(numbers)])
+        left = [(number, at) for number, at in order.dues if number not in done]
+        skipped = left[0][1] - order.dues[0][1] if left else 0
+        return Open(tuple((number, at - skipped) for number, at in left), order.warmup)
+    numbers: Sequence[int] = range(max(done, default=-1) + 1, _ENDLESS)
+    if order.total is not None:
+        numbers = tuple(number for number in order.numbers if number not in done)
+    duration_ns = order.duration_ns and max(order.duration_ns - passed_ns, 0)
+    if duration_ns == 0:
+        numbers = ()
+    slots = order.slots[: min(len(numbers), len(order.slots))]
+    return replace(order, numbers=numbers, slots=slots, duration_ns=duration_ns)

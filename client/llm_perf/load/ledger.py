@@ -7,17 +7,20 @@ failures are served from here. Knows no schedule.
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from llm_perf.load.journal import Journal
 from llm_perf.load.load import Conditions
 from llm_perf.load.progress import Progress
-from llm_perf.record import Exchange
+from llm_perf.record import Exchange, Status
 from llm_perf.transports import Transport
 from llm_perf.workload.workload import Prompt
 
+_BEGINNING = re.compile(r"\S{0,8}")  # of a prompt: a word, or some of what has no spaces
 _TTFTS_SHOWN = 500
 _TOKEN_BYTES = 1024  # what protocols and logprobs put around a token: vLLM's chunks have 350
 _TOKENS_AT_MOST = 2**17  # of one answer that are believed to come
@@ -49,6 +52,7 @@ class Ledger:
         self._ready: dict[int, tuple[str, bytes]] = {}
         self._in_flight: dict[int, Exchange] = {}
         self._done = self._broken = self._responses = 0
+        self._refused_since_ns: int | None = None
         self._ttfts: deque[int] = deque(maxlen=_TTFTS_SHOWN)
         self._latest: Exchange | None = None
 
@@ -60,9 +64,10 @@ class Ledger:
     def _request(self, number: int) -> tuple[str, bytes]:
         request_id = str(uuid.uuid4())
         prompt = self._prompts[number % len(self._prompts)]
+        prompt = prompt if number >= 0 else _another(prompt, -number)
         return request_id, self._transport.dialect.request(prompt, request_id)
 
-    async def ask(self, number: int, due_ns: int) -> None:
+    async def ask(self, number: int, due_ns: int) -> Exchange:
         """Send request ``number``, which was due at ``due_ns``, and wait for its end."""
         ready = self._ready.pop(number, None)
         request_id, body = ready or self._request(number)
@@ -73,6 +78,7 @@ class Ledger:
             del self._in_flight[number]
         self.finished[number] = seen
         self._note(number, seen)
+        return seen
 
     def _room(self, number: int) -> int:
         """How many bytes of its answer are kept."""
@@ -89,13 +95,28 @@ class Ledger:
             for _, message in seen.messages[-2:]  # an error is the last word, but for a final flag
         )
         self._broken += failed
-        limit = self._conditions.stop_after_failures
-        if limit is not None and self._broken >= limit and not self.stop.done():
-            self.stop.set_result(f"{self._broken} requests failed")
+        why = self._why_to_stop(seen)
+        if why is not None and not self.stop.done():
+            self.stop.set_result(why)
         if number >= 0:
             self._done += 1
             if self._journal:
                 self._journal.note(number, seen)
+
+    def _why_to_stop(self, seen: Exchange) -> str | None:
+        """Too many have failed, or for too long nothing came but refusals."""
+        limit = self._conditions.stop_after_failures
+        if limit is not None and self._broken >= limit:
+            return f"{self._broken} requests failed"
+        status, text = seen.failure or (None, "")
+        if status is not Status.REFUSED:
+            # a timeout is no sign of life, nor one of death
+            self._refused_since_ns = self._refused_since_ns if status is Status.TIMEOUT else None
+            return None
+        since = self._refused_since_ns = self._refused_since_ns or seen.end_ns
+        if seen.end_ns - since < self._conditions.give_up_after_s * 1e9:
+            return None
+        return f"for {(seen.end_ns - since) / 1e9:.0f} s nothing but refusals: {text}"
 
     def look(self, total: int | None) -> Progress:
         """How far it is of ``total``; called on the event loop's thread."""
@@ -111,3 +132,19 @@ class Ledger:
             tokens_per_response=sum(known) / len(sample) if known else None,
             ttfts_ns=tuple(self._ttfts),
         )
+
+
+def _another(prompt: Prompt, turn: int) -> Prompt:
+    """A prompt of about the same length that no measured one begins like.
+
+    A server that keeps prefixes must not know the measured ones from the warm-up.
+    """
+
+    def begin(text: str) -> str:
+        return _BEGINNING.sub(f"w{turn}", text, count=1)
+
+    messages = prompt.messages
+    if messages:
+        first, *others = messages
+        messages = ({**first, "content": begin(first["content"])}, *others)
+    return replace(prompt, text=begin(prompt.text), messages=messages)

@@ -111,9 +111,10 @@ class Extent:
     """How much of a load: the data set once, unless a number or a time says otherwise.
 
     ``requests`` repeats or cuts the data set; with ``duration_s`` none is sent later than that
-    (and those in flight are waited for); with both, what ends first. The first ``warmup_requests``,
-    or those of the first ``warmup_s`` seconds, are sent under the same load ahead of the measured
-    ones and stay out of all figures; they ask the data set's last prompts, backwards.
+    (and those in flight are waited for); with both, what ends first. ``warmup_requests``, or those
+    of ``warmup_s`` seconds, are sent under the same load, ramp and all, and answered before the
+    first measured one is sent. They stay out of all figures, and ask other prompts: the data set's
+    last, backwards, each with another beginning.
     """
 
     requests: int | None = None
@@ -144,6 +145,7 @@ class Conditions:
     extent: Extent = ONCE
     max_in_flight: int = 10_000  # of an open loop: what is due beyond waits, and its times show it
     stop_after_failures: int | None = None
+    give_up_after_s: float = 10.0  # of refusals with nothing answered
     max_answer_bytes: int = 2**20  # kept of one answer, beside 1 KiB for each token asked for
     journal: Path | None = None  # where each finished request is kept
     resume: bool = False  # ask only what the journal lacks

@@ -19,7 +19,7 @@ from llm_perf.load.journal import read_journal, start_journal
 from llm_perf.load.loop import run_loop
 from llm_perf.load.ray_workers import run_on_ray
 from llm_perf.load.runner import Job, Outcome, carry_out
-from llm_perf.load.workers import run_workers
+from llm_perf.load.workers import ENDING, run_workers
 from llm_perf.record import Exchange, shifted
 from llm_perf.transports import Dialect
 
@@ -51,7 +51,9 @@ def offer(job: Job, head: Mapping[str, Any]) -> Offered:
         before = read_journal(conditions.journal, head)
     elif conditions.journal is not None:
         start_journal(conditions.journal, head)
-    left = replace(job, order=without(job.order, before)) if before else job
+    first_ns = min((seen.sent_ns for seen in before.values()), default=0)
+    passed_ns = max((seen.end_ns for seen in before.values()), default=0) - first_ns
+    left = replace(job, order=without(job.order, before, passed_ns)) if before else job
     if conditions.ray is not None:
         outcomes = run_on_ray(conditions.ray, left)
     elif conditions.workers is not None and conditions.workers > 1:
@@ -86,18 +88,21 @@ async def _carry_out(job: Job) -> Outcome:
     stop: asyncio.Future[str] = loop.create_future()
 
     def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)  # the next one is Python's own
+        for each in ENDING:  # the next one is what it was before
+            loop.remove_signal_handler(each)
         if not stop.done():
             stop.set_result("interrupted")
 
     heard = job.conditions.interruptible and threading.current_thread() is threading.main_thread()
-    if heard:
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+    before = {each: signal.getsignal(each) for each in ENDING} if heard else {}
+    for each in before:
+        loop.add_signal_handler(each, interrupt)
     try:
         return await carry_out(job, stop)
     finally:
-        if heard:
-            loop.remove_signal_handler(signal.SIGINT)
+        for each, handler in before.items():
+            loop.remove_signal_handler(each)
+            signal.signal(each, handler)
 
 
 def _remarks(

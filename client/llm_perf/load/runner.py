@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter_ns, process_time_ns
@@ -21,14 +22,16 @@ from llm_perf.load.ledger import Ledger
 from llm_perf.load.load import Conditions
 from llm_perf.load.loop import Pacer
 from llm_perf.load.progress import Watch
-from llm_perf.record import Exchange
+from llm_perf.record import Exchange, Status
 from llm_perf.transports import Dialect, Endpoint, connect
 from llm_perf.workload.workload import Prompt
 
 _WATCH_EVERY_S = 0.5
+_NS = 10**9
 _PROBE_EVERY_NS = 20_000_000
 _AHEAD = 200_000  # requests serialized before the start: a bound for the memory
-_STREAMS_AHEAD = 1024  # of an open loop, whose streams nobody knows, connections are made for these
+_STREAMS_AHEAD = 1024  # connections are made before the start at most
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0  # of a slot whose requests are refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,8 @@ async def carry_out(
     Raises ``UserError`` when nothing answers at the endpoint, or the model is unknown or unfit.
     """
     stop = stop or asyncio.get_running_loop().create_future()
-    conditions, streams = job.conditions, job.order.streams
-    if isinstance(job.order, Open):
-        streams = min(streams, _STREAMS_AHEAD, conditions.max_in_flight)
-    transport = await connect(job.endpoint, max(streams, 1), conditions.defaults)
+    conditions = job.conditions
+    transport = await connect(job.endpoint, _streams_ahead(job), conditions.defaults)
     try:
         with Journal(conditions.journal) if conditions.journal else nullcontext() as journal:
             ledger = Ledger(transport, job.prompts, conditions, stop, journal)
@@ -93,23 +94,21 @@ async def carry_out(
 
 async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
     lags: list[int] = []
-    watch = job.conditions.watch
+    watch, most = job.conditions.watch, job.conditions.max_in_flight
+    aside: list[asyncio.Task[None]] = []
     with _no_collector():
-        start_ns = await begin() if begin else perf_counter_ns()
-        aside = [asyncio.create_task(_probe(start_ns, lags))]
         if watch:
             aside.append(asyncio.create_task(_report(ledger, job.order.total, watch)))
+        if job.order.warmup:  # over before the first that is measured
+            await _until_stopped(_offer(job.order.warming, most, ledger, perf_counter_ns()), ledger)
+        start_ns = await begin() if begin else perf_counter_ns()
+        aside.append(asyncio.create_task(_probe(start_ns, lags)))
         cpu, wall = process_time_ns(), perf_counter_ns()
-        if isinstance(job.order, Closed):
-            offer = _offer_closed(job.order, ledger, start_ns)
-        else:
-            offer = _offer_open(job.order, job.conditions.max_in_flight, ledger, start_ns)
-        offering = asyncio.create_task(offer)
-        await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
+        await _until_stopped(_offer(job.order, most, ledger, start_ns), ledger)
         cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
-        for task in (offering, *aside):
+        for task in aside:
             task.cancel()
-        ended = await asyncio.gather(offering, *aside, return_exceptions=True)
+        ended = await asyncio.gather(*aside, return_exceptions=True)
     for error in ended:
         if isinstance(error, Exception):  # a cancellation is none
             raise error
@@ -118,37 +117,68 @@ async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
     return LoopSample(tuple(lags), cpu, wall)
 
 
+async def _until_stopped(offer: Coroutine[object, object, None], ledger: Ledger) -> None:
+    """Offer to the end, or until the ledger's ``stop`` has a result."""
+    offering = asyncio.create_task(offer)
+    await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
+    offering.cancel()
+    (error,) = await asyncio.gather(offering, return_exceptions=True)
+    if isinstance(error, Exception):  # a cancellation is none
+        raise error
+
+
+def _streams_ahead(job: Job) -> int:
+    """For how many streams there is a connection before the start.
+
+    A closed loop needs one each; an open one as many as are due in its first second.
+    """
+    order = job.order
+    if isinstance(order, Closed):
+        return max(order.streams, 1)
+    soon = sum(at < _NS for _, at in order.dues[:_STREAMS_AHEAD])
+    return max(1, min(soon, job.conditions.max_in_flight))
+
+
+def _offer(
+    order: Order, max_in_flight: int, ledger: Ledger, start_ns: int
+) -> Coroutine[object, object, None]:
+    if isinstance(order, Closed):
+        return _offer_closed(order, ledger, start_ns)
+    return _offer_open(order, max_in_flight, ledger, start_ns)
+
+
 async def _offer_closed(order: Closed, ledger: Ledger, start_ns: int) -> None:
-    numbers = _hand_out(order, start_ns)
+    end_ns = math.inf if order.duration_ns is None else start_ns + order.duration_ns
+    numbers = iter(order.numbers)
 
     async def slot(offset_ns: int) -> None:
         await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
-        for number in numbers:
-            if ledger.stop.done():
+        pause_s = 0.0
+        while not ledger.stop.done() and (now_ns := perf_counter_ns()) < end_ns:
+            if (number := next(numbers, None)) is None:
                 return
-            await ledger.ask(number, perf_counter_ns())  # due as soon as a slot is free
+            seen = await ledger.ask(number, now_ns)  # due as soon as a slot is free
+            pause_s = _pause_s(seen, pause_s)
+            if pause_s:
+                await asyncio.sleep(min(pause_s, (end_ns - perf_counter_ns()) / 1e9))
 
     await asyncio.gather(*(slot(offset_ns) for offset_ns in order.slots))
 
 
-def _hand_out(order: Closed, start_ns: int) -> Iterator[int]:
-    """Give the numbers in turn, as long as their time lasts."""
-    for number in order.warmup:
-        if order.warmup_ns is not None and perf_counter_ns() - start_ns >= order.warmup_ns:
-            break
-        yield number
-    begin_ns = perf_counter_ns()
-    for number in order.numbers:
-        if order.duration_ns is not None and perf_counter_ns() - begin_ns >= order.duration_ns:
-            break
-        yield number
+def _pause_s(seen: Exchange, before_s: float) -> float:
+    """How long a slot waits after an exchange: what the server said, or longer each time."""
+    if seen.retry_after_s is not None:
+        return seen.retry_after_s
+    if seen.failure is None or seen.failure[0] is not Status.REFUSED:
+        return 0.0
+    return min(max(2 * before_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
 async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns: int) -> None:
     room = asyncio.Semaphore(max_in_flight)
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[Exchange]] = set()
 
-    def over(task: asyncio.Task[None]) -> None:
+    def over(task: asyncio.Task[Exchange]) -> None:
         tasks.discard(task)
         room.release()
         if not task.cancelled() and (error := task.exception()) and not ledger.stop.done():
@@ -177,7 +207,7 @@ async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns:
 def _first(order: Order, prompts: int) -> Iterable[int]:
     """Number those that are serialized ahead: of an endless order, the data set once."""
     if isinstance(order, Open):
-        return (number for number, _ in order.dues[:_AHEAD])
+        return (number for number, _ in (*order.warmup, *order.dues)[:_AHEAD])
     many = prompts if order.total is None else _AHEAD
     return (*order.warmup[:prompts], *order.numbers[:many])
 

@@ -29,6 +29,7 @@ from llm_perf.workload.workload import Prompt
 RESPONSES_PER_WORKER = 15_000  # a second: a core half used, so that queues stay short
 _STREAM_SPEED = 50  # responses/s: a stream at the 20 ms a token that people call fast
 _START_AFTER_NS = 50_000_000
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill and a closed terminal
 
 
 def workers_for(load: Load, prompts: Sequence[Prompt]) -> int:
@@ -113,6 +114,8 @@ class Foreman:
         elif isinstance(said, Outcome):
             self._open.remove(pipe)
             self._outcomes.append(said)
+            if said.stopped:  # of its own accord: the server is gone for all
+                self._stop(said.stopped)
         else:
             self._ready += 1
             if self._ready == len(self._open):
@@ -150,7 +153,8 @@ def run_workers(job: Job, workers: int) -> list[Outcome]:
 
 
 def _be_process(job: Job, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the foreman's to hear
+    for each in ENDING:  # the foreman's to hear
+        signal.signal(each, signal.SIG_IGN)
     work(job, pipe)
 
 

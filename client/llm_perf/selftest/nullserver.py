@@ -1,8 +1,9 @@
 """A Triton that does nothing but send: known messages at known times, to measure the client with.
 
 Runs in a process of its own. A prompt ``"64 20000"`` asks for 64 messages, one each 20,000 µs (0:
-as fast as they go). A message's text is the ``perf_counter_ns`` at which it was written, which
-processes of one machine share. Speaks as much HTTP/2 and gRPC as our client and grpc's need.
+as fast as they go), a word that is no number for 1. A message's text is the ``perf_counter_ns`` at
+which it was written, which processes of one machine share. Speaks as much HTTP/2 and gRPC as our
+client and grpc's need.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ class _Session(asyncio.Protocol):
 
     async def _stream(self, number: int, body: bytes) -> None:
         request: Any = service_pb2.ModelInferRequest.FromString(body[5:])
-        count, gap_us = (int(word) for word in request.raw_input_contents[0][4:].split())
+        words = request.raw_input_contents[0][4:].split()
+        count, gap_us = (int(word) if word.isdigit() else 1 for word in words)
         loop = asyncio.get_running_loop()
         due = loop.time() + gap_us * 1e-6 * (number * _GOLDEN % 1 - 1)
         head = h2.frame(h2.DATA, 0, number, b"\0" * _SIZE)[:9] + _BEFORE

@@ -140,7 +140,8 @@ def test_strict_turns_a_client_that_can_not_keep_up_into_code_three(llm_perf) ->
 
 
 def test_some_failures_are_a_result_and_only_failures_are_not(llm_perf) -> None:
-    some = llm_perf(["a", "bad"])
+    assert llm_perf(["a", "bad"]).returncode == 1  # over --max-failure-rate's 10 %
+    some = llm_perf(["a", "bad"], max_failure_rate="50")
     assert (some.returncode, "Requests ok / failed: 1 / 1" in some.stdout) == (0, True)
     everything = llm_perf(["bad", "bad"])
     assert everything.returncode == 1

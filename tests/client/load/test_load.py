@@ -106,9 +106,11 @@ def test_every_request_is_due_once_and_shares_lose_none(
     order = plan(rate, extent, prompts)
     assert isinstance(order, Open)
     measured, warm = extent.requests or prompts, extent.warmup_requests
-    assert [number for number, _ in order.dues] == [*range(-1, -1 - warm, -1), *range(measured)]
+    assert [number for number, _ in order.dues] == [*range(measured)]
+    assert [number for number, _ in order.warmup] == [*range(-1, -1 - warm, -1)]
     parts = [share(order, worker, workers) for worker in range(workers)]
     assert sorted(due for part in parts for due in part.dues) == sorted(order.dues)
+    assert sorted(due for part in parts for due in part.warmup) == sorted(order.warmup)
 
 
 @given(st.integers(1, 30), _extents, st.integers(1, 50), st.integers(1, 7))
@@ -143,8 +145,9 @@ def test_time_ends_an_open_loop_after_its_warm_up() -> None:
     by_number = plan(rate, Extent(duration_s=1, warmup_requests=5), 3)
     by_time = plan(rate, Extent(duration_s=1, warmup_s=0.5), 3)
     assert by_number == by_time
-    assert [number for number, _ in by_number.dues] == [-1, -2, -3, -4, -5, *range(10)]
-    assert by_number.dues[-1] == (9, 1_400_000_000)
+    assert [number for number, _ in by_number.warmup] == [-1, -2, -3, -4, -5]
+    assert by_number.dues[0] == (0, 0)  # on a clock of its own
+    assert by_number.dues[-1] == (9, 900_000_000)
 
 
 def test_a_trace_keeps_its_gaps_and_its_prompts() -> None:
@@ -188,8 +191,15 @@ def test_a_closed_loop_goes_on_with_what_is_missing() -> None:
     left = without(plan(Concurrency(4), ONCE, 6), {0, 1, 2, 4})
     assert isinstance(left, Closed)
     assert (tuple(left.numbers), len(left.slots)) == ((3, 5), 2)
-    with pytest.raises(UserError, match="no list of what is missing"):
-        without(plan(Concurrency(4), Extent(duration_s=3), 6), {0})
+
+
+def test_a_closed_loop_goes_on_for_the_time_that_is_left() -> None:
+    order = plan(Concurrency(4), Extent(duration_s=3), 6)
+    left = without(order, {0, 1, 2, 4}, passed_ns=1_000_000_000)
+    assert isinstance(left, Closed)
+    assert (left.numbers[0], left.total, left.duration_ns) == (5, None, 2_000_000_000)
+    nothing = without(order, {0, 1}, passed_ns=3_100_000_000)
+    assert (nothing.total, nothing.streams) == (0, 0)
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=5, unique=True))

@@ -224,20 +224,32 @@ def test_a_killed_run_has_its_finished_requests_on_disk(llm_perf, tmp_path: Path
     assert not journal.exists()
 
 
-def test_a_run_that_time_ends_can_not_be_resumed(llm_perf, tmp_path: Path) -> None:
-    journal = tmp_path / "artifacts" / "profile_export.journal.jsonl"
+@pytest.mark.parametrize(
+    ("ending", "workers"), [(signal.SIGTERM, "1"), (signal.SIGHUP, "1"), (signal.SIGTERM, "2")]
+)
+def test_a_run_that_time_ends_goes_on_for_the_time_that_is_left(
+    ending: signal.Signals, workers: str, llm_perf, tmp_path: Path
+) -> None:
+    export = tmp_path / "artifacts" / "profile_export.json"
     gate = Gate(5)
+    flags = ("--duration=1", "--concurrency=2", f"--workers={workers}")
     with ScriptedTriton(gate) as server:
-        running = llm_perf(server, "--duration=30")
+        running = llm_perf(server, *flags)
         assert gate.reached.wait(20)
-        _wait_for_lines(journal, 1 + 5)
-        running.send_signal(signal.SIGINT)
-        running.communicate(timeout=20)
+        _wait_for_lines(export.with_suffix(".journal.jsonl"), 1 + 4)
+        running.send_signal(ending)
+        out, err = running.communicate(timeout=20)
         gate.open.set()
-        again = llm_perf(server, "--duration=30", "--resume")
-        _, err = again.communicate(timeout=20)
-    assert again.returncode == 2
-    assert "a closed loop that time ends has no list of what is missing" in err
+        assert (running.returncode, "Traceback" in err) == (130, False), err
+        assert "with --resume finishes the run" in out
+        again = llm_perf(server, *flags, "--resume")
+        out, err = again.communicate(timeout=20)
+        assert again.returncode == 0, err
+    document = json.loads(export.read_text())
+    assert document["stopped"] is None and document["requests_ok"] > 5
+    lines = [json.loads(line) for line in export.with_suffix(".jsonl").read_text().splitlines()]
+    sent = [line["sent_ns"] for line in lines]
+    assert max(sent) - min(sent) <= 1_100_000_000  # both parts together, without the pause
 
 
 def test_failures_are_results_and_not_asked_again(llm_perf, tmp_path: Path) -> None:
@@ -249,9 +261,9 @@ def test_failures_are_results_and_not_asked_again(llm_perf, tmp_path: Path) -> N
         assert "stopped early (2 requests failed): 3 of 12 requests are in the figures" in out
         bad.clear()
         server.asked.clear()
-        again = llm_perf(server, "--resume")
+        again = llm_perf(server, "--resume", "--max-failure-rate=20")
         again.communicate(timeout=20)
-        assert again.returncode == 0
+        assert again.returncode == 0  # 2 of 12 are 16.7 %
         assert len(server.asked) == 9
     document = json.loads((tmp_path / "artifacts" / "profile_export.json").read_text())
     assert (document["requests_ok"], document["requests_failed"]) == (10, 2)
@@ -265,3 +277,38 @@ def _wait_for_lines(path: Path, n: int) -> None:
             return
         pause.wait(0.05)
     raise AssertionError(f"{path} has no {n} lines")
+
+
+def test_a_sweep_tells_of_the_loads_that_were_finished(llm_perf, tmp_path: Path) -> None:
+    count = iter(range(100))
+    with ScriptedTriton(answer) as server:
+
+        def script(prompt: str) -> list[Step]:
+            if next(count) == 13:  # in the second load
+                threading.Thread(target=server.stop).start()
+            return answer(prompt)
+
+        server.script = script
+        flags = ("--concurrency=1,2,4", "--repeat=1000", "--give-up-after=0.5")
+        out, err = llm_perf(server, *flags).communicate(timeout=30)
+    assert "Traceback" not in err
+    assert "nothing but refusals" in out
+
+
+def test_a_server_that_is_gone_before_the_second_load_costs_no_summary(
+    llm_perf, tmp_path: Path
+) -> None:
+    count = iter(range(100))
+    with ScriptedTriton(answer) as server:
+
+        def script(prompt: str) -> list[Step]:
+            if next(count) == 11:  # the last of the first load
+                threading.Timer(0.3, server.stop).start()
+            return answer(prompt)
+
+        server.script = script
+        running = llm_perf(server, "--concurrency=1,2", "--measurement-interval=2")
+        out, err = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert "no Triton server answers" in err or "no gRPC server answers" in err, err
+    assert out.count("concurrency 1") == 2, out  # its table, and the summary

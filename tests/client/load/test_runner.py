@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -73,15 +73,53 @@ def test_the_data_set_is_repeated_and_cut(ask: Callable[..., Run]) -> None:
         assert [record.prompt.text for record in run.records] == list("ab")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("load", [Concurrency(2), Rate(500.0)])
-def test_warm_up_requests_are_sent_first_and_stay_out(load: Load, ask: Callable[..., Run]) -> None:
-    with ScriptedTriton(lambda prompt: GOOD) as server:
-        run = ask(server, *"abcde", load=load, extent=Extent(warmup_requests=3))
-    assert [record.prompt.text for record in run.records] == list("abcde")
-    assert Counter(texts(server)) == Counter("edc" + "abcde")
-    assert set(texts(server)[:2]) <= set("edc")
+def test_the_warm_up_is_answered_before_the_first_measured_request_is_sent(
+    load: Load, workers: int, ask: Callable[..., Run]
+) -> None:
+    events: list[str] = []
+
+    def script(prompt: str) -> Iterator[Step]:
+        events.append(f"ask {prompt}")
+        yield Say("one", 1)
+        yield Wait(0.2 if prompt.startswith("w3") else 0.01)  # one that is late
+        events.append(f"answer {prompt}")
+        yield FINAL
+
+    prompts = [f"{name} is a letter" for name in "abcde"]
+    with ScriptedTriton(script) as server:
+        run = ask(server, *prompts, load=load, extent=Extent(warmup_requests=3), workers=workers)
+    assert [record.prompt.text for record in run.records] == prompts
+    warm = [f"w{turn} is a letter" for turn in (1, 2, 3)]  # none begins as a measured one
+    assert Counter(texts(server)) == Counter([*prompts, *warm])
+    assert {event.split()[1] for event in events[:6]} == {"w1", "w2", "w3"}
     assert run.metrics["request_count"]["avg"] == 5
     assert "3 warm-up requests are left out" in run.notes
+
+
+def test_a_server_that_went_away_ends_the_run(ask: Callable[..., Run]) -> None:
+    answered = threading.Semaphore(0)
+    with ScriptedTriton(lambda prompt: GOOD) as server:
+
+        def watch(seen: Progress) -> None:
+            if seen.done >= 5:
+                answered.release()
+
+        def leave() -> None:
+            answered.acquire(timeout=10)
+            server.stop()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        prompts = [f"p{i}" for i in range(20_000)]
+        run = ask(server, *prompts, load=Concurrency(4), watch=watch, give_up_after_s=1.0)
+        thread.join()
+    assert run.stopped is not None and run.stopped.startswith("for 1 s nothing but refusals: ")
+    refused = [record for record in run.records if record.status is Status.REFUSED]
+    # 10 ms, 20, 40 … 1 s: a slot asks seven or eight times before the second is over
+    assert run.requests_ok >= 5 and 4 * 5 <= len(refused) <= 4 * 9
+    assert run.notes[0].startswith("stopped early (for 1 s nothing but refusals")
 
 
 def test_time_ends_a_closed_loop_and_what_is_in_flight_is_waited_for(
