@@ -22,6 +22,7 @@ from llm_perf.load.progress import Progress, show_progress
 from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
 from llm_perf.record import Record, Status, read_records
+from llm_perf.records import Records
 from llm_perf.results.export import write_run
 from llm_perf.results.run import Run
 from llm_perf.results.table import print_run, print_summary
@@ -84,12 +85,14 @@ def measure(
     with scraper or nullcontext():
         came = offer(job, head)
     numbers = sorted(number for number in came.exchanges if number >= 0)
-    records = read_records(
-        [came.exchanges[number] for number in numbers],
-        [prompts[number % len(prompts)] for number in numbers],
+    read = read_records(
+        (came.exchanges.pop(number) for number in numbers),
+        (prompts[number % len(prompts)] for number in numbers),
         came.dialect.parse,
         workload.tokenizer,
     )
+    journal = conditions.journal
+    records = Records(read, prompts, journal.parent if journal else None)
     # a burst has no due times to be late for
     burst = isinstance(load, Rate) and isinf(load.per_s)
     metrics = compute_metrics(records, open_loop=not isinstance(load, Concurrency))

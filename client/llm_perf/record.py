@@ -7,13 +7,15 @@ into records once the clock has stopped. All times are ``time.perf_counter_ns``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from itertools import pairwise, starmap
+from itertools import pairwise
 
 from llm_perf.workload.tokens import Tokenizer
 from llm_perf.workload.workload import Prompt
+
+_AT_ONCE = 10_000  # messages
 
 
 class Status(str, Enum):
@@ -147,16 +149,32 @@ class Record:
 
 
 def read_records(
-    exchanges: Sequence[Exchange],
-    prompts: Sequence[Prompt],
+    exchanges: Iterable[Exchange],
+    prompts: Iterable[Prompt],
     parse: Callable[[bytes], Chunk],
     tokenizer: Tokenizer,
-) -> tuple[Record, ...]:
-    """Parse, join and count what was seen; exchange i belongs to prompt i."""
-    chunks = [[parse(message) for _, message in seen.messages] for seen in exchanges]
-    answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
-    counts = tokenizer.count(answers, special=False)
-    return tuple(starmap(_record, zip(prompts, exchanges, chunks, answers, counts, strict=True)))
+) -> Iterator[Record]:
+    """Parse, join and count what was seen, some at a time; exchange i belongs to prompt i."""
+    for batch in _batches(zip(prompts, exchanges, strict=True)):
+        chunks = [[parse(message) for _, message in seen.messages] for _, seen in batch]
+        answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
+        counts = tokenizer.count(answers, special=False)
+        for (prompt, seen), part, answer, count in zip(batch, chunks, answers, counts, strict=True):
+            yield _record(prompt, seen, part, answer, count)
+
+
+def _batches(
+    pairs: Iterable[tuple[Prompt, Exchange]],
+) -> Iterator[list[tuple[Prompt, Exchange]]]:
+    """Group what is read and counted together: few enough messages to have them all in memory."""
+    batch, messages = [], 0
+    for prompt, seen in pairs:
+        batch.append((prompt, seen))
+        messages += 1 + len(seen.messages)
+        if messages >= _AT_ONCE:
+            yield batch
+            batch, messages = [], 0
+    yield batch
 
 
 def _record(

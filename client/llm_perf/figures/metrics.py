@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -136,19 +137,22 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
     a figure that nothing was seen for is ``None``. Where requests failed there is also
     ``adjusted_p50 … p99``; infinity is spelled ``"inf"``, as JSON has none.
     """
-    answered = [record for record in records if record.ok]
-    failed = len(records) - len(answered)
+    shown = [each for each in DEFINITIONS.values() if each.values]
+    columns = {each: array("d") for each in shown if open_loop or not each.open_loop}
+    ok = tokens = 0
+    for record in records:  # once: they may be on disk
+        if record.ok:
+            ok, tokens = ok + 1, tokens + record.output_tokens
+            for each, values in columns.items():
+                values.extend(each.of(record))
+    failed = len(records) - ok
     window = window_ns(records)
-    tokens = sum(record.output_tokens for record in answered)
     metrics: dict[str, Metric] = {
-        "request_throughput": {"unit": "requests/sec", "avg": _rate(len(answered), window)},
+        "request_throughput": {"unit": "requests/sec", "avg": _rate(ok, window)},
         "output_token_throughput": {"unit": "tokens/sec", "avg": _rate(tokens, window)},
-        "request_count": {"unit": "count", "avg": len(answered)},
+        "request_count": {"unit": "count", "avg": ok},
     }
-    for each in DEFINITIONS.values():
-        if each.values is None or (each.open_loop and not open_loop):
-            continue
-        values = [value for record in answered for value in each.of(record)]
+    for each, values in columns.items():
         if values or not each.optional:
             late = _adjusted(values, failed) if each.late and failed else {}
             metrics[each.key] = {"unit": each.unit} | _distribution(values) | late
@@ -157,25 +161,31 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
 
 def window_ns(records: Sequence[Record]) -> int | None:
     """Length of the run: last response − first send, over all requests, failed ones too."""
-    last = max((record.chunk_ns[-1] for record in records if record.chunk_ns), default=None)
-    # a request that found no connection was never sent
-    first = min((r.sent_ns for r in records if r.sent_ns or r.chunk_ns), default=0)
-    return None if last is None else last - first
+    first, last = math.inf, 0
+    for record in records:
+        if record.sent_ns or record.chunk_ns:  # one that found no connection was never sent
+            first = min(first, record.sent_ns)
+        if record.chunk_ns:
+            last = max(last, record.chunk_ns[-1])
+    return last - int(first) if last else None
 
 
-def _adjusted(values: Sequence[float], failed: int) -> Metric:
-    spread = np.percentile([*values, *[math.inf] * failed], ADJUSTED, method="nearest").tolist()
+def _adjusted(values: array[float], failed: int) -> Metric:
+    data = np.concatenate((np.frombuffer(values), np.full(failed, math.inf)))
+    spread = np.percentile(data, ADJUSTED, method="nearest").tolist()
     shown = ["inf" if math.isinf(value) else value for value in spread]
     return {f"adjusted_p{p}": value for p, value in zip(ADJUSTED, shown, strict=True)}
 
 
-def _distribution(values: Sequence[float]) -> Metric:
+def _distribution(values: array[float]) -> Metric:
     names = ["avg", "min", "max", "std", *(f"p{p}" for p in PERCENTILES)]
     if not values:
         return {"count": 0, **dict.fromkeys(names)}
-    data = np.asarray(values, dtype=np.float64)
-    figures = [data.mean(), data.min(), data.max(), data.std(), *np.percentile(data, PERCENTILES)]
-    return {"count": len(values), **dict(zip(names, map(float, figures), strict=True))}
+    data = np.frombuffer(values)
+    plain = [data.mean(), data.min(), data.max(), data.std()]
+    spread = np.percentile(data, PERCENTILES, overwrite_input=True)  # the last that is asked of it
+    figures = map(float, (*plain, *spread))
+    return {"count": len(values), **dict(zip(names, figures, strict=True))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,38 +33,47 @@ class TokenCounts:
 
 def count_tokens(records: Sequence[Record]) -> TokenCounts:
     """Reconcile, request by request, the server's counts with the tokenizer's."""
-    answered = [record for record in records if record.ok]
-    pairs = [(r.server_tokens, r.tokenizer_tokens) for r in answered if r.server_tokens is not None]
-    return TokenCounts(
-        source="server" if pairs else "tokenizer",
-        server=sum(server for server, _ in pairs),
-        tokenizer=sum(record.tokenizer_tokens for record in answered),
-        mismatches=sum(server != own for server, own in pairs),
-        difference=sum(abs(server - own) for server, own in pairs),
-    )
+    counted = server = tokenizer = mismatches = difference = 0
+    for record in records:
+        if not record.ok:
+            continue
+        own, theirs = record.tokenizer_tokens, record.server_tokens
+        tokenizer += own
+        if theirs is not None:
+            counted, server = counted + 1, server + theirs
+            mismatches += theirs != own
+            difference += abs(theirs - own)
+    source = "server" if counted else "tokenizer"
+    return TokenCounts(source, server, tokenizer, mismatches, difference)
 
 
 def failure_notes(records: Sequence[Record]) -> list[str]:
     """Say how many requests failed in which way, and what the first was told."""
-    failed = [record for record in records if not record.ok]
-    if not failed:
+    first = next((record for record in records if not record.ok), None)
+    if first is None:
         return []
-    kinds = Counter(record.status for record in failed)
+    kinds = Counter(record.status for record in records if not record.ok)
     told = ", ".join(f"{kinds[status]} {status.value}" for status in Status if kinds[status])
-    return [f"failed requests: {told}; the first: {failed[0].error}"]
+    return [f"failed requests: {told}; the first: {first.error}"]
 
 
 def answer_notes(records: Sequence[Record]) -> list[str]:
     """Say what is odd about the answers and their counts."""
-    answered = [record for record in records if record.ok]
-    n, counts = len(answered), count_tokens(records)
-    free = [record for record in answered if not record.prompt.fixed_length]
-    limited = sum(record.output_tokens >= record.prompt.max_tokens for record in free)
-    fixed = [record for record in answered if record.prompt.fixed_length]
-    disobeyed = [record for record in fixed if record.output_tokens != record.prompt.max_tokens]
-    broken = sum("\ufffd" in record.answer for record in answered)
-    echoes = sum(record.answer.startswith(record.prompt.text) for record in answered)
-    first = next((f"{r.output_tokens} of {r.prompt.max_tokens}" for r in disobeyed), None)
+    counts = count_tokens(records)
+    n = limited = disobeyed = broken = echoes = 0
+    first = None
+    for record in records:
+        if not record.ok:
+            continue
+        tokens, limit = record.output_tokens, record.prompt.max_tokens
+        n += 1
+        broken += "\ufffd" in record.answer
+        echoes += record.answer.startswith(record.prompt.text)
+        if not record.prompt.fixed_length:
+            limited += tokens >= limit
+        elif tokens != limit:
+            disobeyed += 1
+            first = first or f"{tokens} of {limit}"
     facts = (
         (n and counts.source == "tokenizer", "output tokens counted by the tokenizer"),
         (
@@ -76,7 +85,7 @@ def answer_notes(records: Sequence[Record]) -> list[str]:
         (limited, f"{limited} of {n} answers reached max_tokens: the run is not EOS-terminated"),
         (
             first,
-            f"{len(disobeyed)} of {n} answers haven't the length asked for (first: {first})",
+            f"{disobeyed} of {n} answers haven't the length asked for (first: {first})",
         ),
         (broken, f"{broken} of {n} answers hold U+FFFD: characters were cut in two"),
         (

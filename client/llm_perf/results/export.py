@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -18,9 +19,15 @@ from llm_perf.errors import UserError
 from llm_perf.figures.metrics import DEFINITIONS
 from llm_perf.files import write_whole
 from llm_perf.record import Record
-from llm_perf.results.genai_perf import csv_text, genai_perf, perf_analyzer
+from llm_perf.results.genai_perf import (
+    csv_text,
+    genai_perf,
+    perf_analyzer,
+    perf_analyzer_requests,
+)
 from llm_perf.results.run import Run
 
+_HERE: Final = "here the requests stand"
 EXTRAS: Final = ("answers", "genai-perf")
 Line: TypeAlias = dict[str, Any]
 _ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling", "input_tokens")
@@ -68,30 +75,40 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
     """
     path = Path(path)
     folder = path.with_suffix("")
-    lines = request_lines(run)
-    texts: dict[Path, Callable[[], str]] = {
-        path: lambda: _dump(run.to_json(), indent=2) + "\n",
-        path.with_suffix(".jsonl"): lambda: _jsonl(lines),
+    texts: dict[Path, Callable[[], Iterable[str]]] = {
+        path: lambda: (_dump(run.to_json(), indent=2), "\n"),
+        path.with_suffix(".jsonl"): lambda: _jsonl(request_lines(run)),
     }
     if "answers" in extras:
         answers = path.with_name(f"{path.stem}_answers.jsonl")
-        texts[answers] = lambda: _jsonl(_for_graders(run, lines))
+        texts[answers] = lambda: _jsonl(_for_graders(run, request_lines(run)))
     if "genai-perf" in extras:
-        texts[folder / "profile_export.json"] = lambda: _dump(perf_analyzer(run))
+        texts[folder / "profile_export.json"] = lambda: _with_requests(run)
         texts[folder / "profile_export_genai_perf.json"] = lambda: (
-            _dump(genai_perf(run), indent=2) + "\n"
+            _dump(genai_perf(run), indent=2),
+            "\n",
         )
-        texts[folder / "profile_export_genai_perf.csv"] = lambda: csv_text(run)
+        texts[folder / "profile_export_genai_perf.csv"] = lambda: (csv_text(run),)
     for file in reversed(texts):
-        text = texts[file]()
-        write_whole(file, lambda to, text=text: to.write(text))  # type: ignore[misc]
+        parts = texts[file]()
+        write_whole(file, lambda to, parts=parts: to.writelines(parts))  # type: ignore[misc]
     return tuple(texts)
 
 
-def request_lines(run: Run) -> list[Line]:
+def request_lines(run: Run) -> Iterator[Line]:
     """Give each request as a line: what was asked, what came, when, and what that makes."""
-    scores = run.accuracy.values if run.accuracy else (None,) * len(run.records)
-    return [_line(record, score) for record, score in zip(run.records, scores, strict=True)]
+    scores = run.accuracy.values if run.accuracy else repeat(None, len(run.records))
+    return map(_line, run.records, scores)
+
+
+def _with_requests(run: Run) -> Iterator[str]:
+    """Write perf_analyzer's document around its requests, one at a time."""
+    document = perf_analyzer(run, requests=[_HERE])
+    before, after = _dump(document).split(_dump(_HERE), 1)
+    yield before
+    for number, request in enumerate(perf_analyzer_requests(run)):
+        yield (", " if number else "") + _dump(request)
+    yield after
 
 
 def _for_graders(run: Run, lines: Iterable[Line]) -> Iterator[Line]:
@@ -119,8 +136,8 @@ def _metrics(record: Record) -> dict[str, float]:
     return {key: each[0] for key, each in known.items() if each and key != "inter_chunk_latency"}
 
 
-def _jsonl(lines: Iterable[Line]) -> str:
-    return "".join(_dump(line) + "\n" for line in lines)
+def _jsonl(lines: Iterable[Line]) -> Iterator[str]:
+    return (_dump(line) + "\n" for line in lines)
 
 
 def _dump(value: object, indent: int | None = None) -> str:

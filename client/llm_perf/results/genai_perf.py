@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,20 +21,17 @@ _STATISTICS: Final = (
 )
 
 
-def perf_analyzer(run: Run) -> dict[str, Any]:
-    """Give perf_analyzer's profile_export.json.
-
-    Failed requests stay out: its readers have no place for them. An answer is cut into as many
-    equal parts as it had responses; only together do they say what the server sent.
-    """
+def perf_analyzer(run: Run, requests: Sequence[object]) -> dict[str, Any]:
+    """Give perf_analyzer's profile_export.json with these in the place of its requests."""
     mode, value = _level(run)
-    answered = [record for record in run.records if record.ok and record.chunk_ns]
-    first = min((record.sent_ns for record in answered), default=0)
-    last = max((record.chunk_ns[-1] for record in answered), default=0)
+    ends = ((record.sent_ns, record.chunk_ns[-1]) for record in _answered(run))
+    first, last = next(ends, (0, 0))
+    for sent_ns, last_ns in ends:
+        first, last = min(first, sent_ns), max(last, last_ns)
     experiment = {
         "experiment": {"mode": mode, "value": value or 0},
-        "requests": [_request(record) for record in answered],
-        "window_boundaries": [first, last] if answered else [],
+        "requests": requests,
+        "window_boundaries": [first, last] if last else [],
     }
     return {
         "experiments": [experiment],
@@ -43,6 +40,19 @@ def perf_analyzer(run: Run) -> dict[str, Any]:
         "endpoint": "",
         "llm_perf": run.description(),
     }
+
+
+def perf_analyzer_requests(run: Run) -> Iterator[dict[str, Any]]:
+    """Give the requests of profile_export.json.
+
+    Failed requests stay out: its readers have no place for them. An answer is cut into as many
+    equal parts as it had responses; only together do they say what the server sent.
+    """
+    return map(_request, _answered(run))
+
+
+def _answered(run: Run) -> Iterator[Record]:
+    return (record for record in run.records if record.ok and record.chunk_ns)
 
 
 def _level(run: Run) -> tuple[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -29,7 +29,7 @@ class Run:
     workload: Workload
     load: Load
     started_at: str
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     metrics: dict[str, Metric]
     accuracy: Score | None
     extent: Extent = ONCE

@@ -6,14 +6,18 @@ Reads ``tokenizer.json`` with the Rust ``tokenizers`` library; nothing else of t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
 
 _BATCH = 1024  # encodings keep offsets and more; a batch bounds what lives at once
+_PIECE = 2**16  # characters; an encoding takes some 55 bytes for each
+_WORD = re.compile(r"\S(?= \S)")  # what a word's space comes after
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,18 @@ class Tokenizer:
     _encoder: Any
 
     def count(self, texts: Sequence[str], *, special: bool) -> list[int]:
-        """Tokens per text; ``special`` adds what the model wants around a prompt (BOS, …)."""
+        """Tokens per text; ``special`` adds what the model wants around a prompt (BOS, …).
+
+        Without it, texts over 64 Ki characters are counted in pieces that begin with a word:
+        exact where the tokenizer splits at words first, else off by at most one per piece.
+        """
+        if special:
+            return self._count(texts)
+        pieces = [_pieces(text) for text in texts]
+        counts = iter(self._count([each for part in pieces for each in part], special=False))
+        return [sum(islice(counts, len(part))) for part in pieces]
+
+    def _count(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
         counts: list[int] = []
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
@@ -46,6 +61,16 @@ class Tokenizer:
         ids = sorted(self._encoder.get_vocab(with_added_tokens=False).values())
         texts: list[str] = self._encoder.decode_batch([[each] for each in ids])
         return texts
+
+
+def _pieces(text: str) -> list[str]:
+    pieces, start = [], 0
+    while len(text) - start > _PIECE:
+        words = _WORD.finditer(text, start + _PIECE // 2, start + _PIECE)
+        end = max((word.start() + 1 for word in words), default=start + _PIECE)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -9,7 +9,7 @@ import pytest
 from llm_perf.load.load import Rate
 from llm_perf.record import Record, Status
 from llm_perf.results.export import EXTRAS, export_path, write_run
-from llm_perf.results.genai_perf import csv_text, genai_perf, perf_analyzer
+from llm_perf.results.genai_perf import csv_text, genai_perf, perf_analyzer, perf_analyzer_requests
 from llm_perf.results.run import Run
 from tests.client.runs import MS, asked, make_run
 
@@ -79,7 +79,7 @@ def test_answers_are_for_graders(run: Run, tmp_path: Path) -> None:
 
 
 def test_perf_analyzers_schema_has_one_timestamp_and_output_per_response(run: Run) -> None:
-    document = perf_analyzer(run)
+    document = perf_analyzer(run, list(perf_analyzer_requests(run)))
     assert (document["service_kind"], document["endpoint"]) == ("triton", "")
     (experiment,) = document["experiments"]
     assert experiment["experiment"] == {"mode": "concurrency", "value": 4}
@@ -100,7 +100,7 @@ def test_perf_analyzers_schema_has_one_timestamp_and_output_per_response(run: Ru
 
 def test_a_rate_is_perf_analyzers_request_rate() -> None:
     for rate, value in ((2.5, 2.5), (float("inf"), 0)):
-        (experiment,) = perf_analyzer(make_run([asked()], Rate(rate)))["experiments"]
+        (experiment,) = perf_analyzer(make_run([asked()], Rate(rate)), [])["experiments"]
         assert experiment["experiment"] == {"mode": "request_rate", "value": value}
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
 from llm_perf.workload.synthetic import Lengths, parse_lengths
+from llm_perf.workload.tokens import load_tokenizer
 from llm_perf.workload.workload import DEFAULT_MAX_TOKENS, load_workload, synthetic_workload
 
 NUMBER_WORDS = Path(__file__).parents[3] / "examples/number-words/model"
@@ -223,3 +224,12 @@ def test_made_up_prompts_differ_and_repeat_with_the_seed(any_tokenizer: Path) ->
 def test_a_prefix_longer_than_the_prompt_is_a_user_error(tokenizer_folder: Path) -> None:
     with pytest.raises(UserError, match="--shared-prefix-tokens: 10 tokens leave nothing"):
         synthetic_workload(tokenizer_folder, Lengths(10), Lengths(9), 1, shared_prefix_tokens=10)
+
+
+@pytest.mark.parametrize("words", ["one two ", "four hundred\n\nand ", "a" * 70_000 + " "])
+def test_long_texts_are_counted_in_pieces_and_as_well(words: str) -> None:
+    tokenizer = load_tokenizer(Path(__file__).parents[3] / "examples/number-words/model")
+    text = words * (300_000 // len(words))
+    assert tokenizer.count([text, "one"], special=False) == [
+        len(tokenizer.encode(each, special=False)) for each in (text, "one")
+    ]
