@@ -7,6 +7,7 @@ run = measure(Endpoint("localhost:8001", "grpc", "ensemble"),
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ from llm_perf.figures.metrics import compute_metrics
 from llm_perf.load.arrivals import plan
 from llm_perf.load.health import judge
 from llm_perf.load.load import DEFAULTS, Concurrency, Conditions, Extent, Load, Rate, Trace
-from llm_perf.load.offer import offer
+from llm_perf.load.offer import Offered, offer
 from llm_perf.load.progress import Progress, show_progress
 from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
@@ -84,13 +85,8 @@ def measure(
     scraper = Scraper(url, conditions.server_metrics_every_s) if url else None
     with scraper or nullcontext():
         came = offer(job, head)
-    numbers = sorted(number for number in came.exchanges if number >= 0)
-    read = read_records(
-        (came.exchanges.pop(number) for number in numbers),
-        (prompts[number % len(prompts)] for number in numbers),
-        came.dialect.parse,
-        workload.tokenizer,
-    )
+    asked = ((prompts[number % len(prompts)], seen) for number, seen in came.kept)
+    read = read_records(asked, came.dialect.parse, workload.tokenizer)
     journal = conditions.journal
     records = Records(read, prompts, journal.parent if journal else None)
     # a burst has no due times to be late for
@@ -108,8 +104,19 @@ def measure(
         accuracy=score_records(records, conditions.score),
         extent=conditions.extent,
         health=judge(came.samples, [] if burst else came.send_lags_ns),
-        remarks=came.remarks,
+        remarks=(*_shortfall(load, came), *came.remarks),
+        max_in_flight_seen=came.kept.most_in_flight,
         stopped=came.stopped,
         server=asyncio.run(identify(endpoint)) if any(r.ok for r in records) else {},
         server_metrics=scraper.summary() if scraper else {},
     )
+
+
+def _shortfall(load: Load, came: Offered) -> Iterator[str]:
+    """Say where there were too few requests for a closed loop: its name is not the load then."""
+    most = came.kept.most_in_flight
+    if isinstance(load, Concurrency) and len(came.kept) < load.n and came.stopped is None:
+        yield (
+            f"concurrency {load.n} was not reached: at most {most} requests were in flight, of "
+            f"{len(came.kept)} in all; repeat the data with --num-requests, --repeat or --duration"
+        )

@@ -149,13 +149,12 @@ class Record:
 
 
 def read_records(
-    exchanges: Iterable[Exchange],
-    prompts: Iterable[Prompt],
+    asked: Iterable[tuple[Prompt, Exchange]],
     parse: Callable[[bytes], Chunk],
     tokenizer: Tokenizer,
 ) -> Iterator[Record]:
-    """Parse, join and count what was seen, some at a time; exchange i belongs to prompt i."""
-    for batch in _batches(zip(prompts, exchanges, strict=True)):
+    """Parse, join and count what was seen, some at a time."""
+    for batch in _batches(asked):
         chunks = [[parse(message) for _, message in seen.messages] for _, seen in batch]
         answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
         counts = tokenizer.count(answers, special=False)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 LIMITS: Final = {
     "loop_lag_p99_ms": 5.0,  # a quarter of the ITL that people call fast (20 ms)
@@ -75,7 +76,7 @@ class LoopSample:
     wall_ns: int
 
 
-def judge(samples: Sequence[LoopSample], send_lags_ns: Sequence[int]) -> Health:
+def judge(samples: Sequence[LoopSample], send_lags_ns: npt.ArrayLike) -> Health:
     """Sum up all event loops of a run and the send lags (sent − due) of its requests."""
     lags = [lag for each in samples if (lag := _p99_ms(each.lags_ns)) is not None]
     return Health(
@@ -86,9 +87,10 @@ def judge(samples: Sequence[LoopSample], send_lags_ns: Sequence[int]) -> Health:
     )
 
 
-def _p99_ms(values_ns: Sequence[int]) -> float | None:
+def _p99_ms(values_ns: npt.ArrayLike) -> float | None:
     """The smallest value that 99 % don't exceed, in ms."""
-    return float(np.percentile(values_ns, 99, method="inverted_cdf")) / 1e6 if values_ns else None
+    values = np.asarray(values_ns)
+    return float(np.percentile(values, 99, method="inverted_cdf")) / 1e6 if len(values) else None
 
 
 def _ms(value: float | None) -> str:

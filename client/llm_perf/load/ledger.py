@@ -28,7 +28,7 @@ _SAMPLE = 16  # messages read for a glimpse: some 50 µs
 
 
 class Ledger:
-    """Asks, and keeps what came of it.
+    """Asks, and keeps what came of it: in the journal, without one in ``finished``.
 
     ``stop`` gets a result when the job's ``stop_after_failures`` requests have failed, and may get
     one from elsewhere. ``held`` are the numbers that were due and had to wait for room.
@@ -45,6 +45,7 @@ class Ledger:
         self.stop = stop
         self.finished: dict[int, Exchange] = {}
         self.held: list[int] = []
+        self.warmups = 0
         self._transport = transport
         self._prompts = prompts
         self._conditions = conditions
@@ -76,7 +77,6 @@ class Ledger:
             await self._transport.stream(body, seen, self._conditions.request_timeout_s)
         finally:
             del self._in_flight[number]
-        self.finished[number] = seen
         self._note(number, seen)
         return seen
 
@@ -98,10 +98,14 @@ class Ledger:
         why = self._why_to_stop(seen)
         if why is not None and not self.stop.done():
             self.stop.set_result(why)
-        if number >= 0:
-            self._done += 1
-            if self._journal:
-                self._journal.note(number, seen)
+        if number < 0:
+            self.warmups += 1
+            return
+        self._done += 1
+        if self._journal:
+            self._journal.note(number, seen)
+        else:
+            self.finished[number] = seen
 
     def _why_to_stop(self, seen: Exchange) -> str | None:
         """Too many have failed, or for too long nothing came but refusals."""

@@ -11,30 +11,33 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from llm_perf.load.arrivals import without
 from llm_perf.load.health import LoopSample
-from llm_perf.load.journal import read_journal, start_journal
+from llm_perf.load.journal import Kept, Numbers, resume_journal, start_journal
 from llm_perf.load.loop import run_loop
 from llm_perf.load.ray_workers import run_on_ray
 from llm_perf.load.runner import Job, Outcome, carry_out
 from llm_perf.load.workers import ENDING, run_workers
-from llm_perf.record import Exchange, shifted
 from llm_perf.transports import Dialect
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What came of a job: exchanges by number, below 0 those of the warm-up.
+    """What came of a job: the exchanges that are measured, by number.
 
     ``send_lags_ns`` = sent − due, of those that were sent now and not held back on purpose.
     """
 
-    exchanges: dict[int, Exchange]
+    kept: Kept
     dialect: Dialect
     samples: tuple[LoopSample, ...]
-    send_lags_ns: tuple[int, ...]
+    send_lags_ns: Numbers
     stopped: str | None
     remarks: tuple[str, ...]
 
@@ -43,43 +46,48 @@ def offer(job: Job, head: Mapping[str, Any]) -> Offered:
     """Do a job with its workers, here or on the Ray cluster; blocks.
 
     To resume, only what the job's journal lacks is asked; ``head`` says of which run it must be.
+    A job without a journal has a temporary one.
     Raises ``UserError`` as the transports and the journal do.
     """
+    if job.conditions.journal is not None:
+        return _offer(job, head)
+    with TemporaryDirectory(prefix="llm_perf-") as folder:
+        conditions = replace(job.conditions, journal=Path(folder, "journal.jsonl"), resume=False)
+        return _offer(replace(job, conditions=conditions), head)
+
+
+def _offer(job: Job, head: Mapping[str, Any]) -> Offered:
     conditions = job.conditions
-    before: dict[int, Exchange] = {}
-    if conditions.journal is not None and conditions.resume:
-        before = read_journal(conditions.journal, head)
-    elif conditions.journal is not None:
-        start_journal(conditions.journal, head)
-    first_ns = min((seen.sent_ns for seen in before.values()), default=0)
-    passed_ns = max((seen.end_ns for seen in before.values()), default=0) - first_ns
-    left = replace(job, order=without(job.order, before, passed_ns)) if before else job
-    if conditions.ray is not None:
-        outcomes = run_on_ray(conditions.ray, left)
-    elif conditions.workers is not None and conditions.workers > 1:
-        outcomes = run_workers(left, conditions.workers)
+    assert conditions.journal is not None
+    done: set[int] = set()
+    if conditions.resume:
+        before = resume_journal(conditions.journal, head)
+        done = {number for number, _ in before}
+        job = replace(job, order=without(job.order, done, before.passed_ns))
     else:
-        outcomes = [run_loop(_carry_out(left))]
-    now = {number: seen for part in outcomes for number, seen in part.exchanges.items()}
-    held = {number for part in outcomes for number in part.held}
-    exchanges = {**_moved_before(before, now), **now}
+        start_journal(conditions.journal, head)
+    outcomes = _outcomes(job)
+    rest = {number: seen for part in outcomes for number, seen in part.exchanges.items()}
+    kept = Kept(conditions.journal, rest)
+    held = [number for part in outcomes for number in part.held]
+    lags = (kept.sent_ns - kept.scheduled_ns)[~np.isin(kept.numbers, [*held, *done])]
     return Offered(
-        exchanges=exchanges,
+        kept=kept,
         dialect=outcomes[0].dialect,
         samples=tuple(part.sample for part in outcomes),
-        send_lags_ns=tuple(
-            seen.sent_ns - seen.scheduled_ns for number, seen in now.items() if number not in held
-        ),
+        send_lags_ns=lags,
         stopped=outcomes[0].stopped,
-        remarks=_remarks(job, outcomes, len(before), exchanges),
+        remarks=_remarks(job, outcomes, len(done), len(kept)),
     )
 
 
-def _moved_before(before: dict[int, Exchange], now: Mapping[int, Exchange]) -> dict[int, Exchange]:
-    """Take the pause between two parts of a run out of the clock: one ends as the other begins."""
-    last_ns = max((seen.end_ns for seen in before.values()), default=0)
-    first_ns = min((seen.sent_ns for seen in now.values()), default=last_ns)
-    return {number: shifted(seen, first_ns - last_ns) for number, seen in before.items()}
+def _outcomes(job: Job) -> list[Outcome]:
+    conditions = job.conditions
+    if conditions.ray is not None:
+        return run_on_ray(conditions.ray, job)
+    if conditions.workers is not None and conditions.workers > 1:
+        return run_workers(job, conditions.workers)
+    return [run_loop(_carry_out(job))]
 
 
 async def _carry_out(job: Job) -> Outcome:
@@ -105,14 +113,11 @@ async def _carry_out(job: Job) -> Outcome:
             signal.signal(each, handler)
 
 
-def _remarks(
-    job: Job, outcomes: Sequence[Outcome], before: int, exchanges: Mapping[int, Exchange]
-) -> tuple[str, ...]:
+def _remarks(job: Job, outcomes: Sequence[Outcome], before: int, measured: int) -> tuple[str, ...]:
     """Say how the figures were taken, where it was not the plain way; a sentence each."""
-    measured = sum(number >= 0 for number in exchanges)
-    warmup = len(exchanges) - measured
+    warmup = sum(part.warmups for part in outcomes)
     stopped = outcomes[0].stopped
-    of = "" if job.order.total is None else f" of {job.order.total}"
+    of = "" if job.order.total is None else f" of {before + job.order.total}"
     held = sum(len(part.held) for part in outcomes)
     facts = (
         (stopped, f"stopped early ({stopped}): {measured}{of} requests are in the figures"),

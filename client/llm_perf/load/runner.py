@@ -48,6 +48,7 @@ class Job:
 class Outcome:
     """What came of a job: exchanges by number, how the loop fared, how to read the messages.
 
+    Of a job with a journal ``exchanges`` are those that could not be written to it.
     ``stopped`` says why the job ended before its time; what was in flight then is left out.
     ``held`` are the numbers that ``max_in_flight`` kept from being sent when they were due.
     """
@@ -58,6 +59,7 @@ class Outcome:
     stopped: str | None = None
     remark: str | None = None
     held: tuple[int, ...] = ()
+    warmups: int = 0
 
 
 Begin: TypeAlias = Callable[[], Awaitable[int]]
@@ -83,12 +85,13 @@ async def carry_out(
     finally:
         await transport.close()
     return Outcome(
-        exchanges=ledger.finished,
+        exchanges=journal.kept if journal else ledger.finished,
         sample=sample,
         dialect=transport.dialect,
         stopped=stop.result() if stop.done() else None,
         remark=journal.failure if journal else None,
         held=tuple(ledger.held),
+        warmups=ledger.warmups,
     )
 
 

@@ -104,7 +104,7 @@ class Foreman:
             said = pipe.recv()
         except (EOFError, ConnectionResetError):
             self._open.remove(pipe)
-            self._stop("a worker died; what it had in memory is lost")
+            self._stop("a worker died; what it had not written yet is lost")
             return
         if isinstance(said, BaseException):
             raise said

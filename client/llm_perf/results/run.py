@@ -35,6 +35,7 @@ class Run:
     extent: Extent = ONCE
     health: Health | None = None
     remarks: tuple[str, ...] = ()  # what the runner has to say: cut short, resumed, held back
+    max_in_flight_seen: int | None = None
     stopped: str | None = None  # why it ended before its time, if it did
     server: Mapping[str, Any] = field(default_factory=dict)
     server_metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Run:
                 name: getattr(self.endpoint, name) for name in ("url", "protocol", "model")
             },
             "load": {**self.load.to_json(), **self.extent.to_json()},
+            "max_in_flight_seen": self.max_in_flight_seen,
             "health": self.health and self.health.to_json(),
             "stopped": self.stopped,
             "workload": {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llm_perf.api import Concurrency, Run
+from llm_perf.api import Concurrency, Conditions, Endpoint, Extent, Prompt
+from llm_perf.load.arrivals import plan
+from llm_perf.load.runner import Job
+from llm_perf.load.workers import run_workers
 from tests.client.scripted import FINAL, Say, ScriptedTriton, Step
 
 LONG = "x" * 2**16
@@ -22,11 +24,7 @@ def long_answer(prompt: str) -> list[Step]:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("fast", [True, False], ids=["uvloop", "asyncio"])
 def test_outcomes_larger_than_a_pipe_are_handed_in(
-    fast: bool,
-    workers: int,
-    ask: Callable[..., Run],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    fast: bool, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if fast:
         pytest.importorskip("uvloop")
@@ -34,8 +32,17 @@ def test_outcomes_larger_than_a_pipe_are_handed_in(
         (tmp_path / "uvloop.py").write_text("raise ImportError")
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "uvloop", raising=False)
-    prompts = [f"p{i} " for i in range(MANY)]
+    prompts = tuple(Prompt(i, f"p{i} ", 1, 2) for i in range(MANY))
+    order = plan(Concurrency(6), Extent(), MANY)
     with ScriptedTriton(long_answer) as server:
-        run = ask(server, *prompts, load=Concurrency(6), workers=workers)
-    assert run.stopped is None
-    assert run.answers == tuple(prompt + LONG for prompt in prompts)
+        place = Endpoint(server.url, "grpc", "ensemble")
+        # without a journal all comes through the pipe
+        outcomes = run_workers(Job(place, prompts, order, Conditions()), workers)
+    assert len(outcomes) == workers
+    read = outcomes[0].dialect.parse
+    answers = {
+        number: b"".join(read(message).text for _, message in seen.messages).decode()
+        for outcome in outcomes
+        for number, seen in outcome.exchanges.items()
+    }
+    assert answers == {prompt.index: prompt.text + LONG for prompt in prompts}

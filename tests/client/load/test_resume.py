@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.api import Concurrency, Rate, Run
 from llm_perf.errors import UserError
-from llm_perf.load.journal import Journal, decode, encode, read_journal, start_journal
+from llm_perf.load.journal import Journal, Kept, decode, encode, resume_journal, start_journal
 from llm_perf.record import Exchange, Status
 from tests.client.scripted import Abort, ScriptedTriton, Step, answer
 
@@ -46,10 +47,10 @@ def test_a_crash_in_mid_line_costs_that_line_only(tmp_path: Path) -> None:
     lines = [encode(number, Exchange(f"id{number}", sent_ns=number)) for number in range(3)]
     with path.open("ab") as file:
         file.write(lines[0] + lines[1][:-20])
-    assert sorted(read_journal(path, head)) == [0]
+    assert [number for number, _ in resume_journal(path, head)] == [0]
     with Journal(path) as journal:
         journal.note(2, Exchange("id2"))
-    assert sorted(read_journal(path, head)) == [0, 2]
+    assert [number for number, _ in resume_journal(path, head)] == [0, 2]
 
 
 def test_several_writers_keep_their_lines_apart(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_several_writers_keep_their_lines_apart(tmp_path: Path) -> None:
     with Journal(path) as one, Journal(path) as other:
         for number in range(200):
             (one, other)[number % 2].note(number, Exchange("x" * 1000))
-    assert sorted(read_journal(path, {})) == list(range(200))
+    assert [number for number, _ in resume_journal(path, {})] == list(range(200))
 
 
 def test_a_full_disk_ends_the_journal_and_not_the_run(
@@ -74,21 +75,22 @@ def test_a_full_disk_ends_the_journal_and_not_the_run(
     with Journal(path) as journal:
         journal.note(0, Exchange("id"))
     assert journal.failure == "requests are no longer kept on disk: No space left on device"
+    assert journal.kept == {0: Exchange("id")}  # in memory
 
 
 def test_a_journal_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     start_journal(path, {"workload": "w", "seed": 1})
     with pytest.raises(UserError, match=r"is of another run: seed differs"):
-        read_journal(path, {"workload": "w", "seed": 2})
+        resume_journal(path, {"workload": "w", "seed": 2})
     path.write_text("no journal\n")
     with pytest.raises(UserError, match="everything differs"):
-        read_journal(path, {"workload": "w"})
+        resume_journal(path, {"workload": "w"})
 
 
 def test_without_a_journal_a_resumed_run_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "new" / "j.jsonl"
-    assert read_journal(path, {"workload": "w"}) == {}
+    assert len(resume_journal(path, {"workload": "w"})) == 0
     assert json.loads(path.read_text()) == {"workload": "w"}
 
 
@@ -312,3 +314,32 @@ def test_a_server_that_is_gone_before_the_second_load_costs_no_summary(
     assert running.returncode == 2
     assert "no Triton server answers" in err or "no gRPC server answers" in err, err
     assert out.count("concurrency 1") == 2, out  # its table, and the summary
+
+
+def test_pauses_are_taken_out_however_often_a_run_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    start_journal(path, {})
+    for part in range(3):  # each on a clock of its own
+        with Journal(path) as journal:
+            for number in (2 * part, 2 * part + 1):
+                at = 10**12 * (3 - part) + 100 * number
+                journal.note(number, Exchange(f"{number}", at, at + 10, at + 60, [(at + 50, b"x")]))
+        if part < 2:
+            resume_journal(path, {})
+    kept = Kept(path, {6: Exchange("6", *(10**12 + 100 * 6 + each for each in (0, 10, 60)))})
+    assert [number for number, _ in kept] == list(range(7))
+    sent = [seen.sent_ns for _, seen in kept]
+    assert list(np.diff(sent)) == [100, 50, 100, 50, 100, 100]  # one part begins as another ends
+    assert [seen.messages[0][0] - seen.sent_ns for _, seen in list(kept)[:6]] == [40] * 6
+    assert (kept.passed_ns, kept.most_in_flight) == (550, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), min_size=1, max_size=30))
+def test_the_most_in_flight_is_counted(spans: list[tuple[int, int]]) -> None:
+    seen = {
+        number: Exchange("", sent + 1, sent + 1, sent + 1 + length)
+        for number, (sent, length) in enumerate(spans)
+    }
+    inside = [sum(a <= at < a + n for a, n in spans if n) for at, _ in spans]
+    assert Kept(None, seen).most_in_flight >= max(inside)
+    assert Kept(None, seen).most_in_flight <= max(inside) + sum(n == 0 for _, n in spans)

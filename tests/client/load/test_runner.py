@@ -98,6 +98,17 @@ def test_the_warm_up_is_answered_before_the_first_measured_request_is_sent(
     assert "3 warm-up requests are left out" in run.notes
 
 
+def test_a_load_that_was_never_reached_is_said(ask: Callable[..., Run]) -> None:
+    with ScriptedTriton(lambda prompt: GOOD, hold=3) as server:
+        run = ask(server, *"abc", load=Concurrency(8))
+        assert run.max_in_flight_seen == 3
+        assert run.to_json()["max_in_flight_seen"] == 3
+        assert run.notes[0].startswith("concurrency 8 was not reached: at most 3 requests were in")
+        run = ask(server, *"abc", load=Concurrency(2), extent=Extent(requests=9))
+        assert run.max_in_flight_seen == 2
+        assert "not reached" not in " ".join(run.notes)
+
+
 def test_a_server_that_went_away_ends_the_run(ask: Callable[..., Run]) -> None:
     answered = threading.Semaphore(0)
     with ScriptedTriton(lambda prompt: GOOD) as server:

@@ -108,8 +108,8 @@ def test_a_worker_that_dies_ends_the_run_with_what_the_others_have(ask: Callable
 
     with ScriptedTriton(script) as server:
         run = ask(server, *PROMPTS, load=Concurrency(2), watch=watch)
-    assert run.stopped == "a worker died; what it had in memory is lost"
-    assert run.requests_ok == 1
+    assert run.stopped == "a worker died; what it had not written yet is lost"
+    assert run.requests_ok in (1, 2)  # the other's, and its own if that was on disk
     assert active_children() == []
 
 

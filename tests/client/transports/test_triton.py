@@ -206,7 +206,7 @@ def test_server_times_split_the_first_token_and_counts_are_kept_apart(
     message.infer_response.raw_output_contents.append(b"\2\0\0\0ab")
     seen = Exchange("1", sent_ns=1, end_ns=9001, messages=[(9001, message.SerializeToString())])
     prompt = Prompt(index=0, text="p", input_tokens=1, max_tokens=7)
-    (record,) = read_records([seen], [prompt], reader.parse, load_tokenizer(tokenizer_folder))
+    (record,) = read_records([(prompt, seen)], reader.parse, load_tokenizer(tokenizer_folder))
     assert (record.queue_ns, record.prefill_ns, record.network_ns) == (500, 3000, 5500)
     assert record.kv_cache_reused_blocks == 2
     assert (record.server_tokens, record.tokenizer_tokens) == (3, 2)
