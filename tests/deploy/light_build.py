@@ -25,7 +25,7 @@ from trtllm_deploy.plan.plan import Stage
 _WRITE = """
 import json, os, sys, time
 job = json.loads(sys.argv[1])
-with open(os.environ["STANDIN_CALLS"], "a") as calls:
+with open(os.environ["TRT_STANDIN_CALLS"], "a") as calls:
     calls.write(json.dumps({"command": "checkpoint", **job["made"]}) + "\\n")
 ranks = job["mapping"]["world_size"]
 for rank in range(ranks):
@@ -36,7 +36,7 @@ for rank in range(ranks):
         print("writes", shard.name, flush=True)
         shard.write(len(header).to_bytes(8, "little") + header)
         shard.flush()
-        time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")) / ranks)
+        time.sleep(float(os.environ.get("TRT_STANDIN_SECONDS", "0")) / ranks)
         shard.write(data)
 with open(f"{job.pop('folder')}/config.json", "w") as config:
     json.dump(job, config)

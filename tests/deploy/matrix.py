@@ -49,8 +49,8 @@ class Matrix:
         self.environment |= {
             "PATH": f"{self.root / 'bin' / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(str(ROOT / each) for each in ("", "deploy", "client")),
-            "STANDIN_CALLS": str(self.root / "calls"),
-            "STANDIN_SECONDS": str(self.seconds),
+            "TRT_STANDIN_CALLS": str(self.root / "calls"),
+            "TRT_STANDIN_SECONDS": str(self.seconds),
         }
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
         for number in range(self.models):  # weights differ, so checkpoints do

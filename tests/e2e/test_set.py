@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_perf.errors import UserError
-from trtllm_deploy.serve.change import reload
 from trtllm_deploy.serve.ports import free_ports
 from trtllm_deploy.serve.running import Running, running
 from trtllm_deploy.workspace.folder import Workspace
@@ -86,33 +83,20 @@ def config(served: Running, model: str) -> Any:
     return get(served, f"models/{model}/config")
 
 
-def test_settings_of_a_running_server_change_while_it_answers(
-    command: Command, served: Running
-) -> None:
+def test_a_running_server_starts_anew_with_its_settings(command: Command, served: Running) -> None:
     before = answer(served)
     assert "seventeen" in before
     assert "enable_kv_cache_reuse" not in config(served, "tensorrt_llm")["parameters"]
-    stop = threading.Event()
-    seen: list[str] = []
-
-    def ask() -> None:
-        while not stop.is_set():
-            seen.append(answer(served))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        said = command("set", CELL, "enable_kv_cache_reuse=true", "preprocessing_instance_count=2")
-    finally:
-        stop.set()
-        asking.join()
+    said = command("set", CELL, "enable_kv_cache_reuse=true", "preprocessing_instance_count=2")
     assert 'parameters.enable_kv_cache_reuse.string_value: not set → "true"' in said
     assert "instance_group[0].count: 1 → 2" in said
-    assert re.search(r"loaded preprocessing, tensorrt_llm in [\d.]+ s; ready", said)
+    assert re.search(r"started anew, ready after [\d.]+ s", said)
     parameters = config(served, "tensorrt_llm")["parameters"]
     assert parameters["enable_kv_cache_reuse"] == {"string_value": "true"}
     assert config(served, "preprocessing")["instance_group"][0]["count"] == 2
-    assert set(seen) == {before} == {answer(served)}
+    assert answer(served) == before
+    [now] = running(command.workspace)  # type: ignore[attr-defined]
+    assert (now.pid, now.state, now.starts) == (served.pid, "ready", served.starts + 1)
 
 
 def test_decoupling_goes_to_the_ensemble_too_and_back(command: Command, served: Running) -> None:
@@ -165,24 +149,5 @@ def test_an_ensemble_that_changes_brings_its_models_along(
     assert "output_ids" in outputs("ensemble") & outputs("tensorrt_llm_bls")
 
 
-def test_a_model_can_leave_its_memory_before_the_new_one_comes(served: Running) -> None:
-    reload(served, {"tensorrt_llm"}, unload_first=True)
-    assert "seventeen" in answer(served)
-
-
-def test_what_triton_cannot_load_is_told_and_the_old_model_goes_on(served: Running) -> None:
-    file = Path(served.repository) / "preprocessing/config.pbtxt"
-    text = file.read_text()
-    file.write_text(text.replace(str(EXAMPLE), "/nowhere").replace("store/fetch", "nowhere"))
-    try:
-        with pytest.raises(UserError, match="Triton refuses repository/models/preprocessing/load"):
-            reload(served, {"preprocessing"}, unload_first=False)
-        assert "seventeen" in answer(served)
-    finally:
-        file.write_text(text)
-    reload(served, {"preprocessing"}, unload_first=False)
-    assert "seventeen" in answer(served)
-
-
-def test_nothing_is_loaded_for_nothing(command: Command, served: Running) -> None:
+def test_nothing_is_started_for_nothing(command: Command, served: Running) -> None:
     assert command("set", CELL, "max_queue_delay_microseconds=0") == "nothing changed\n"

@@ -31,10 +31,10 @@ def install(
 ) -> dict[str, str]:
     """Write the commands of one release below ``folder``; returns the environment to use them.
 
-    ``gpu`` is its name, memory in MiB and compute capability. Further variables: STANDIN_FAULT is
-    ``oom``, ``die``, ``kill`` or ``lose_rank``, STANDIN_FAULT_IN text that the command line of a
-    faulty run has in it (all runs, if not set); STANDIN_SECONDS is how long each run takes;
-    STANDIN_CALLS a file that gets a line of JSON for each run.
+    ``gpu`` is its name, memory in MiB and compute capability. Further variables: TRT_STANDIN_FAULT
+    is ``oom``, ``die``, ``kill`` or ``lose_rank``, TRT_STANDIN_FAULT_IN text that the command line
+    of a faulty run has in it (all runs, if not set); TRT_STANDIN_SECONDS how long each run takes;
+    TRT_STANDIN_CALLS a file that gets a line of JSON for each run.
     """
     commands = {"trtllm-build": "bin/trtllm-build", "nvidia-smi": "bin/nvidia-smi"}
     commands |= {name: f"examples/{path}" for name, path in _SCRIPTS[release].items()}
@@ -56,6 +56,6 @@ def install(
     return {
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "TRTLLM_EXAMPLES": str(folder / "examples"),
-        "STANDIN_RELEASE": release,
-        "STANDIN_GPUS": "\n".join(f"{index}, {gpu}" for index in range(gpus)),
+        "TRT_STANDIN_RELEASE": release,
+        "TRT_STANDIN_GPUS": "\n".join(f"{index}, {gpu}" for index in range(gpus)),
     }

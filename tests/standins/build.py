@@ -23,7 +23,7 @@ _PLUGINS = (
 def main(command: str) -> int:
     """Build."""
     arguments = started(command)
-    release = os.environ["STANDIN_RELEASE"]
+    release = os.environ["TRT_STANDIN_RELEASE"]
     print(f"[TensorRT-LLM] TensorRT-LLM version: {_VERSIONS[release]}", flush=True)
     checkpoint, output = Path(arguments.checkpoint_dir), Path(arguments.output_dir)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))

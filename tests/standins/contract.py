@@ -46,8 +46,8 @@ def parser(command: str, release: str) -> argparse.ArgumentParser:
 
 def started(command: str) -> argparse.Namespace:
     """Parse the command line, note the call, take the time that was asked for."""
-    arguments = parser(command, os.environ["STANDIN_RELEASE"]).parse_args()
-    calls = os.environ.get("STANDIN_CALLS")
+    arguments = parser(command, os.environ["TRT_STANDIN_RELEASE"]).parse_args()
+    calls = os.environ.get("TRT_STANDIN_CALLS")
     if calls:
         line = {
             "command": command,
@@ -56,14 +56,14 @@ def started(command: str) -> argparse.Namespace:
         }
         with Path(calls).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-    time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+    time.sleep(float(os.environ.get("TRT_STANDIN_SECONDS", "0")))
     return arguments
 
 
 def fault() -> str | None:
     """The fault that this run should have."""
-    wanted = os.environ.get("STANDIN_FAULT")
-    return wanted if os.environ.get("STANDIN_FAULT_IN", "") in " ".join(sys.argv) else None
+    wanted = os.environ.get("TRT_STANDIN_FAULT")
+    return wanted if os.environ.get("TRT_STANDIN_FAULT_IN", "") in " ".join(sys.argv) else None
 
 
 def fail_half_way() -> None:

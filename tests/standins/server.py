@@ -4,8 +4,8 @@ It holds its caller to the real contract: only flags that tritonserver 2.48 to 2
 unless it may be repeated; all ranks in one MPI world with shared-memory prefixes of their own; the
 first loads the whole repository and is ready once all ranks are up; the others load only the model
 that has an engine, and never get as far as listening. A rank obeys the words in
-``$STANDIN/rank<N>``: ``stubborn`` ignores SIGTERM, ``deaf`` never comes up, ``fails`` logs an
-error and exits with 1. It writes what it was given to ``$STANDIN/started<N>.json``.
+``$TRT_STANDIN/rank<N>``: ``stubborn`` ignores SIGTERM, ``deaf`` never comes up, ``fails`` logs an
+error and exits with 1. It writes what it was given to ``$TRT_STANDIN/started<N>.json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPEATED = {
 }
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-HERE = Path(os.environ["STANDIN"])
+HERE = Path(os.environ["TRT_STANDIN"])
 
 
 def fail(what: str) -> None:

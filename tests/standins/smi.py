@@ -1,8 +1,8 @@
-"""nvidia-smi: the GPUs of STANDIN_GPUS, a line each of index, name, memory.total, compute_cap.
+"""nvidia-smi: the GPUs of TRT_STANDIN_GPUS, a line each of index, name, memory.total, compute_cap.
 
 smi.xml is what the real one reports of an H200 with driver 580, without what identifies it, and the
-topology is written as there. STANDIN_REPORT is a JSON object of paths in it and their texts, for
-every GPU; STANDIN_LINK is how the GPUs are joined, NV18 if not set.
+topology is written as there. TRT_STANDIN_REPORT is a JSON object of paths in it and their texts,
+for every GPU; TRT_STANDIN_LINK is how the GPUs are joined, NV18 if not set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _QUERY = "--query-gpu=index,name,memory.total,compute_cap"
 
 def main(_: str) -> int:
     """Answer what is known; the listing as the real one, in MiB and without units."""
-    listing = os.environ.get("STANDIN_GPUS", "")
+    listing = os.environ.get("TRT_STANDIN_GPUS", "")
     gpus = [[field.strip() for field in row] for row in csv.reader(listing.splitlines())]
     answers = {
         ("--format=csv,noheader,nounits", _QUERY): lambda _: listing,
@@ -43,7 +43,7 @@ def _report(gpus: list[list[str]]) -> str:
     pattern = log.find("gpu")
     assert pattern is not None
     log.remove(pattern)
-    told = json.loads(os.environ.get("STANDIN_REPORT", "{}"))
+    told = json.loads(os.environ.get("TRT_STANDIN_REPORT", "{}"))
     for _, name, memory, _ in gpus:
         gpu = copy.deepcopy(pattern)
         texts = {"product_name": name, "fb_memory_usage/total": f"{memory} MiB", **told}
@@ -57,7 +57,7 @@ def _report(gpus: list[list[str]]) -> str:
 
 def _topology(gpus: list[list[str]]) -> str:
     names = [f"GPU{index}" for index, *_ in gpus]
-    link = os.environ.get("STANDIN_LINK", "NV18")
+    link = os.environ.get("TRT_STANDIN_LINK", "NV18")
     heads = "\t".join(["", *names, "CPU Affinity", "NUMA Affinity", "GPU NUMA ID"])
     rows = [f"\x1b[4m{heads}\x1b[0m"]
     for name in names:

@@ -26,13 +26,12 @@ from trtllm_deploy.checkpoint.container_scripts import run_scripts
 from trtllm_deploy.checkpoint.job import CheckpointJob, check_job
 from trtllm_deploy.checkpoint.trtllm_format import check_checkpoint
 from trtllm_deploy.machine.child import CommandFailedError, run_command
+from trtllm_deploy.machine.environment import clean_environment
 
 _PROGRESS = "progress: "
 _ERROR = "error: "
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_CREDENTIALS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 
-# of an OSError, or of what safetensors raises in its place
 _UNWRITABLE = re.compile(
     r"No space left|Disk quota exceeded|Read-only file system|Permission denied"
 )
@@ -49,8 +48,7 @@ def run_checkpoint(job: CheckpointJob, log_file: Path, on_line: OnLine = lambda 
     """
     check_job(job)
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key not in _CREDENTIALS}
-    environment |= _OFFLINE
+    environment = clean_environment(_OFFLINE)
     job = _with_prompts(job, log_file, on_line)
     if job.release is not None:
         run_scripts(job, log_file, on_line, environment)
@@ -94,7 +92,7 @@ def _run_child(
             log_file=log_file,
             on_line=follow,
             environment=environment,
-            cwd=Path(__file__).parents[1],  # -m looks there first, whatever lies where we run
+            cwd=Path(__file__).parents[2],  # -m looks there first, whatever lies where we run
             append=job.release is not None,
         )
     except CommandFailedError as error:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llm_perf.errors import UserError
+from trtllm_deploy.machine.environment import clean_environment
 from trtllm_deploy.machine.supervise import ending_with_parent
 
 _TAIL = 20  # lines of output among which an error's cause is looked for
@@ -53,7 +54,7 @@ def run_command(
 ) -> None:
     """Run ``command`` until it ends; each line of its output goes to ``log_file`` and ``on_line``.
 
-    ``environment`` is all that the child sees; this process's own where it is left out. Raises
+    ``environment`` is all that the child sees; where it is left out, ``clean_environment``. Raises
     UserError: there is no such executable; CommandFailedError: it ended with another exit code than
     0, or by a signal.
     """
@@ -97,7 +98,7 @@ def _started(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env=environment,
+            env=clean_environment() if environment is None else environment,
             start_new_session=True,
             preexec_fn=ending_with_parent(),
         )

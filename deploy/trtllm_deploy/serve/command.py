@@ -2,33 +2,21 @@
 
 In: a Triton, a model repository, ports, how its processes are started. Out: words and environment
 variables. With several ranks as scripts/launch_triton_server.py of TensorRT-LLM has it, but each
-port is given once, the server listens where it is told, and each rank has a log of its own.
-Starts nothing.
+port is given once, the server listens where it is told, each rank has a log of its own, and what
+Triton would let anybody do but ask its models is closed. Starts nothing.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from trtllm_deploy.serve.find_triton import Triton
 from trtllm_deploy.serve.ports import Ports
 from trtllm_deploy.serve.processes import Processes
 
-RELOAD_HEADER = "trtllm-deploy-key"
-
-
-def reloads(processes: Processes, address: str) -> bool:
-    """Whether models may be reloaded: through an API that lets its caller run code, so only here.
-
-    The key keeps out what only reaches the port, as a web page does; who may list this machine's
-    processes sees it. Several ranks would have to load a model at once; Triton tells the first.
-    """
-    try:
-        local = ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name
-        local = address == "localhost"
-    return local and not processes.mpirun
+# What answers anybody who reaches a port, and lets him load code of his own, write files or see
+# this server's memory. A value that no header can carry closes it for all.
+_CLOSED = "model-repository,trace,logging,shared-memory:trtllm-deploy=\n"
 
 
 def server_command(
@@ -39,14 +27,13 @@ def server_command(
     processes: Processes,
     *,
     name: str,
-    key: str | None,
     rank_logs: Path,
     exit_seconds: int,
 ) -> list[str]:
     """The whole command line.
 
-    ``name`` keeps the servers of one host apart; with a ``key`` models can be reloaded by who sends
-    it in :data:`RELOAD_HEADER`; mpirun writes what rank N says to ``<rank_logs>/1/rank.N/stdout``.
+    ``name`` keeps the servers of one host apart; mpirun writes what rank N says to
+    ``<rank_logs>/1/rank.N/stdout``.
     """
 
     def server(rank: int) -> list[str]:
@@ -54,7 +41,9 @@ def server_command(
             str(triton.binary),
             f"--model-repository={repository.absolute()}",
             f"--exit-timeout-secs={exit_seconds}",
-            *_models(processes, key, rank),
+            *_models(processes, rank),
+            f"--http-restricted-api={_CLOSED}",
+            f"--grpc-restricted-protocol={_CLOSED}",
             *_memory(processes),
             *(f"--{kind}-port={getattr(ports, kind)}" for kind in ("grpc", "http", "metrics")),
             *(f"--{kind}-address={address}" for kind in ("grpc", "http", "metrics")),
@@ -77,21 +66,12 @@ def server_command(
     return command
 
 
-def _models(processes: Processes, key: str | None, rank: int) -> list[str]:
-    """What a rank loads; by default all there is."""
-    if rank:
-        return [
-            "--model-control-mode=explicit",
-            *(f"--load-model={each}" for each in processes.models),
-        ]
-    if key is None:
+def _models(processes: Processes, rank: int) -> list[str]:
+    """What a rank loads; the first all there is."""
+    if not rank:
         return []
-    return [
-        "--model-control-mode=explicit",
-        "--load-model=*",
-        f"--http-restricted-api=model-repository:{RELOAD_HEADER}={key}",
-        f"--grpc-restricted-protocol=model-repository:{RELOAD_HEADER}={key}",
-    ]
+    loaded = (f"--load-model={each}" for each in processes.models)
+    return ["--model-control-mode=explicit", *loaded]
 
 
 def _memory(processes: Processes) -> list[str]:

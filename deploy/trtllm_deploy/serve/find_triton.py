@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import llm_perf
+import trtllm_deploy
 from llm_perf.errors import UserError
 
 _CONTAINER_TRITON = Path("/opt/tritonserver/bin/tritonserver")
@@ -87,7 +89,8 @@ def _python_environment() -> Mapping[str, str]:
     The wheel's stubs ignore PYTHONPATH; others do not.
     """
     packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    places = [*packages, str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    ours = (str(Path(next(iter(each.__path__))).parent) for each in (trtllm_deploy, llm_perf))
+    places = [*packages, *ours, os.environ.get("PYTHONPATH", "")]
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(place for place in places if place)),

@@ -23,7 +23,8 @@ from pathlib import Path
 from llm_perf.errors import UserError
 from trtllm_deploy.check.failures import first_errors
 from trtllm_deploy.machine import supervise
-from trtllm_deploy.serve.command import reloads, server_command
+from trtllm_deploy.machine.environment import clean_environment
+from trtllm_deploy.serve.command import server_command
 from trtllm_deploy.serve.find_triton import find_triton
 from trtllm_deploy.serve.log import ServerLog
 from trtllm_deploy.serve.ports import DEFAULT_PORTS, Ports, check_ports
@@ -73,7 +74,6 @@ class TritonServer:
         self.processes = processes or Processes()
         self.log_file = log_file
         self.log = ServerLog(log_file)
-        self.key = secrets.token_hex(16) if reloads(self.processes, address) else None
         self.exit_seconds = exit_seconds
         self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
         self._name = f"trtllm-deploy-{os.getpid()}-{secrets.token_hex(4)}-"
@@ -109,7 +109,6 @@ class TritonServer:
             self.address,
             self.processes,
             name=self._name,
-            key=self.key,
             rank_logs=self.log.ranks,
             exit_seconds=self.exit_seconds,
         )
@@ -146,7 +145,8 @@ class TritonServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env=clean_environment(environment),
+                umask=0o077,  # its shared memory holds prompts
                 start_new_session=True,  # Ctrl-C reaches us, and we stop the server in order
             )
         return self
@@ -163,17 +163,24 @@ class TritonServer:
         deadline = time.monotonic() + timeout
         while not self._is_ready():
             if self._running().poll() is not None:
-                code = self.wait(say)
+                code = self.wait(say) or 0
                 raise self._failure(f"Triton ended with exit code {code} before it was ready", code)
             if time.monotonic() > deadline:
                 raise self._failure(f"Triton was not ready after {timeout:g} s", 1)
             self._look(say)
             time.sleep(_LOOK_SECONDS)
 
-    def wait(self, say: Say = lambda _: None) -> int:
-        """Block until the server has ended; its exit code, 128 + N when signal N ended it."""
+    def wait(
+        self, say: Say = lambda _: None, enough: Callable[[], bool] = lambda: False
+    ) -> int | None:
+        """Block until the server has ended; its exit code, 128 + N when signal N ended it.
+
+        None where it still runs and there was ``enough`` of waiting.
+        """
         supervisor = self._running()
         while supervisor.poll() is None:
+            if enough():
+                return None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 supervisor.wait(_LOOK_SECONDS)
             self._look(say)

@@ -11,19 +11,20 @@ import json
 import os
 import select
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from trtllm_deploy.machine.json_files import write_json
-from trtllm_deploy.serve.command import RELOAD_HEADER
 from trtllm_deploy.serve.ports import Ports
 from trtllm_deploy.workspace.folder import Workspace
 
+CHANGED = signal.SIGUSR1
+"""What tells a ``serve`` to start its server anew."""
+
 _ROOM_SECONDS = 15  # for all that a stop takes beside requests in flight
-State: TypeAlias = Literal["starting", "ready", "restarting"]
+State: TypeAlias = Literal["starting", "ready", "restarting", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,8 @@ class Running:
     """A served cell.
 
     ``pid`` is ``serve``'s own process, ``started`` its start in clock ticks since boot: together
-    they name one process for good. ``since`` is ISO 8601. ``key`` opens Triton's model-repository
-    API; None where models can't be reloaded (several ranks, or not on loopback). Requests in flight
-    get ``exit_seconds`` when the server is told to stop.
+    they name one process for good. ``since`` is ISO 8601. ``starts`` counts the servers that it
+    started. Requests in flight get ``exit_seconds`` when the server is told to stop.
     """
 
     cell: str
@@ -46,13 +46,8 @@ class Running:
     repository: str
     log_files: tuple[str, ...]
     since: str
-    key: str | None
+    starts: int
     exit_seconds: int
-
-    @property
-    def reload_headers(self) -> Mapping[str, str]:
-        """HTTP headers for ``/v2/repository/…``, without which the server refuses."""
-        return {RELOAD_HEADER: self.key} if self.key else {}
 
 
 def running(workspace: Workspace) -> list[Running]:
@@ -68,7 +63,7 @@ def running(workspace: Workspace) -> list[Running]:
 
 def note(workspace: Workspace, served: Running) -> None:
     """Write the record of a cell."""
-    _folder(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds a key
+    _folder(workspace).mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(_file(workspace, served), asdict(served))
 
 
@@ -77,6 +72,20 @@ def forget(workspace: Workspace, pid: int) -> None:
     for each in running(workspace):
         if each.pid == pid:
             _file(workspace, each).unlink(missing_ok=True)
+
+
+def start_anew(served: Running) -> None:
+    """Have a ``serve`` end its server and start it on what the repository is now.
+
+    Only who may send a signal to the process can do so: its owner.
+    """
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(served.pid)
+        try:
+            if process_start(served.pid) == served.started:
+                signal.pidfd_send_signal(process, CHANGED)
+        finally:
+            os.close(process)
 
 
 def stop(served: Running) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -20,9 +21,18 @@ from trtllm_deploy.check.failures import diagnose_logs
 from trtllm_deploy.check.finding import print_findings
 from trtllm_deploy.machine.console import console
 from trtllm_deploy.serve.launch import ServerError, TritonServer
-from trtllm_deploy.serve.running import Running, State, forget, note, process_start, running
+from trtllm_deploy.serve.running import (
+    CHANGED,
+    Running,
+    State,
+    forget,
+    note,
+    process_start,
+    running,
+)
 from trtllm_deploy.workspace.folder import Workspace
 
+_UNDO_SECONDS = 60.0  # for who changed the settings to see that they don't work
 _LONGEST_PAUSE = 30.0  # seconds between restarts; the first is 1
 
 
@@ -44,32 +54,70 @@ class Target:
 def keep_serving(
     target: Target, new_server: Callable[[], TritonServer], restarts: float, timeout: float
 ) -> int:
-    """Serve, and again while the policy allows; the exit code of the last server, 0 for a stop."""
-    restarted, server = 0, new_server()
+    """Serve, and again while the policy allows; the exit code of the last server, 0 for a stop.
+
+    Told of a change (:func:`trtllm_deploy.serve.running.start_anew`) it ends the server and starts
+    it on what the repository is then; where that doesn't come up, it waits for a change back.
+    """
+    changes: list[int] = []
+    signal.signal(CHANGED, lambda number, _: changes.append(number))
+    restarted, starts, anew = 0, 0, False
     try:
-        while (code := _serve_once(target, server, timeout)) and restarted < restarts:
+        while True:
+            starts += 1
+            changes.clear()
+            server = new_server()
+            came = _serve_once(target, server, timeout, starts, changes)
+            if came.code is None:
+                console().print("the settings changed: starting anew")
+                anew = True
+                continue
+            if anew and not came.ready:
+                note(target.workspace, _record(target, server, "refused", starts))
+                if _soon(lambda: bool(changes)):
+                    continue
+            anew = False
+            if not came.code or restarted >= restarts:
+                return came.code
             pause = min(2.0**restarted, _LONGEST_PAUSE)
             restarted += 1
             console().print(f"restart {restarted} in {pause:g} s")
-            note(target.workspace, _record(target, server, "restarting"))
+            note(target.workspace, _record(target, server, "restarting", starts))
             time.sleep(pause)
-            server = new_server()
     except KeyboardInterrupt:
         console().print("stopped")
         return 0
     finally:
         forget(target.workspace, os.getpid())
-    return code
 
 
-def _serve_once(target: Target, server: TritonServer, timeout: float) -> int:
+def _soon(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _UNDO_SECONDS
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return true()
+
+
+class _Came(NamedTuple):
+    """How a server ended: its exit code, None where a change is to be loaded; if it was ready."""
+
+    code: int | None
+    ready: bool
+
+
+def _serve_once(
+    target: Target, server: TritonServer, timeout: float, starts: int, changes: list[int]
+) -> _Came:
     out = console()
+    code: int | None
+    ready = False
     with server:
         out.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
-        note(target.workspace, _record(target, server, "starting"))
+        note(target.workspace, _record(target, server, "starting", starts))
         try:
             server.wait_ready(timeout, _say)
-            note(target.workspace, _record(target, server, "ready"))
+            ready = True
+            note(target.workspace, _record(target, server, "ready", starts))
             out.print(f"ready: {target.name}", style="bold", soft_wrap=True)
             out.print(
                 f"  gRPC {server.grpc_url}  HTTP {server.http_url}"
@@ -78,21 +126,22 @@ def _serve_once(target: Target, server: TritonServer, timeout: float) -> int:
                 f" --tokenizer-path {target.tokenizer or 'FOLDER'} --input-data FILE.jsonl",
                 soft_wrap=True,
             )
-            code = server.wait(_say)
-            out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
+            code = server.wait(_say, lambda: bool(changes))
+            if code is not None:
+                out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
         except ServerError as error:
             click.echo(f"trtllm-deploy: {error}", err=True)
             code = error.code
     if code:
         print_findings(diagnose_logs(server.log.files), out)
-    return code
+    return _Came(code, ready)
 
 
 def _say(error: str) -> None:
     click.echo(f"  {error}", err=True)
 
 
-def _record(target: Target, server: TritonServer, state: State) -> Running:
+def _record(target: Target, server: TritonServer, state: State, starts: int) -> Running:
     pid = os.getpid()
     return Running(
         cell=target.name,
@@ -105,7 +154,7 @@ def _record(target: Target, server: TritonServer, state: State) -> Running:
         repository=str(server.repository.absolute()),
         log_files=tuple(map(str, server.log.files)),
         since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        key=server.key,
+        starts=starts,
         exit_seconds=server.exit_seconds,
     )
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.releases.release import release_names
 from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.settings import TritonSettings
@@ -63,13 +64,10 @@ IslOsl = Annotated[
 ]
 
 
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
-
-
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} can't be the name of an environment variable")
-    if _SECRET.search(name):
+    if is_secret(name):
         raise ValueError(f"{name} is a secret; set it in the shell, not in a file")
     return name
 

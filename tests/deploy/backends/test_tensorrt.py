@@ -135,7 +135,7 @@ def test_a_timing_cache_is_for_one_release_and_one_kind_of_gpu() -> None:
 
 def test_lack_of_memory_comes_with_smaller_settings_to_try(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
-        make(folder, engine_job(folder), STANDIN_FAULT="oom")
+        make(folder, engine_job(folder), TRT_STANDIN_FAULT="oom")
     text = str(caught.value)
     assert "trtllm-build ran out of memory" in text
     assert (
@@ -147,14 +147,14 @@ def test_lack_of_memory_comes_with_smaller_settings_to_try(folder: Path) -> None
 def test_a_build_that_dies_half_way_is_no_engine(folder: Path) -> None:
     job = engine_job(folder)
     with pytest.raises(CommandFailedError, match="something went wrong half-way"):
-        make(folder, job, STANDIN_FAULT="die")
+        make(folder, job, TRT_STANDIN_FAULT="die")
     with pytest.raises(UserError, match=r"rank1\.engine of 2 ranks is missing"):
         check_engine(job)
 
 
 def test_a_build_that_loses_a_rank_without_a_word_is_no_engine(folder: Path) -> None:
     with pytest.raises(UserError, match=r"rank1\.engine of 2 ranks is missing or empty"):
-        make(folder, engine_job(folder), STANDIN_FAULT="lose_rank")
+        make(folder, engine_job(folder), TRT_STANDIN_FAULT="lose_rank")
 
 
 @pytest.mark.parametrize(

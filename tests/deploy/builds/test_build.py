@@ -67,7 +67,7 @@ def _gpus(process: psutil.Process) -> list[str]:
 
 def test_a_failed_build_fails_its_cells_and_the_others_go_on(tmp_path: Path) -> None:
     matrix = Matrix(tmp_path, models=1, precisions=("fp16",), batches=3)
-    fault = {"STANDIN_FAULT": "oom", "STANDIN_FAULT_IN": "--max_batch_size 4"}
+    fault = {"TRT_STANDIN_FAULT": "oom", "TRT_STANDIN_FAULT_IN": "--max_batch_size 4"}
     done = matrix.run(**fault)
     assert done.returncode == 2
     assert len(list((matrix.workspace / "engines").iterdir())) == 2
@@ -81,7 +81,9 @@ def test_a_failed_build_fails_its_cells_and_the_others_go_on(tmp_path: Path) -> 
 
 def test_fail_fast_starts_nothing_more(tmp_path: Path) -> None:
     matrix = Matrix(tmp_path, models=1, precisions=("fp16",), batches=6)
-    done = matrix.run("--fail-fast", "--gpus", "0,1", STANDIN_FAULT="die")  # one engine at a time
+    done = matrix.run(
+        "--fail-fast", "--gpus", "0,1", TRT_STANDIN_FAULT="die"
+    )  # one engine at a time
     assert done.returncode == 2
     assert matrix.calls()["trtllm-build"] == 1
     assert "6 of 6 cells aren't built" in done.stderr
@@ -89,7 +91,7 @@ def test_fail_fast_starts_nothing_more(tmp_path: Path) -> None:
 
 def test_an_engine_that_lacks_a_rank_is_no_engine(tmp_path: Path) -> None:
     matrix = Matrix(tmp_path, models=1, precisions=("fp16",), batches=1)
-    done = matrix.run(STANDIN_FAULT="lose_rank")
+    done = matrix.run(TRT_STANDIN_FAULT="lose_rank")
     assert done.returncode == 2
     assert "rank1.engine" in done.stderr
     assert list((matrix.workspace / "store" / "engine").glob("[!.]*")) == []

@@ -104,7 +104,7 @@ def test_gpus_in_order_have_no_findings(standins: Path) -> None:
 def test_what_is_wrong_with_a_gpu_is_found(
     rule: str, path: str, text: str, said: str, standins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STANDIN_REPORT", json.dumps({path: text}))
+    monkeypatch.setenv("TRT_STANDIN_REPORT", json.dumps({path: text}))
     _, gpus = examine(standins)
     found = check(FIT, gpus)
     assert _named(found) == [rule, rule]
@@ -158,7 +158,7 @@ def test_both_drivers_and_all_releases_have_a_rule() -> None:
 
 
 def test_gpus_without_nvlink_are_named(standins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STANDIN_LINK", "SYS")
+    monkeypatch.setenv("TRT_STANDIN_LINK", "SYS")
     machine, gpus = examine(standins)
     assert machine["without NVLink"] == "0 and 1 (SYS)"
     assert gpus[0]["links"] == "SYS to 1"
@@ -223,7 +223,7 @@ def test_a_machine_without_gpu_is_told_honestly(tmp_path: Path) -> None:
 def test_a_driver_that_does_not_answer_is_told_in_its_own_words(
     standins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STANDIN_GPUS", "")
+    monkeypatch.setenv("TRT_STANDIN_GPUS", "")
     machine, gpus = examine(standins)
     assert machine["no GPU here"].startswith("NVIDIA-SMI has failed because it couldn't")
     assert gpus == ()
@@ -231,7 +231,7 @@ def test_a_driver_that_does_not_answer_is_told_in_its_own_words(
 
 def test_an_error_is_exit_code_1(standins: Path) -> None:
     fault = json.dumps({"gpu_recovery_action": "Reboot"})
-    answer = _doctor("--workspace", str(standins), STANDIN_REPORT=fault)
+    answer = _doctor("--workspace", str(standins), TRT_STANDIN_REPORT=fault)
     assert answer.returncode == 1
     assert "error GPU 0: the driver asks for a recovery action: Reboot" in answer.stdout
 

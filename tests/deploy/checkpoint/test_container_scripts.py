@@ -33,7 +33,7 @@ def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Standins:
 
     def put(release: str, **more: str) -> Path:
         calls = tmp_path / "calls.jsonl"
-        environment = install(tmp_path / "container", release) | {"STANDIN_CALLS": str(calls)}
+        environment = install(tmp_path / "container", release) | {"TRT_STANDIN_CALLS": str(calls)}
         for name, value in {**environment, "OMP_NUM_THREADS": "1", **more}.items():
             monkeypatch.setenv(name, value)
         return calls
@@ -109,7 +109,7 @@ def test_what_a_script_makes_is_completed_and_verified(
 def test_a_script_that_fails_is_one_line(
     standins: Any, tmp_path: Path, fault: str, says: str
 ) -> None:
-    standins("0.11.0", STANDIN_FAULT=fault)
+    standins("0.11.0", TRT_STANDIN_FAULT=fault)
     asked = job(tmp_path, "fp16", "0.11.0", tp=2)
     with pytest.raises(UserError, match=says):
         run_checkpoint(asked, tmp_path / "log")

@@ -60,7 +60,7 @@ def say(matrix: Matrix, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_status_shows_what_is_there_failed_and_missing(matrix: Matrix, say: Say) -> None:
     file = str(matrix.file)
     assert say("status", file).out.count("missing") == 8
-    matrix.run(STANDIN_FAULT="oom", STANDIN_FAULT_IN="--max_batch_size 2")
+    matrix.run(TRT_STANDIN_FAULT="oom", TRT_STANDIN_FAULT_IN="--max_batch_size 2")
     said = say("status", file)
     assert re.search(rf"{CELL} +│ there +│ there +│ there +│ there", said.out)
     assert re.search(r"_bs2 +│ there +│ there +│ failed +│ missing", said.out)
@@ -129,7 +129,7 @@ def test_gc_refuses_where_it_cannot_know_which_engines_are_needed(
     matrix: Matrix, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix.run()
-    monkeypatch.setenv("STANDIN_GPUS", "")
+    monkeypatch.setenv("TRT_STANDIN_GPUS", "")
     said = say("gc", str(matrix.file), "--yes")
     assert said.code == 2
     assert "depends on the GPUs" in said.err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_perf.errors import UserError
-from trtllm_deploy.serve.command import reloads, server_command
+from trtllm_deploy.serve.command import server_command
 from trtllm_deploy.serve.find_triton import Triton
 from trtllm_deploy.serve.ports import Ports
 from trtllm_deploy.serve.processes import Processes
@@ -29,7 +29,7 @@ SCRIPTS = {
 }
 
 
-def command(processes: Processes, *, address: str = "127.0.0.1", key: str | None = None) -> str:
+def command(processes: Processes, *, address: str = "127.0.0.1") -> str:
     words = server_command(
         TRITON,
         Path("/repo"),
@@ -37,7 +37,6 @@ def command(processes: Processes, *, address: str = "127.0.0.1", key: str | None
         address,
         processes,
         name="prefix",
-        key=key,
         rank_logs=Path("/logs"),
         exit_seconds=4,
     )
@@ -53,7 +52,9 @@ def parts(text: str) -> list[set[str]]:
 def test_several_ranks_start_as_the_release_s_script_starts_them(release: str) -> None:
     script, ours = SCRIPTS[release], command(Processes(world_size=2))
     listens = {f"--{kind}-address=127.0.0.1" for kind in ("grpc", "http", "metrics")}
-    more = listens | {"--exit-timeout-secs=4"}  # 0.11.0's script doesn't say it
+    closed = "model-repository,trace,logging,shared-memory:trtllm-deploy="
+    more = listens | {f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}"}
+    more |= {"--exit-timeout-secs=4"}  # 0.11.0's script doesn't say it
     logs = {"--output-filename", "/logs:nocopy", "--merge-stderr-to-stdout"}
     first, second, end = parts(script)
     assert parts(ours) == [first | more | logs, second | more, end]
@@ -88,15 +89,28 @@ def test_one_rank_needs_no_mpirun() -> None:
     assert "model-control-mode" not in ours
 
 
-def test_models_are_reloaded_on_loopback_alone_and_with_the_key() -> None:
-    one, two = Processes(), Processes(world_size=2)
-    assert reloads(one, "127.0.0.1") and reloads(one, "localhost")
-    assert not reloads(one, "0.0.0.0") and not reloads(one, "10.0.0.7")
-    assert not reloads(one, "a-name") and not reloads(two, "127.0.0.1")
-    words = command(one, key="k").split()
-    assert {"--model-control-mode=explicit", "--load-model=*"} <= set(words)
-    assert "--http-restricted-api=model-repository:trtllm-deploy-key=k" in words
-    assert "--grpc-restricted-protocol=model-repository:trtllm-deploy-key=k" in words
+@pytest.mark.parametrize("processes", [Processes(), Processes(world_size=2)])
+def test_nobody_can_load_models_write_files_or_read_memory_over_a_port(
+    processes: Processes,
+) -> None:
+    """Each rank has its ports; the value is one that no header can carry, so no secret."""
+    words = server_command(
+        TRITON,
+        Path("/repo"),
+        Ports(),
+        "127.0.0.1",
+        processes,
+        name="prefix",
+        rank_logs=Path("/logs"),
+        exit_seconds=4,
+    )
+    for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        closed = [word for word in words if word.startswith(f"{flag}=")]
+        assert len(closed) == processes.started
+        for word in closed:
+            apis, _, header = word.partition("=")[2].partition(":")
+            assert {"model-repository", "trace", "logging", "shared-memory"} == set(apis.split(","))
+            assert header.endswith("=\n")
 
 
 def test_an_orchestrator_is_one_process_that_leaves_the_gpus_alone() -> None:

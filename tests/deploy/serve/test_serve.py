@@ -65,7 +65,12 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.root / 'bin'}:{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "STANDIN": str(self.orders), "PYTHONUNBUFFERED": "1"}
+        return {
+            **os.environ,
+            "PATH": path,
+            "TRT_STANDIN": str(self.orders),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def words(self, name: str, *more: object) -> list[str]:
         return [COMMAND, name, *map(str, more), "--workspace", str(self.root / "workspace")]
@@ -158,7 +163,7 @@ def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def left(place: Place) -> list[psutil.Process]:
     """The processes of a place's servers, whoever their parent is by now."""
-    return list(marked("STANDIN", str(place.orders)))
+    return list(marked("TRT_STANDIN", str(place.orders)))
 
 
 # what a kill -9 hits, from the processes of a server: launcher first
@@ -238,7 +243,7 @@ def test_ranks_of_other_hosts_get_the_gpus_and_end_with_mpirun(two_ranks: Place)
     path = f"{root / 'bin'}:/usr/local/bin:/usr/bin:/bin"
     agent.write_text(
         f"#!/bin/sh\nnode=$1\nshift\nexec env -i NODE=$node PATH={path}"
-        f' HOME={root} STANDIN={two_ranks.orders} sh -c "$*"\n'
+        f' HOME={root} TRT_STANDIN={two_ranks.orders} sh -c "$*"\n'
     )
     agent.chmod(0o755)
     over_ssh = {"OMPI_MCA_plm_rsh_agent": str(agent)}
