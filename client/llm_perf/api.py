@@ -79,6 +79,8 @@ def measure(
         "load": load.to_json(),
         "extent": conditions.extent.to_json(),
         "endpoint": [endpoint.protocol, endpoint.model],
+        "url": endpoint.url,
+        "server": (server := asyncio.run(identify(endpoint))),
     }
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     url = conditions.server_metrics_url
@@ -107,7 +109,7 @@ def measure(
         remarks=(*_shortfall(load, came), *came.remarks),
         max_in_flight_seen=came.kept.most_in_flight,
         stopped=came.stopped,
-        server=asyncio.run(identify(endpoint)) if any(r.ok for r in records) else {},
+        server=server,
         server_metrics=scraper.summary() if scraper else {},
     )
 

@@ -16,6 +16,7 @@ from llm_perf.workload.tokens import Tokenizer
 from llm_perf.workload.workload import Prompt
 
 _AT_ONCE = 10_000  # messages
+_MOST_TOKENS = 2**24
 
 
 class Status(str, Enum):
@@ -184,6 +185,7 @@ def _record(
     for chunk in chunks:
         facts.update(chunk.facts)  # totals: the last word counts
     tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
+    counted = facts.get("total_tokens", sum(tokens) if tokens else None)
     stamped = zip(seen.messages, chunks, strict=True)
     return Record(
         prompt=prompt,
@@ -195,7 +197,8 @@ def _record(
         end_ns=seen.end_ns,
         chunk_ns=tuple(at for (at, _), chunk in stamped if not chunk.empty),
         answer=answer,
-        server_tokens=facts.get("total_tokens", sum(tokens) if tokens else None),
+        # what is below none, or more than any model says, is no count
+        server_tokens=None if counted is None or not 0 <= counted <= _MOST_TOKENS else counted,
         tokenizer_tokens=count,
         queue_ns=_span(facts, "arrival_time_ns", "first_scheduled_time_ns"),
         prefill_ns=_span(facts, "first_scheduled_time_ns", "first_token_time_ns"),

@@ -5,44 +5,48 @@ Small runs stay in memory too, in the same form. The file has no name and goes w
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 import weakref
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import islice
 from operator import attrgetter, index
 from pathlib import Path
-from typing import overload
+from typing import IO, Any, overload
 
 from llm_perf.record import Record
 from llm_perf.workload.workload import Prompt
 
 _IN_MEMORY = 2**22  # bytes
-_READ_AT_ONCE = 64  # records
+_BLOCK = 64  # records read at once
 _NAMES = tuple(field.name for field in fields(Record) if field.name != "prompt")
-_values = attrgetter(*_NAMES)
+_others = attrgetter(*_NAMES)
 
 
 class Records(Sequence[Record]):
-    """Keeps ``records``; a file for them is made in ``folder``. Raises ``OSError``.
+    """Keeps ``records``; a file for them is made in ``folder``, else where the system wants it.
 
-    A prompt that is one of ``prompts`` is not kept once more.
+    What the disk doesn't take stays in memory. A prompt that is one of ``prompts`` is not kept
+    once more.
     """
 
     def __init__(
         self, records: Iterable[Record], prompts: Sequence[Prompt], folder: Path | None = None
     ) -> None:
         self._prompts = prompts
-        self._ends = array("q", [0])
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder) if folder else None)  # noqa: SIM115
-        weakref.finalize(self, self._file.close)
-        for record in records:
-            self._file.write(self._pack(record))
-            self._ends.append(self._file.tell())
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._blocks: list[bytes | tuple[int, int]] = []  # itself, or its place and size on disk
+        self._in_memory = self._n = 0
+        source = iter(records)
+        while some := [self._values(record) for record in islice(source, _BLOCK)]:
+            self._n += len(some)
+            self._blocks.append(self._kept(pickle.dumps(some, protocol=5)))
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return self._n
 
     @overload
     def __getitem__(self, at: int) -> Record: ...
@@ -50,33 +54,52 @@ class Records(Sequence[Record]):
     def __getitem__(self, at: slice) -> tuple[Record, ...]: ...
     def __getitem__(self, at: int | slice) -> Record | tuple[Record, ...]:
         if isinstance(at, slice):
-            return tuple(self[each] for each in range(*at.indices(len(self))))
+            return tuple(self[each] for each in range(*at.indices(self._n)))
         number = index(at)
-        number += len(self) if number < 0 else 0
-        if not 0 <= number < len(self):
+        number += self._n if number < 0 else 0
+        if not 0 <= number < self._n:
             raise IndexError(at)
-        return next(self._read(number, number + 1))
+        block, place = divmod(number, _BLOCK)
+        return self._record(self._read(block)[place])
 
     def __iter__(self) -> Iterator[Record]:
-        for start in range(0, len(self), _READ_AT_ONCE):
-            yield from self._read(start, min(start + _READ_AT_ONCE, len(self)))
+        for block in range(len(self._blocks)):
+            yield from map(self._record, self._read(block))
 
     def __reduce__(self) -> tuple[type[tuple[Record, ...]], tuple[list[Record]]]:
         """Leave the file behind where it can't go along."""
         return tuple, (list(self),)
 
-    def _read(self, start: int, end: int) -> Iterator[Record]:
-        first = self._ends[start]
-        self._file.seek(first)
-        data = memoryview(self._file.read(self._ends[end] - first))
-        for number in range(start, end):
-            prompt, values = pickle.loads(
-                data[self._ends[number] - first : self._ends[number + 1] - first]
-            )
-            prompt = self._prompts[prompt] if isinstance(prompt, int) else prompt
-            yield Record(prompt, *values)
+    def _kept(self, data: bytes) -> bytes | tuple[int, int]:
+        """Put a block on the disk, when there are many, and if it can be."""
+        self._in_memory += len(data)
+        if self._in_memory <= _IN_MEMORY:
+            return data
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            at = self._file.seek(0, os.SEEK_END)
+            if self._file.write(data) == len(data):
+                return at, len(data)
+        except OSError:
+            pass
+        return data
 
-    def _pack(self, record: Record) -> bytes:
+    def _read(self, block: int) -> list[tuple[Any, ...]]:
+        data = self._blocks[block]
+        if isinstance(data, tuple):
+            assert self._file is not None
+            self._file.seek(data[0])
+            data = self._file.read(data[1])
+        values: list[tuple[Any, ...]] = pickle.loads(data)
+        return values
+
+    def _values(self, record: Record) -> tuple[Any, ...]:
         prompt = record.prompt
         known = prompt.index < len(self._prompts) and self._prompts[prompt.index] is prompt
-        return pickle.dumps((prompt.index if known else prompt, _values(record)), protocol=5)
+        return prompt.index if known else prompt, *_others(record)
+
+    def _record(self, values: tuple[Any, ...]) -> Record:
+        prompt, *others = values
+        return Record(self._prompts[prompt] if isinstance(prompt, int) else prompt, *others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,17 @@ from llm_perf.records import Records
 from tests.client.runs import asked
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "full disk"])
 def kept(request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[list[Record], Records]:
-    if request.param == "disk":
+    if request.param != "memory":
         monkeypatch.setattr(records, "_IN_MEMORY", 1000)
+    if request.param == "full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        request.addfinalizer(
+            lambda: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
+        )
     made = [asked(i, answer="四" * i, chunks_ms=range(150, 150 + i)) for i in range(200)]
     prompts = [record.prompt for record in made[:150]]  # the others' are no data set's
     return made, Records(made, prompts, tmp_path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Flags = dict[str, Any]
 _AS_THEY_ARE: Final = (
     *("request_timeout_s", "max_in_flight", "stop_after_failures", "resume", "workers", "ray"),
-    *("give_up_after_s", "max_answer_bytes", "score", "server_metrics_every_s"),
+    *("give_up_after_s", "resume_anyway", "max_answer_bytes", "score", "server_metrics_every_s"),
 )
 _LOADS: Final = ("concurrency", "request_rate", "trace_replay")
 _TOGETHER: Final = (

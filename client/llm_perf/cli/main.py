@@ -58,15 +58,26 @@ def command(**flags: Any) -> int:
     """Measure a server of large language models: send all prompts, time and keep every answer."""
     endpoint = asked.read_endpoint(flags)
     loads = asked.read_loads(flags)
+    flags["resume"] = flags["resume"] or flags["resume_anyway"]
     if flags["ray"] and flags["resume"]:
         raise UserError("a run on Ray has no journal to resume from", fix="leave --resume out")
 
+    from llm_perf.results import export
+
+    export_file: Path = flags["profile_export_file"]
+    export.prepare_folder(export_file)
+    with export.claim(export_file):
+        return _measure_all(endpoint, loads, export_file, flags)
+
+
+def _measure_all(
+    endpoint: Endpoint, loads: Sequence[Load], export_file: Path, flags: dict[str, Any]
+) -> int:
+    """Measure one load after the other; gives the exit code."""
     from llm_perf import api
     from llm_perf.results import export
     from llm_perf.server import scrape
 
-    export_file: Path = flags["profile_export_file"]
-    export.prepare_folder(export_file)
     workload = asked.read_workload(flags)
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
@@ -74,7 +85,7 @@ def command(**flags: Any) -> int:
     try:
         for load in loads:
             path = export.export_path(export_file, load.name, several=len(loads) > 1)
-            if flags["resume"] and _is_finished(path, workload, load, extent):
+            if flags["resume"] and _is_finished(path, endpoint, workload, load, extent):
                 click.echo(f"Kept {path}: it was finished before\n")
                 continue
             if runs:
@@ -90,14 +101,18 @@ def command(**flags: Any) -> int:
     return _exit_code(runs, flags)
 
 
-def _is_finished(path: Path, workload: Workload, load: Load, extent: Extent) -> bool:
-    """Whether an earlier run has written all of this load's results."""
+def _is_finished(
+    path: Path, endpoint: Endpoint, workload: Workload, load: Load, extent: Extent
+) -> bool:
+    """Whether an earlier run has written all of this load's results, from this endpoint."""
     import json
 
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         same = document["workload"]["sha256"] == workload.sha256
         same = same and document["load"] == {**load.to_json(), **extent.to_json()}
+        there = document["endpoint"]
+        same = same and all(there[key] == getattr(endpoint, key) for key in there)
         return bool(same and document["stopped"] is None)
     except (OSError, ValueError, KeyError, TypeError):
         return False

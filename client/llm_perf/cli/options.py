@@ -148,6 +148,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 metavar="N"),
         _option("--resume", "Finish a cut run: ask only what the journal beside the export lacks.",
                 is_flag=True),
+        _option("--resume-anyway", "The same where the server is another than before the cut: the "
+                "figures mix both, and the result says so.", is_flag=True),
         _option("--strict", "Exit code 3 when a load was CLIENT-BOUND: this machine could not keep "
                 "up.", is_flag=True),
     ],

@@ -34,6 +34,7 @@ _BEGINNING: Final = re.compile(
     rb'\{"number": (-?\d+), ' + b", ".join(rb'"%b": (-?\d+)' % name.encode() for name in _TIMES)
 )
 _RESUMED: Final = b'{"resumed": true}\n'
+_SERVER: Final = ("endpoint", "url", "server")  # of a head
 _EVERY_S = 0.4
 _YIELD_S = 50e-6  # long enough for a thread that waits for the interpreter to get it
 _AT_ONCE = 256  # lines
@@ -77,14 +78,17 @@ def start_journal(path: Path, head: Mapping[str, Any]) -> None:
         raise UserError(f"can't be written to: {error.strerror}", where=path) from error
 
 
-def resume_journal(path: Path, head: Mapping[str, Any]) -> Kept:
+def resume_journal(
+    path: Path, head: Mapping[str, Any], *, anyway: bool = False
+) -> tuple[Kept, list[str]]:
     """Go on with a file, and give what was finished of the run that ``head`` describes.
 
-    Nothing where no file is. Raises ``UserError`` when it is of another run, and says what differs.
+    Nothing where no file is. Raises ``UserError`` when it is of another run, and says what differs;
+    ``anyway`` lets the server differ, and what of it does comes along.
     """
     if not path.exists():
         start_journal(path, head)
-        return Kept(path, {})
+        return Kept(path, {}), []
     with path.open("rb") as file:
         first = file.readline()
     try:
@@ -92,16 +96,16 @@ def resume_journal(path: Path, head: Mapping[str, Any]) -> Kept:
         differs = [key for key, value in head.items() if known.get(key) != value]
     except (ValueError, AttributeError):
         differs = ["everything"]
-    if differs:
-        raise UserError(
-            f"is of another run: {', '.join(differs)} differs",
-            where=path,
-            fix="resume with the flags of that run, or leave --resume out to start anew",
-        )
+    elsewhere = set(differs) <= set(_SERVER)
+    if differs and not (anyway and elsewhere):
+        fix = "resume with the flags of that run, or leave --resume out to start anew"
+        if elsewhere:
+            fix += "; --resume-anyway mixes the answers of both servers, and says so"
+        raise UserError(f"is of another run: {', '.join(differs)} differs", where=path, fix=fix)
     kept = Kept(path, {})
     with path.open("ab") as file:
         file.write(b"\n" + _RESUMED)  # a half line ends here
-    return kept
+    return kept, differs
 
 
 class Kept:

@@ -149,6 +149,7 @@ class Conditions:
     max_answer_bytes: int = 2**20  # kept of one answer, beside 1 KiB for each token asked for
     journal: Path | None = None  # where each finished request is kept
     resume: bool = False  # ask only what the journal lacks
+    resume_anyway: bool = False  # also where what was finished is another server's
     # processes that share the load, None: the load decides (workers_for); more than one are
     # spawned, so a script that asks for them needs its __main__ guard
     workers: int | None = 1

@@ -7,6 +7,7 @@ comes along as remarks.
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_perf.load.arrivals import without
+from llm_perf.errors import UserError
+from llm_perf.load.arrivals import Open, without
 from llm_perf.load.health import LoopSample
 from llm_perf.load.journal import Kept, Numbers, resume_journal, start_journal
 from llm_perf.load.loop import run_loop
@@ -25,6 +27,8 @@ from llm_perf.load.ray_workers import run_on_ray
 from llm_perf.load.runner import Job, Outcome, carry_out
 from llm_perf.load.workers import ENDING, run_workers
 from llm_perf.transports import Dialect
+
+_OTHER_FILES = 64  # of a process, beside its connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,14 @@ def offer(job: Job, head: Mapping[str, Any]) -> Offered:
 
 
 def _offer(job: Job, head: Mapping[str, Any]) -> Offered:
+    job, room = _with_room(job)
     conditions = job.conditions
     assert conditions.journal is not None
     done: set[int] = set()
+    elsewhere: list[str] = []
     if conditions.resume:
-        before = resume_journal(conditions.journal, head)
+        anyway = conditions.resume_anyway
+        before, elsewhere = resume_journal(conditions.journal, head, anyway=anyway)
         done = {number for number, _ in before}
         job = replace(job, order=without(job.order, done, before.passed_ns))
     else:
@@ -77,8 +84,38 @@ def _offer(job: Job, head: Mapping[str, Any]) -> Offered:
         samples=tuple(part.sample for part in outcomes),
         send_lags_ns=lags,
         stopped=outcomes[0].stopped,
-        remarks=_remarks(job, outcomes, len(done), len(kept)),
+        remarks=(*room, *_remarks(job, outcomes, len(done), len(kept), elsewhere)),
     )
+
+
+def _with_room(job: Job) -> tuple[Job, list[str]]:
+    """See that a process may open as many connections as it needs: over HTTP one per stream.
+
+    The soft limit of open files is raised to the hard one. An open loop, whose streams nobody
+    knows, has fewer in flight where that doesn't reach; raises ``UserError`` for a closed one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    workers = job.conditions.workers or 1
+    if job.endpoint.protocol == "grpc" or hard == resource.RLIM_INFINITY:
+        return job, []
+    most = (hard - _OTHER_FILES) * workers
+    if isinstance(job.order, Open):
+        if min(job.order.streams, job.conditions.max_in_flight) <= most:
+            return job, []
+        conditions = replace(job.conditions, max_in_flight=most)
+        said = (
+            f"at most {most} requests were in flight: a process may open {hard} files (ulimit -n)"
+        )
+        return replace(job, conditions=conditions), [said]
+    if job.order.streams > most:
+        raise UserError(
+            f"{job.order.streams} connections need more files than a process may open here "
+            f"({hard}, with {workers} worker{'s' if workers > 1 else ''})",
+            fix="raise the hard limit (ulimit -Hn), or share the load among more --workers",
+        )
+    return job, []
 
 
 def _outcomes(job: Job) -> list[Outcome]:
@@ -113,7 +150,9 @@ async def _carry_out(job: Job) -> Outcome:
             signal.signal(each, handler)
 
 
-def _remarks(job: Job, outcomes: Sequence[Outcome], before: int, measured: int) -> tuple[str, ...]:
+def _remarks(
+    job: Job, outcomes: Sequence[Outcome], before: int, measured: int, elsewhere: Sequence[str]
+) -> tuple[str, ...]:
     """Say how the figures were taken, where it was not the plain way; a sentence each."""
     warmup = sum(part.warmups for part in outcomes)
     stopped = outcomes[0].stopped
@@ -125,6 +164,11 @@ def _remarks(job: Job, outcomes: Sequence[Outcome], before: int, measured: int) 
             before,
             f"resumed: {before} of {measured} requests are from before the cut, the pause is "
             "taken out of the clock",
+        ),
+        (
+            elsewhere,
+            f"resumed anyway at another server ({', '.join(elsewhere)} differs): the figures mix "
+            "both, and only the last one is named",
         ),
         (warmup, f"{warmup} warm-up requests are left out"),
         (held, f"{held} requests waited for room: more were due than may be in flight"),

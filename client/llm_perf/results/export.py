@@ -9,11 +9,15 @@ For ``NAME.json``: that file has genai-perf's metric keys and says what was meas
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+
+from filelock import FileLock, Timeout
 
 from llm_perf.errors import UserError
 from llm_perf.figures.metrics import DEFINITIONS
@@ -27,6 +31,7 @@ from llm_perf.results.genai_perf import (
 )
 from llm_perf.results.run import Run
 
+_ROOM: Final = 2**20  # bytes: a disk that hasn't got them is full
 _HERE: Final = "here the requests stand"
 EXTRAS: Final = ("answers", "genai-perf")
 Line: TypeAlias = dict[str, Any]
@@ -57,8 +62,10 @@ def prepare_folder(path: str | Path) -> None:
         if Path(path).suffix != ".json":
             raise UserError("is no .json file", where=path, fix="give a path ending in .json")
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
             f"can't be written to: {error.strerror}",
@@ -67,11 +74,31 @@ def prepare_folder(path: str | Path) -> None:
         ) from error
 
 
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Have ``path`` for oneself; raises ``UserError`` when another run is writing there."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            "another run is writing there",
+            where=path,
+            fix="wait for its end, or give another --profile-export-file",
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
 def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple[Path, ...]:
     """Write ``path``, the jsonl beside it, and ``extras`` (of ``EXTRAS``).
 
     Each file is there whole or not at all, ``path`` comes last. Gives what was written, ``path``
-    and the jsonl first.
+    and the jsonl first. Raises ``UserError`` when one can't be written; the others are.
     """
     path = Path(path)
     folder = path.with_suffix("")
@@ -89,9 +116,20 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
             "\n",
         )
         texts[folder / "profile_export_genai_perf.csv"] = lambda: (csv_text(run),)
+    failed: dict[Path, OSError] = {}
     for file in reversed(texts):
         parts = texts[file]()
-        write_whole(file, lambda to, parts=parts: to.writelines(parts))  # type: ignore[misc]
+        try:
+            write_whole(file, lambda to, parts=parts: to.writelines(parts))  # type: ignore[misc]
+        except OSError as error:
+            failed[file] = error
+    if failed:
+        first = next(iter(failed.values()))
+        raise UserError(
+            f"can't be written: {first.strerror}",
+            where=", ".join(map(str, failed)),
+            fix="make room; the same command with --resume then writes what was measured",
+        ) from first
     return tuple(texts)
 
 

@@ -7,14 +7,21 @@ export is simply absent. Knows Triton's names (docs.nvidia.com/deeplearning/trit
 
 from __future__ import annotations
 
+import math
 import re
-import urllib.request
+import socket
+import tempfile
+import weakref
+import zlib
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from math import isfinite
+from threading import Timer
 from typing import Any, Final, TypeAlias
-from urllib.error import URLError
 
 from llm_perf.background import Background
 from llm_perf.errors import UserError
@@ -31,6 +38,8 @@ _LABEL: Final = re.compile(r"([A-Za-z_]\w*)\s*=\s*\"((?:[^\"\\]|\\.)*)\"", re.AS
 _ESCAPED: Final = re.compile(r"\\(.)")
 _ESCAPES: Final = {"n": "\n", '"': '"', "\\": "\\"}
 _PATIENCE_S: Final = 2.0
+_LARGEST: Final = 2**24  # bytes of a page
+_IN_MEMORY: Final = 2**22
 _DEFAULT_PORT: Final = 8002
 # one figure for each, shown under the table: a gauge's name, labels it has, statistic, text
 _SHOWN: Final[tuple[tuple[str, dict[str, str], str, Callable[[float], str]], ...]] = (
@@ -52,7 +61,9 @@ class Scraper(Background):
     def __init__(self, url: str, every_s: float = 1.0) -> None:
         super().__init__(every_s)
         self._url = url
-        self._pages: list[bytes] = []
+        self._pages = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._pages.close)
+        self._sizes = array("q")
         self._missed = 0
 
     def act(self) -> None:
@@ -61,14 +72,19 @@ class Scraper(Background):
         if page is None:
             self._missed += 1
         else:
-            self._pages.append(page)
+            self._sizes.append(self._pages.write(zlib.compress(page, 1)))
+
+    def _read(self) -> Iterator[str]:
+        self._pages.seek(0)
+        for size in self._sizes:
+            yield zlib.decompress(self._pages.read(size)).decode(errors="replace")
 
     def summary(self) -> dict[str, Any]:
         """Sum up what was seen; nothing where the endpoint never answered."""
-        if not self._pages:
+        if not self._sizes:
             return {}
-        seen = summarise([page.decode(errors="replace") for page in self._pages])
-        return {"url": self._url, "scrapes": len(self._pages), "missed": self._missed, **seen}
+        seen = summarise(self._read())
+        return {"url": self._url, "scrapes": len(self._sizes), "missed": self._missed, **seen}
 
 
 def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
@@ -93,12 +109,31 @@ def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
 
 
 def _get(url: str) -> bytes | None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Fetch a page within ``_PATIENCE_S`` in all, however slowly it drips, and not without end."""
+    kind = HTTPSConnection if url.startswith("https://") else HTTPConnection
+    place, slash, path = url.partition("://")[2].partition("/")
+    timer = None
     try:
-        with direct.open(url, timeout=_PATIENCE_S) as answer:
-            return bytes(answer.read())
-    except (URLError, OSError, ValueError):
+        connection = kind(place, timeout=_PATIENCE_S)
+        connection.connect()
+        timer = Timer(_PATIENCE_S, _hang_up, (connection.sock,))
+        timer.start()
+        connection.request("GET", slash + path or "/")
+        answer = connection.getresponse()
+        page = answer.read(_LARGEST + 1)
+        whole = timer.is_alive() and not answer.length and len(page) <= _LARGEST
+        return page if answer.status == 200 and whole else None
+    except (HTTPException, OSError, ValueError):
         return None
+    finally:
+        if timer is not None:
+            timer.cancel()
+            connection.close()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def parse_metrics(text: str) -> tuple[dict[Series, float], dict[str, str]]:
@@ -122,28 +157,46 @@ def parse_metrics(text: str) -> tuple[dict[Series, float], dict[str, str]]:
     return values, types
 
 
-def summarise(pages: Sequence[str]) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Seen:
+    """The values of a series so far."""
+
+    first: float
+    last: float = 0.0
+    total: float = 0.0
+    n: int = 0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, value: float) -> None:
+        self.last = value
+        self.total += value
+        self.n += 1
+        self.least, self.most = min(self.least, value), max(self.most, value)
+
+
+def summarise(pages: Iterable[str]) -> dict[str, Any]:
     """Sum up pages in their order: gauges by avg, min and max, counters by their increase.
 
     Counters that stood still are left out. ``queue_ms_per_request`` is, per Triton model, the
     increase of its queue time over that of its requests.
     """
     types: dict[str, str] = {}
-    seen: dict[Series, list[float]] = {}
+    seen: dict[Series, _Seen] = {}
     for values, known in map(parse_metrics, pages):
         types |= known
         for series, value in values.items():
             if _KEPT.fullmatch(series[0]) and isfinite(value):
-                seen.setdefault(series, []).append(value)
+                seen.setdefault(series, _Seen(value)).add(value)
     gauges = [
-        {**_named(series), "avg": sum(v) / len(v), "min": min(v), "max": max(v)}
+        {**_named(series), "avg": v.total / v.n, "min": v.least, "max": v.most}
         for series, v in seen.items()
         if types.get(series[0]) == "gauge"
     ]
     increases = {
-        series: values[-1] - values[0]
-        for series, values in seen.items()
-        if types.get(series[0]) == "counter" and values[-1] != values[0]
+        series: v.last - v.first
+        for series, v in seen.items()
+        if types.get(series[0]) == "counter" and v.last != v.first
     }
     return {
         "gpus": _gpus(seen),

@@ -72,6 +72,8 @@ def _is_number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
     return lambda value: type(value) in (int, float) and low <= value <= high and abs(value) < 1e300
 
 
+LONGEST_TOKENS: Final = 2**22  # of a prompt that is made up: some 0.5 GB of memory
+_LONGEST: Final = 2**24  # characters of a prompt: its encoding takes some 55 bytes for each
 _WHOLE: Final = "a whole number, 0 or more"
 _ABOVE: Final = "a whole number above 0"
 _TEXTS: Final = "text, or a list of texts"
@@ -86,7 +88,8 @@ _FIELDS: Final = {
     "timestamp_ms": _Key(("timestamp",), "a number of milliseconds, 0 or more", _is_number(0)),
 }
 _LENGTHS: Final = {
-    "input_tokens": _Key(("input_length",), _ABOVE, _is_whole(1)),
+    "input_tokens": _Key(("input_length",), f"{_ABOVE}, at most {LONGEST_TOKENS:,}",
+                         _is_whole(1, LONGEST_TOKENS + 1)),
     "blocks": _Key(("hash_ids",), "a list of whole numbers", _is_numbers),
 }
 SAMPLING: Final = {
@@ -185,6 +188,8 @@ def _spoken(
         raise wrong("lacks text_input (or prompt, text, messages, conversations)")
     if not text:
         raise wrong("text_input is not text with something in it")
+    if len(text) > _LONGEST:
+        raise wrong(f"a prompt of {len(text):,} characters is too long ({_LONGEST:,} at most)")
     return text, messages
 
 

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from llm_perf.errors import UserError
+from llm_perf.workload.datasets import LONGEST_TOKENS
 from llm_perf.workload.tokens import Tokenizer
 
 _WRITTEN: Final = re.compile(r"([0-9]{1,9})(?:(?:±|\+-|\+/-)([0-9]{1,9}))?")
@@ -47,6 +48,8 @@ def parse_lengths(text: str, flag: str) -> Lengths:
         raise UserError(
             f"{text!r} is no length", where=flag, fix="write tokens like 128, or 128±16 (128+-16)"
         )
+    if max(int(match[1]), int(match[2] or 0)) > LONGEST_TOKENS:
+        raise UserError(f"{text} is too long", where=flag, fix=f"{LONGEST_TOKENS:,} is the most")
     return Lengths(int(match[1]), int(match[2] or 0))
 
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import repeat
+from multiprocessing import active_children
+from pathlib import Path
 
+import psutil
 import pytest
 
-from llm_perf.api import Concurrency, Conditions, Endpoint, Status, load_workload, measure
+from llm_perf.api import (
+    Concurrency,
+    Conditions,
+    Endpoint,
+    Extent,
+    Progress,
+    Prompt,
+    Run,
+    Status,
+    Workload,
+    load_workload,
+    measure,
+)
+from llm_perf.selftest.nullserver import MODEL
+from llm_perf.selftest.selftest import null_server
+from llm_perf.workload.tokens import load_tokenizer
+from tests.client.faulty import FaultyServer
+from tests.client.runs import TOKENIZER
 from tests.client.scripted import FINAL, Say, ScriptedTriton
 
 LIMIT = 100_000
@@ -31,3 +55,75 @@ def test_an_answer_without_an_end_is_cut_and_its_own_status(
     assert (bad.status, good.status) == (Status.OVERLONG, Status.OK)
     assert len(bad.answer) <= LIMIT + 10 * 1024
     assert "failed requests: 1 overlong" in run.notes[0]
+
+
+def _bounded(code: str, *words: str, files: int) -> subprocess.CompletedProcess[str]:
+    """Run a program that may open so many files, and no more."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, files), files))
+
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        preexec_fn=limit,
+        env={"PYTHONPATH": str(Path(__file__).parents[3] / "client"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+MEASURE = """
+import sys
+from llm_perf.api import *
+url, protocol, prompts, tokenizer, n = sys.argv[1:]
+load = Concurrency(int(n)) if int(n) else Rate(float("inf"))
+workload = load_workload(prompts, tokenizer)
+run = measure(Endpoint(url, protocol, "ensemble"), workload, load, Conditions(request_timeout_s=20))
+print(run.requests_ok, *run.notes, sep="\\n")
+"""
+
+
+def test_the_soft_limit_of_open_files_is_raised(write_prompts, tokenizer_folder) -> None:
+    prompts = str(write_prompts(*(f"p{i}" for i in range(100))))
+    with FaultyServer() as server:
+        words = (server.url, "http", prompts, str(tokenizer_folder))
+        done = _bounded(MEASURE, *words, "100", files=200)
+        assert done.stdout.startswith("100\n"), done.stderr
+        refused = _bounded(MEASURE, *words, "100", files=120)
+        assert "100 connections need more files than a process may open here (120" in refused.stderr
+        fewer = _bounded(MEASURE, *words, "0", files=120)
+        assert fewer.stdout.startswith("100\nat most 56 requests were in flight"), fewer.stderr
+
+
+@pytest.mark.parametrize("count", [-5, 2**31 - 1])
+def test_an_absurd_count_is_none(count: int, ask: Callable[..., Run]) -> None:
+    with ScriptedTriton(lambda prompt: [Say("one", count), FINAL]) as server:
+        (record,) = ask(server, "a").records
+    assert (record.server_tokens, record.output_tokens) == (None, 3)
+
+
+def test_a_stopped_server_ends_a_timed_run_at_duration_and_timeout() -> None:
+    prompts = tuple(Prompt(i, "4 1000", 1, 4) for i in range(4))
+    conditions = Conditions(
+        extent=Extent(duration_s=1.0), request_timeout_s=1.0, watch=lambda seen: stop(seen)
+    )
+    stopped: list[psutil.Process] = []
+
+    def stop(seen: Progress) -> None:
+        if seen.done and not stopped:
+            stopped.extend(psutil.Process(child.pid) for child in active_children())
+            stopped[0].suspend()
+
+    with null_server() as url:
+        workload = Workload("", prompts, "", load_tokenizer(TOKENIZER))
+        try:
+            run = measure(Endpoint(url, "grpc", MODEL), workload, Concurrency(4), conditions)
+        finally:
+            for process in stopped:
+                process.resume()
+    kinds = Counter(record.status for record in run.records)
+    assert kinds[Status.OK] and kinds[Status.TIMEOUT] >= 4 and len(kinds) == 2
+    begun = min(record.sent_ns for record in run.records)
+    assert max(record.scheduled_ns for record in run.records) - begun < 1.1e9
+    assert max(record.end_ns for record in run.records) - begun < 2.5e9

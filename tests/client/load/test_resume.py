@@ -20,6 +20,7 @@ from llm_perf.api import Concurrency, Rate, Run
 from llm_perf.errors import UserError
 from llm_perf.load.journal import Journal, Kept, decode, encode, resume_journal, start_journal
 from llm_perf.record import Exchange, Status
+from llm_perf.results.export import prepare_folder
 from tests.client.scripted import Abort, ScriptedTriton, Step, answer
 
 _times = st.integers(0, 2**63 - 1)
@@ -47,10 +48,10 @@ def test_a_crash_in_mid_line_costs_that_line_only(tmp_path: Path) -> None:
     lines = [encode(number, Exchange(f"id{number}", sent_ns=number)) for number in range(3)]
     with path.open("ab") as file:
         file.write(lines[0] + lines[1][:-20])
-    assert [number for number, _ in resume_journal(path, head)] == [0]
+    assert [number for number, _ in resume_journal(path, head)[0]] == [0]
     with Journal(path) as journal:
         journal.note(2, Exchange("id2"))
-    assert [number for number, _ in resume_journal(path, head)] == [0, 2]
+    assert [number for number, _ in resume_journal(path, head)[0]] == [0, 2]
 
 
 def test_several_writers_keep_their_lines_apart(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_several_writers_keep_their_lines_apart(tmp_path: Path) -> None:
     with Journal(path) as one, Journal(path) as other:
         for number in range(200):
             (one, other)[number % 2].note(number, Exchange("x" * 1000))
-    assert [number for number, _ in resume_journal(path, {})] == list(range(200))
+    assert [number for number, _ in resume_journal(path, {})[0]] == list(range(200))
 
 
 def test_a_full_disk_ends_the_journal_and_not_the_run(
@@ -90,7 +91,7 @@ def test_a_journal_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_without_a_journal_a_resumed_run_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "new" / "j.jsonl"
-    assert len(resume_journal(path, {"workload": "w"})) == 0
+    assert len(resume_journal(path, {"workload": "w"})[0]) == 0
     assert json.loads(path.read_text()) == {"workload": "w"}
 
 
@@ -343,3 +344,78 @@ def test_the_most_in_flight_is_counted(spans: list[tuple[int, int]]) -> None:
     inside = [sum(a <= at < a + n for a, n in spans if n) for at, _ in spans]
     assert Kept(None, seen).most_in_flight >= max(inside)
     assert Kept(None, seen).most_in_flight <= max(inside) + sum(n == 0 for _, n in spans)
+
+
+def test_a_run_is_not_finished_at_another_server(llm_perf, tmp_path: Path) -> None:
+    gate = Gate(5)
+    export = tmp_path / "artifacts" / "profile_export.json"
+    with ScriptedTriton(gate) as server:
+        running = llm_perf(server)
+        assert gate.reached.wait(20)
+        _wait_for_lines(export.with_suffix(".journal.jsonl"), 1 + 5)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=20)
+        gate.open.set()
+    with ScriptedTriton(answer) as server:
+        _, err = (again := llm_perf(server, "--resume")).communicate(timeout=20)
+        assert (again.returncode, len(server.asked)) == (2, 0)
+        assert "is of another run: url differs" in err and "--resume-anyway" in err
+        _, err = (again := llm_perf(server, "--resume-anyway")).communicate(timeout=20)
+        assert (again.returncode, len(server.asked)) == (0, 7), err
+    document = json.loads(export.read_text())
+    assert "resumed anyway at another server (url differs)" in " ".join(document["notes"])
+
+
+def test_what_the_server_is_belongs_to_the_run(tmp_path: Path) -> None:
+    path, head = tmp_path / "j.jsonl", {"load": 1, "server": {"version": "1"}}
+    start_journal(path, head)
+    other = {**head, "server": {"version": "2"}}
+    with pytest.raises(UserError, match=r"server differs; .* --resume-anyway mixes"):
+        resume_journal(path, other)
+    assert resume_journal(path, other, anyway=True)[1] == ["server"]
+    with pytest.raises(UserError, match="load, server differs"):
+        resume_journal(path, {**other, "load": 2}, anyway=True)
+
+
+def test_a_second_run_on_the_same_files_is_refused(llm_perf, tmp_path: Path) -> None:
+    gate = Gate(0)
+    with ScriptedTriton(gate) as server:
+        first = llm_perf(server)
+        assert gate.reached.wait(20)
+        _, err = (second := llm_perf(server)).communicate(timeout=20)
+        assert (second.returncode, "another run is writing there" in err) == (2, True), err
+        gate.open.set()
+        _, err = first.communicate(timeout=20)
+        assert first.returncode == 0, err
+        _, err = (third := llm_perf(server)).communicate(timeout=20)
+        assert third.returncode == 0, err
+    assert not list((tmp_path / "artifacts").glob(".*"))
+
+
+def test_what_can_not_be_written_costs_neither_table_nor_journal(llm_perf, tmp_path: Path) -> None:
+    export = tmp_path / "artifacts" / "profile_export.json"
+    (export.with_suffix(".jsonl") / "in the way").mkdir(parents=True)
+    with ScriptedTriton(answer) as server:
+        out, err = (running := llm_perf(server)).communicate(timeout=20)
+        assert running.returncode == 2
+        assert "Requests ok / failed: 12 / 0" in out
+        assert err.splitlines()[-1].startswith("llm_perf: artifacts/profile_export.jsonl: can't be")
+        assert json.loads(export.read_text())["requests_ok"] == 12  # what can be written is
+        (export.with_suffix(".jsonl") / "in the way").rmdir()
+        export.with_suffix(".jsonl").rmdir()
+        export.unlink()
+        server.asked.clear()
+        out, err = (running := llm_perf(server, "--resume")).communicate(timeout=20)
+        assert (running.returncode, server.asked) == (0, []), err
+    assert export.with_suffix(".jsonl").read_text().count("\n") == 12
+
+
+def test_a_full_disk_is_said_before_the_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="can't be written to: No space left on device"):
+        prepare_folder(tmp_path / "x.json")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
+from llm_perf.server import scrape
 from llm_perf.server.scrape import Scraper, find_metrics, headline, parse_metrics, summarise
 from llm_perf.transports import Endpoint
 
@@ -141,3 +145,38 @@ def test_an_url_that_was_asked_for_has_to_answer(url: str) -> None:
 
 def test_nothing_is_scraped_where_nothing_was_asked_for_and_nothing_answers() -> None:
     assert find_metrics(None, Endpoint("127.0.0.254:1", "grpc", "ensemble")) is None
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """A page that comes a byte at a time and never ends; gives HOST:PORT."""
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while not over.wait(0.05):
+                    connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        over.set()
+    thread.join()
+
+
+def test_an_endpoint_that_drips_is_left(dripping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "_PATIENCE_S", 0.3)
+    with pytest.raises(UserError, match="no metrics at"):
+        find_metrics(dripping, Endpoint("127.0.0.1:1", "grpc", "ensemble"))
+
+
+def test_a_page_without_end_is_no_page(
+    http_server: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape, "_LARGEST", 1000)
+    with http_server(lambda path: (200, b"a 1\n" * 1000)) as place, pytest.raises(UserError):
+        find_metrics(place, Endpoint("127.0.0.1:1", "grpc", "ensemble"))

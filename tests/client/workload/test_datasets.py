@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import Line, parse_line, parse_sampling, read_lines
+from llm_perf.workload.datasets import Line, parse_line, parse_sampling, read_lines, read_object
 
 PATH = Path("p.jsonl")
 _text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -157,3 +157,15 @@ def test_sampling_words_are_read_under_any_of_their_names() -> None:
 def test_a_wrong_sampling_word_is_a_user_error(word: str) -> None:
     with pytest.raises(UserError, match="--sampling: "):
         parse_sampling((word,))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"text_input": "a" * (2**24 + 1)}, "a prompt of 16,777,217 characters is too long"),
+        ({"input_length": 2**31 - 1, "timestamp": 0}, "input_length is not a whole number above 0"),
+    ],
+)
+def test_what_would_not_fit_in_memory_is_refused(line: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=f"prompts:7: {said}"):
+        read_object(line, "prompts", 7)

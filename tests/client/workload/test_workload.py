@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
+from llm_perf.workload.datasets import LONGEST_TOKENS
 from llm_perf.workload.synthetic import Lengths, parse_lengths
 from llm_perf.workload.tokens import load_tokenizer
 from llm_perf.workload.workload import DEFAULT_MAX_TOKENS, load_workload, synthetic_workload
@@ -127,7 +128,11 @@ def test_counts_ignore_a_limit_in_the_tokenizer_file(
     assert workload.prompts[0].input_tokens == 5
 
 
-@given(st.integers(1, 10**8), st.integers(0, 10**8), st.sampled_from(["±", "+-", "+/-"]))
+@given(
+    st.integers(1, LONGEST_TOKENS),
+    st.integers(0, LONGEST_TOKENS),
+    st.sampled_from(["±", "+-", "+/-"]),
+)
 def test_lengths_are_read_as_written(mean: int, spread: int, sign: str) -> None:
     assert parse_lengths(f"{mean}{sign}{spread}", "--isl") == Lengths(mean, spread)
     assert parse_lengths(f" {mean}", "--isl") == Lengths(mean)
@@ -233,3 +238,8 @@ def test_long_texts_are_counted_in_pieces_and_as_well(words: str) -> None:
     assert tokenizer.count([text, "one"], special=False) == [
         len(tokenizer.encode(each, special=False)) for each in (text, "one")
     ]
+
+
+def test_no_prompt_is_made_up_that_would_not_fit_in_memory() -> None:
+    with pytest.raises(UserError, match="--isl: 99999999 is too long"):
+        parse_lengths("99999999", "--isl")
