@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import repeat
 from multiprocessing import active_children
 from pathlib import Path
@@ -127,3 +131,89 @@ def test_a_stopped_server_ends_a_timed_run_at_duration_and_timeout() -> None:
     begun = min(record.sent_ns for record in run.records)
     assert max(record.scheduled_ns for record in run.records) - begun < 1.1e9
     assert max(record.end_ns for record in run.records) - begun < 2.5e9
+
+
+@contextmanager
+def openai_server(answer: Callable[[BaseHTTPRequestHandler, str], None]) -> Iterator[str]:
+    """Serves one model; a completion is what ``answer`` writes for a prompt. Gives HOST:PORT."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.say(200, json.dumps({"data": [{"id": "m"}]}).encode())
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            with suppress(OSError):
+                answer(self, json.loads(body)["prompt"])
+
+        def say(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def event(text: str, end: str | None = None) -> bytes:
+    choice = {"text": text, "finish_reason": end}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+def good(handler: BaseHTTPRequestHandler) -> None:
+    body = event("one") + event(" two", "stop") + b"data: [DONE]\n\n"
+    handler.say(200, body, content_type="text/event-stream")  # type: ignore[attr-defined]
+
+
+def test_a_stream_over_http_is_cut_too(write_prompts, tokenizer_folder) -> None:
+    def answer(handler: BaseHTTPRequestHandler, prompt: str) -> None:
+        if prompt == "good":
+            good(handler)
+            return
+        handler.close_connection = True
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        while True:
+            handler.wfile.write(event("x" * 1000))
+
+    prompts = write_prompts({"text_input": "bad", "max_tokens": 10}, "good")
+    with openai_server(answer) as url:
+        workload = load_workload(prompts, tokenizer_folder)
+        conditions = Conditions(request_timeout_s=20, max_answer_bytes=LIMIT)
+        run = measure(Endpoint(url, "openai", "m"), workload, Concurrency(1), conditions)
+    bad, fine = run.records
+    assert (bad.status, fine.status) == (Status.OVERLONG, Status.OK)
+    assert LIMIT / 2 < len(bad.answer) <= LIMIT + 10 * 1024
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_slot_waits_as_long_as_the_server_says(
+    status: int, write_prompts, tokenizer_folder
+) -> None:
+    def answer(handler: BaseHTTPRequestHandler, prompt: str) -> None:
+        if prompt == "later":
+            handler.say(status, b"{}", retry_after="1")  # type: ignore[attr-defined]
+        else:
+            good(handler)
+
+    with openai_server(answer) as url:
+        workload = load_workload(write_prompts("a", "later", "b"), tokenizer_folder)
+        run = measure(Endpoint(url, "openai", "m"), workload, Concurrency(1))
+    _, later, after = run.records
+    assert [record.status.value for record in run.records] == ["ok", "throttled", "ok"]
+    assert after.sent_ns - later.end_ns >= 0.99e9  # loops wake up to a millisecond early
+    assert "failed requests: 1 throttled" in run.notes[0]

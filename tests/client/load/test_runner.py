@@ -109,7 +109,8 @@ def test_a_load_that_was_never_reached_is_said(ask: Callable[..., Run]) -> None:
         assert "not reached" not in " ".join(run.notes)
 
 
-def test_a_server_that_went_away_ends_the_run(ask: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_went_away_ends_the_run(workers: int, ask: Callable[..., Run]) -> None:
     answered = threading.Semaphore(0)
     with ScriptedTriton(lambda prompt: GOOD) as server:
 
@@ -124,7 +125,10 @@ def test_a_server_that_went_away_ends_the_run(ask: Callable[..., Run]) -> None:
         thread = threading.Thread(target=leave)
         thread.start()
         prompts = [f"p{i}" for i in range(20_000)]
-        run = ask(server, *prompts, load=Concurrency(4), watch=watch, give_up_after_s=1.0)
+        run = ask(
+            *(server, *prompts),
+            **{"load": Concurrency(4), "watch": watch, "give_up_after_s": 1.0, "workers": workers},
+        )
         thread.join()
     assert run.stopped is not None and run.stopped.startswith("for 1 s nothing but refusals: ")
     refused = [record for record in run.records if record.status is Status.REFUSED]
