@@ -40,7 +40,6 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._accumulates = parameters.get("accumulate_tokens", "false") == "true"
         self._decoupled = config["model_transaction_policy"]["decoupled"]
-        self._shown = {each["name"] for each in config["output"]}
         self._reshaped = {each["name"] for each in config["input"] if each.get("reshape")}
         steps = json.loads((Path(__file__).parent / "wiring.json").read_text(encoding="utf-8"))
         steps[1]["model"] = parameters.get("tensorrt_llm_model_name", "tensorrt_llm")
@@ -50,9 +49,10 @@ class TritonPythonModel:
     def execute(self, requests):
         """Answer, one after the other."""
         if not self._decoupled:
-            return [self._answer(self._read(request)) for request in requests]
+            return [self._answer(self._read(request), _wanted(request)) for request in requests]
         for request in requests:
-            self._stream(self._read(request), request.get_response_sender())
+            sender = request.get_response_sender()
+            self._stream(self._read(request), _wanted(request), sender)
         return None
 
     def _read(self, request):
@@ -62,24 +62,28 @@ class TritonPythonModel:
             tensors[name] = pb_utils.Tensor(name, tensors[name].as_numpy().reshape(-1, 1))
         return tensors
 
-    def _answer(self, tensors):
+    def _answer(self, tensors, wanted):
         try:
-            [response] = self._responses(tensors, lambda: False)
+            [response] = self._responses(tensors, wanted, lambda: False)
             return response
         except Exception as error:
             return _failure(error)
 
-    def _stream(self, tensors, sender):
+    def _stream(self, tensors, wanted, sender):
         try:
-            waited_in_vain = sender.is_cancelled()
-            for response in () if waited_in_vain else self._responses(tensors, sender.is_cancelled):
-                sender.send(response)
+            if not sender.is_cancelled():  # else it waited in vain
+                for response in self._responses(tensors, wanted, sender.is_cancelled):
+                    sender.send(response)
         except Exception as error:
             sender.send(_failure(error))
         sender.send(flags=_FINAL)
 
-    def _responses(self, tensors, is_cancelled):
-        """The responses to one request, as they come."""
+    def _responses(self, tensors, wanted, is_cancelled):
+        """The responses to one request, as they come: of its outputs those that are ``wanted``.
+
+        Triton would throw away the others itself, and crash with Python 3.12 (seen: 2.51): it frees
+        numpy's memory without Python's lock.
+        """
         self._refuse(tensors)
         call = str(uuid.uuid4())  # the client's id may be empty, or used twice
         text_call = f"text of {call}"
@@ -91,12 +95,13 @@ class TritonPythonModel:
         try:
             for said in self._said(tensors, call, is_cancelled):
                 shown = so_far.add(said) if so_far else said
-                text = self._after.read(self._after.request(shown, text_call).exec())
-                if so_far:
-                    text = {**so_far.whole(text), **self._after.copies(said)}
-                answer = {**said, **text}
+                passed_on = self._after.copies(said)
+                # kept until its tensors are sent: they are views of its memory
+                response = self._after.request(shown, text_call, without=passed_on).exec()
+                text = self._after.read(response)
+                answer = {**said, **(so_far.whole(text) if so_far else text), **passed_on}
                 yield pb_utils.InferenceResponse(
-                    [renamed(value, name) for name, value in answer.items() if name in self._shown]
+                    [renamed(value, name) for name, value in answer.items() if name in wanted]
                 )
         finally:
             if streams and not accumulates:  # postprocessing may wait for more
@@ -152,12 +157,14 @@ class Step:
         self._inputs = input_map
         self._outputs = output_map
 
-    def request(self, tensors, call, kept_back=()):
+    def request(self, tensors, call, kept_back=(), without=()):
         """The call of the model with those of its inputs that are there."""
         return pb_utils.InferenceRequest(
             model_name=self.model,
             request_id=call,
-            requested_output_names=list(self._outputs),
+            requested_output_names=[
+                key for key, name in self._outputs.items() if name not in without
+            ],
             inputs=[
                 renamed(tensors[name], key)
                 for key, name in self._inputs.items()
@@ -176,7 +183,7 @@ class Step:
         return tensors[self._inputs[key]]
 
     def copies(self, tensors):
-        """The outputs that hand an input on, made of other tensors than the model got."""
+        """The outputs that hand an input on, of what came."""
         return {
             shown: tensors[self._inputs[key]]
             for out, shown in self._outputs.items()
@@ -222,6 +229,10 @@ def renamed(tensor, name):
         return pb_utils.Tensor(name, tensor.as_numpy())
     except pb_utils.TritonModelException:  # numpy has no bfloat16, and no GPU
         return pb_utils.Tensor.from_dlpack(name, tensor.to_dlpack())
+
+
+def _wanted(request):
+    return set(request.requested_output_names())
 
 
 def _value(tensors, name, default):
