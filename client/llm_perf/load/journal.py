@@ -38,6 +38,7 @@ _SERVER: Final = ("endpoint", "url", "server")  # of a head
 _EVERY_S = 0.4
 _YIELD_S = 50e-6  # long enough for a thread that waits for the interpreter to get it
 _AT_ONCE = 256  # lines
+_BACKLOG = 1000
 
 
 def encode(number: int, seen: Exchange) -> bytes:
@@ -230,7 +231,8 @@ class Journal(Background):
     def _lines(self, some: Iterable[tuple[int, Exchange]]) -> Iterator[bytes]:
         for number, seen in some:
             yield encode(number, seen)
-            if not self._over.is_set():
+            # a busy loop gives the interpreter back late, so that one who yields falls behind
+            if len(self._finished) < _BACKLOG and not self._over.is_set():
                 sleep(_YIELD_S)
 
     def _write(self, lines: bytes) -> None:
