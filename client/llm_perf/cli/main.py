@@ -131,8 +131,10 @@ def _measure(
 
     with show_progress(load.title) as watch:
         run = api.measure(endpoint, workload, load, replace(conditions, watch=watch))
-    api.print_run(run, explain=flags["explain"])
-    written = api.write_run(run, path, asked.read_extras(flags))
+    try:
+        api.print_run(run, explain=flags["explain"])
+    finally:  # the terminal may be gone
+        written = api.write_run(run, path, asked.read_extras(flags))
     beside = ", ".join(str(each.relative_to(path.parent)) for each in written[1:])
     click.echo(f"Wrote {written[0]} and {beside}")
     if run.stopped and conditions.journal:
@@ -148,7 +150,9 @@ def _exit_code(runs: Sequence[Run], flags: dict[str, Any]) -> int:
     if stopped == "interrupted":
         return 130
     limit = flags["max_failure_rate"] / 100
-    if stopped or any(run.requests_failed > limit * len(run.records) for run in runs):
+    if stopped or (runs and not any(run.requests_ok for run in runs)):
+        return 1
+    if any(run.requests_failed > limit * len(run.records) for run in runs):
         return 1
     bound = any(run.health and run.health.client_bound for run in runs)
     return 3 if flags["strict"] and bound else 0

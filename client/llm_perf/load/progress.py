@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TypeAlias
@@ -68,11 +68,16 @@ def show_progress(label: str) -> Iterator[Watch]:
             printed = now
             print(f"{label}: {_tell(seen, rate)}", file=out, flush=True)
 
+    def watch_if_seen(seen: Progress) -> None:
+        with suppress(OSError):  # a closed terminal ends no run
+            watch(seen)
+
     try:
-        yield watch
+        yield watch_if_seen
     finally:
-        if live:
-            out.write("\n")
+        with suppress(OSError):
+            if live:
+                out.write("\n")
 
 
 def _tell(seen: Progress, rate: float | None) -> str:

@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
 
-_BATCH = 1024  # encodings keep offsets and more; a batch bounds what lives at once
+_BATCH, _CHARACTERS = 1024, 2**21  # encodings keep offsets and more: bounds what lives at once
 _PIECE = 2**16  # characters; an encoding takes some 55 bytes for each
 _WORD = re.compile(r"\S(?= \S)")  # what a word's space comes after
 
@@ -41,9 +41,13 @@ class Tokenizer:
 
     def _count(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
         counts: list[int] = []
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            encodings = self._encoder.encode_batch_fast(batch, add_special_tokens=special)
+        while len(counts) < len(texts):
+            batch = list(texts[len(counts) : len(counts) + _BATCH])
+            sizes = accumulate(map(len, batch))
+            few = sum(size <= _CHARACTERS for size in sizes)
+            encodings = self._encoder.encode_batch_fast(
+                batch[: max(few, 1)], add_special_tokens=special
+            )
             counts += [len(encoding) for encoding in encodings]
         return counts
 

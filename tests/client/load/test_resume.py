@@ -419,3 +419,18 @@ def test_a_full_disk_is_said_before_the_load(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="can't be written to: No space left on device"):
         prepare_folder(tmp_path / "x.json")
+
+
+def test_a_terminal_that_is_closed_costs_no_file(llm_perf, tmp_path: Path) -> None:
+    export = tmp_path / "artifacts" / "profile_export.json"
+    gate = Gate(5)
+    with ScriptedTriton(gate) as server:
+        running = llm_perf(server)
+        assert gate.reached.wait(20)
+        _wait_for_lines(export.with_suffix(".journal.jsonl"), 1 + 5)
+        running.stdout.close()
+        running.stderr.close()
+        running.send_signal(signal.SIGHUP)
+        running.wait(20)
+        gate.open.set()
+    assert json.loads(export.read_text())["requests_ok"] == 5
