@@ -39,7 +39,11 @@ from trtllm_deploy.spec.settings import lacking
 
 MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 Ensemble: TypeAlias = Literal["reference", "tensorrt"]
-_TOKENIZING = {"preprocessing", "postprocessing"}
+_SHARED = {
+    "preprocessing": ("shared/tokenizer.py", "shared/spellings.py"),
+    "postprocessing": ("shared/tokenizer.py", "shared/spellings.py", "shared/spent.py"),
+    "tensorrt_llm_bls": ("shared/spent.py",),
+}
 _BLS_INSTANCES = 5  # what the Triton backend's docs found to work well
 
 
@@ -60,7 +64,7 @@ def render_repository(job: RepositoryJob, backend: Ensemble) -> None:
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
         if name == "tensorrt_llm" and backend == "tensorrt":
             continue  # its code is the C++ backend
-        shared = templates().glob("tokenizer/*.py") if name in _TOKENIZING else ()
+        shared = (templates() / file for file in _SHARED.get(name, ()))
         for code in (*(templates() / name / "1").glob("*.py"), *shared):
             shutil.copyfile(code, folder / "1" / code.name)
     wiring = [asdict(step) for step in models["ensemble"].steps]

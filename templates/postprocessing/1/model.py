@@ -35,6 +35,7 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from detokenizer import Detokenizer
+from spent import responses
 from tokenizer import Tokenizer
 
 _CANCELLATION_CHECK = 8  # tokens between two looks, which take about 40 µs each
@@ -105,11 +106,11 @@ def _stop(request_id):
     """End what tensorrt_llm does for a stream whose client has gone; its last chunk comes here."""
     one = np.ones((1, 1), np.int32)
     inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": one > 0}
-    answers = pb_utils.InferenceRequest(
+    request = pb_utils.InferenceRequest(
         model_name="tensorrt_llm",
         request_id=request_id,
         requested_output_names=["output_ids", "sequence_length"],
         inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
-    ).exec(decoupled=True)
-    for _ in answers:
+    )
+    for _ in responses(request):
         pass

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from spent import responses
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _OF_STREAMS = {"STREAMING", "EXCLUDE_INPUT_IN_OUTPUT"}
@@ -111,7 +112,7 @@ class TritonPythonModel:
     def _said(self, tensors, call, is_cancelled):
         """The model's responses, until it ends or the client cancels."""
         request, stopped = self._model.request(tensors, call), False
-        for response in request.exec(decoupled=True) if self._decoupled else [request.exec()]:
+        for response in responses(request) if self._decoupled else [request.exec()]:
             said = self._model.read(response)
             if not stopped and is_cancelled():
                 self._stop(call)
@@ -146,7 +147,8 @@ class TritonPythonModel:
             requested_output_names=[],
             inputs=[*inputs, pb_utils.Tensor("stop", np.array([[True]]))],
         )
-        list(request.exec(decoupled=True))
+        for _ in responses(request):
+            pass
 
 
 class Step:
