@@ -67,23 +67,27 @@ class Chunk:
     tokens: int | None = None  # the server's count of the tokens this message adds
     final: bool = False
     error: str | None = None
+    # a token that has no text: half a character held back, or, with ``final``, the end token
+    silent: bool = False
     # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns, …), and
     # total_tokens, the whole answer's count so far
     facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def empty(self) -> bool:
-        """Carries nothing; a held-back half of a character has no text, but it has tokens."""
-        return not self.text and not self.tokens
+    def speaks(self) -> bool:
+        """Carries tokens for sure: text, or the server's count of some without any."""
+        return bool(self.text or self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request, over. ``chunk_ns`` are the times of its non-empty responses.
+    """One request, over. ``chunk_ns`` are the times of the responses that carry counted tokens.
 
-    Output tokens were counted by the server and by the tokenizer. The server splits its share of
-    TTFT: ``queue_ns`` = first scheduled − arrival, ``prefill_ns`` = first token − first scheduled
-    (TensorRT-LLM's ``return_perf_metrics``).
+    Output tokens were counted by the server and by the tokenizer; ``end_counted`` says that the
+    server counts the end token, whose response is then the last of ``chunk_ns``. ``first_text_ns``
+    is the time of the first response with text. The server splits its share of TTFT: ``queue_ns`` =
+    first scheduled − arrival, ``prefill_ns`` = first token − first scheduled (TensorRT-LLM's
+    ``return_perf_metrics``).
     """
 
     prompt: Prompt
@@ -100,6 +104,8 @@ class Record:
     queue_ns: int | None = None
     prefill_ns: int | None = None
     kv_cache_reused_blocks: int | None = None
+    first_text_ns: int | None = None
+    end_counted: bool = False
 
     @property
     def ok(self) -> bool:
@@ -120,17 +126,22 @@ class Record:
 
     @property
     def ttft_ns(self) -> int | None:
-        """TTFT = first non-empty response − sent."""
+        """TTFT = first token − sent."""
         return self.chunk_ns[0] - self.sent_ns if self.chunk_ns else None
 
     @property
+    def ttft_text_ns(self) -> int | None:
+        """Time to first text = first response with text − sent."""
+        return None if self.first_text_ns is None else self.first_text_ns - self.sent_ns
+
+    @property
     def latency_ns(self) -> int | None:
-        """Request latency = last non-empty response − sent."""
+        """Request latency = last token − sent."""
         return self.chunk_ns[-1] - self.sent_ns if self.chunk_ns else None
 
     @property
     def itl_ns(self) -> float | None:
-        """ITL = (latency − TTFT) / (OSL − 1).
+        """ITL = (last token − first token) / (OSL − 1): span and divisor are of the same tokens.
 
         Undefined for OSL < 2, and for an answer that came in one piece: no interval was seen.
         """
@@ -140,12 +151,12 @@ class Record:
 
     @property
     def gaps_ns(self) -> list[int]:
-        """Times between neighbouring non-empty responses."""
+        """Times between neighbouring responses with tokens."""
         return [later - earlier for earlier, later in pairwise(self.chunk_ns)]
 
     @property
     def since_due_ns(self) -> list[int]:
-        """Of each non-empty response its time since the request was due."""
+        """Of each response with tokens its time since the request was due."""
         return [at - self.scheduled_ns for at in self.chunk_ns]
 
 
@@ -186,7 +197,10 @@ def _record(
         facts.update(chunk.facts)  # totals: the last word counts
     tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
     counted = facts.get("total_tokens", sum(tokens) if tokens else None)
-    stamped = zip(seen.messages, chunks, strict=True)
+    # what is below none, or more than any model says, is no count
+    counted = None if counted is None or not 0 <= counted <= _MOST_TOKENS else counted
+    stamped = [(at, chunk) for (at, _), chunk in zip(seen.messages, chunks, strict=True)]
+    chunk_ns, end_counted = _token_times(stamped, counted, count)
     return Record(
         prompt=prompt,
         request_id=seen.request_id,
@@ -195,15 +209,38 @@ def _record(
         scheduled_ns=seen.scheduled_ns,
         sent_ns=seen.sent_ns,
         end_ns=seen.end_ns,
-        chunk_ns=tuple(at for (at, _), chunk in stamped if not chunk.empty),
+        chunk_ns=chunk_ns,
         answer=answer,
-        # what is below none, or more than any model says, is no count
-        server_tokens=None if counted is None or not 0 <= counted <= _MOST_TOKENS else counted,
+        server_tokens=counted,
         tokenizer_tokens=count,
         queue_ns=_span(facts, "arrival_time_ns", "first_scheduled_time_ns"),
         prefill_ns=_span(facts, "first_scheduled_time_ns", "first_token_time_ns"),
         kv_cache_reused_blocks=facts.get("kv_cache_reused_blocks"),
+        first_text_ns=next((at for at, chunk in stamped if chunk.text), None),
+        end_counted=end_counted,
     )
+
+
+def _token_times(
+    stamped: Sequence[tuple[int, Chunk]], counted: int | None, tokenizer_tokens: int
+) -> tuple[tuple[int, ...], bool]:
+    """The times of the responses with counted tokens, and whether the end token is one of them.
+
+    A response that is silent amid an answer holds a token back, unless there are more of them than
+    the server counts. The silent one that ends it has the end token; whether that is counted shows
+    in the count: it is one more than there are responses with a token, or, where a response brings
+    several, more than the text has.
+    """
+    spoken = [at for at, chunk in stamped if chunk.speaks]
+    held = [at for at, chunk in stamped if chunk.silent and not (chunk.final or chunk.speaks)]
+    if counted is None or len(spoken) + len(held) <= counted:
+        spoken = sorted(spoken + held)
+    end = [at for at, chunk in stamped if chunk.silent and chunk.final and not chunk.speaks]
+    if counted is None or not end or counted <= len(spoken):
+        return tuple(spoken), False
+    if counted == len(spoken) + 1 or counted > tokenizer_tokens:
+        return (*spoken, end[0]), True
+    return tuple(spoken), False
 
 
 def _span(facts: Mapping[str, int], start: str, end: str) -> int | None:

@@ -41,6 +41,7 @@ _LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
 _NIM = "NVIDIA NIM LLM benchmarking guide, Metrics"
 _GENAI_PERF = "genai-perf 0.0.16, llm_profile_data_parser.py"
 _LOADGEN = "MLPerf loadgen's latency"
+_OURS = "llm_perf"
 _TRTLLM = "TensorRT-LLM's return_perf_metrics"
 
 
@@ -70,31 +71,41 @@ def _rate(amount: int, nanoseconds: float | None) -> float | None:
     return amount / (nanoseconds * 1e-9) if nanoseconds else None
 
 
+def _pace(itl_ns: float | None) -> float | None:
+    """Tokens a second; infinite where all came at once, and not left out."""
+    return None if itl_ns is None else 1e9 / itl_ns if itl_ns else math.inf
+
+
 def _known(value: float | None) -> list[float]:
     return [] if value is None else [value]
 
 
 # fmt: off
 DEFINITIONS: Final = {each.key: each for each in (
-    Definition("time_to_first_token", "ms", "TTFT = first non-empty response − sent",
+    Definition("time_to_first_token", "ms", "TTFT = first response with a token − sent",
                _NIM, lambda r: _ms(r.ttft_ns), late=True),
+    Definition("time_to_first_text", "ms",
+               "first response with text − sent: later than TTFT where the first token is half a "
+               "character",
+               _OURS, lambda r: _ms(r.ttft_text_ns)),
     Definition("time_to_first_token_from_schedule", "ms",
-               "first non-empty response − scheduled time",
+               "first response with a token − scheduled time",
                _LOADGEN, lambda r: _ms(*r.since_due_ns[:1]), late=True, open_loop=True),
     Definition("time_to_second_token", "ms",
-               "second non-empty response − first non-empty response",
+               "second response with tokens − first response with tokens",
                _GENAI_PERF, lambda r: _ms(*r.gaps_ns[:1])),
     Definition("inter_token_latency", "ms",
-               "ITL = TPOT = (request latency − TTFT) / (OSL − 1), one value per request; none for "
-               "OSL < 2, or an answer in one response",
+               "ITL = TPOT = (last token − first token) / (OSL − 1), one value per request, over "
+               "the tokens that OSL counts, the end token among them if the server counts it; none "
+               "for OSL < 2, or an answer in one response",
                _NIM, lambda r: _ms(r.itl_ns), late=True),
     Definition("inter_chunk_latency", "ms",
-               "time between neighbouring non-empty responses, pooled over requests; equals ITL "
+               "time between neighbouring responses with tokens, pooled over requests; equals ITL "
                "only where every response is one token",
                "aiperf inter_chunk_latency", lambda r: _ms(*r.gaps_ns)),
-    Definition("request_latency", "ms", "last non-empty response − sent",
+    Definition("request_latency", "ms", "last response with a token − sent",
                _NIM, lambda r: _ms(r.latency_ns), late=True),
-    Definition("request_latency_from_schedule", "ms", "last non-empty response − scheduled time",
+    Definition("request_latency_from_schedule", "ms", "last response with a token − scheduled time",
                _LOADGEN, lambda r: _ms(*r.since_due_ns[-1:]), late=True, open_loop=True),
     Definition("output_sequence_length", "tokens",
                "OSL = the server's own count (num_output_tokens, sequence_length, output_ids, "
@@ -104,7 +115,7 @@ DEFINITIONS: Final = {each.key: each for each in (
                "ISL = tokenizer's count of the prompt, special tokens with it",
                _NIM, lambda r: [r.prompt.input_tokens]),
     Definition("output_token_throughput_per_user", "tokens/sec/user", "1 / ITL",
-               _GENAI_PERF, lambda r: _known(_rate(1, r.itl_ns))),
+               _GENAI_PERF, lambda r: _known(_pace(r.itl_ns))),
     Definition("output_token_throughput_per_user_e2e", "tokens/sec/user", "OSL / request latency",
                _NIM, lambda r: _known(_rate(r.output_tokens, r.latency_ns))),
     Definition("server_queue_time", "ms", "first scheduled − arrival, on the server's clock",
@@ -117,6 +128,11 @@ DEFINITIONS: Final = {each.key: each for each in (
                _TRTLLM, lambda r: _ms(r.network_ns), optional=True),
     Definition("kv_cache_reused_blocks", "blocks", "blocks of the prompt found in the KV cache",
                _TRTLLM, lambda r: _known(r.kv_cache_reused_blocks), optional=True),
+    Definition("input_token_throughput", "tokens/sec",
+               "Σ ISL of answered requests / (last response − first send)", _NIM),
+    Definition("total_token_throughput", "tokens/sec",
+               "Σ (ISL + OSL) of answered requests / (last response − first send)",
+               "vllm bench serve, total_token_throughput"),
     Definition("output_token_throughput", "tokens/sec",
                "Σ OSL of answered requests / (last response − first send)", _NIM),
     Definition("request_throughput", "requests/sec",
@@ -139,10 +155,11 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
     """
     shown = [each for each in DEFINITIONS.values() if each.values]
     columns = {each: array("d") for each in shown if open_loop or not each.open_loop}
-    ok = tokens = 0
+    ok = tokens = read = 0
     for record in records:  # once: they may be on disk
         if record.ok:
             ok, tokens = ok + 1, tokens + record.output_tokens
+            read += record.prompt.input_tokens
             for each, values in columns.items():
                 values.extend(each.of(record))
     failed = len(records) - ok
@@ -150,6 +167,8 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
     metrics: dict[str, Metric] = {
         "request_throughput": {"unit": "requests/sec", "avg": _rate(ok, window)},
         "output_token_throughput": {"unit": "tokens/sec", "avg": _rate(tokens, window)},
+        "input_token_throughput": {"unit": "tokens/sec", "avg": _rate(read, window)},
+        "total_token_throughput": {"unit": "tokens/sec", "avg": _rate(read + tokens, window)},
         "request_count": {"unit": "count", "avg": ok},
     }
     for each, values in columns.items():
@@ -173,7 +192,7 @@ def window_ns(records: Sequence[Record]) -> int | None:
 def _adjusted(values: array[float], failed: int) -> Metric:
     data = np.concatenate((np.frombuffer(values), np.full(failed, math.inf)))
     spread = np.percentile(data, ADJUSTED, method="nearest").tolist()
-    shown = ["inf" if math.isinf(value) else value for value in spread]
+    shown = map(spelt, spread)
     return {f"adjusted_p{p}": value for p, value in zip(ADJUSTED, shown, strict=True)}
 
 
@@ -182,10 +201,18 @@ def _distribution(values: array[float]) -> Metric:
     if not values:
         return {"count": 0, **dict.fromkeys(names)}
     data = np.frombuffer(values)
-    plain = [data.mean(), data.min(), data.max(), data.std()]
-    spread = np.percentile(data, PERCENTILES, overwrite_input=True)  # the last that is asked of it
-    figures = map(float, (*plain, *spread))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        plain = [data.mean(), data.min(), data.max(), data.std()]
+        spread = np.percentile(
+            data, PERCENTILES, overwrite_input=True
+        )  # the last that is asked of it
+    figures = (spelt(float(each)) for each in (*plain, *spread))
     return {"count": len(values), **dict(zip(names, figures, strict=True))}
+
+
+def spelt(value: float) -> float | str | None:
+    """As JSON can have it: infinity in letters; nothing for what two of them leave undefined."""
+    return None if math.isnan(value) else "inf" if math.isinf(value) else value
 
 
 @dataclass(frozen=True, slots=True)

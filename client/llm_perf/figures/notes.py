@@ -16,7 +16,9 @@ MISMATCH_LIMIT: Final = 0.01
 class TokenCounts:
     """Output tokens of the answered requests, counted both ways, and who disagrees.
 
-    ``difference`` is Σ |server − tokenizer| over the requests that the server counted.
+    ``ends`` is how many end tokens the server counted, which no text has; without them
+    ``difference`` is Σ |server − tokenizer| over the requests that the server counted, and
+    ``halves`` how many of the ``mismatches`` hold bytes that are no whole character.
     """
 
     source: str
@@ -24,6 +26,8 @@ class TokenCounts:
     tokenizer: int
     mismatches: int
     difference: int
+    ends: int = 0
+    halves: int = 0
 
     @property
     def flagged(self) -> bool:
@@ -33,7 +37,7 @@ class TokenCounts:
 
 def count_tokens(records: Sequence[Record]) -> TokenCounts:
     """Reconcile, request by request, the server's counts with the tokenizer's."""
-    counted = server = tokenizer = mismatches = difference = 0
+    counted = server = tokenizer = mismatches = difference = ends = halves = 0
     for record in records:
         if not record.ok:
             continue
@@ -41,10 +45,22 @@ def count_tokens(records: Sequence[Record]) -> TokenCounts:
         tokenizer += own
         if theirs is not None:
             counted, server = counted + 1, server + theirs
-            mismatches += theirs != own
-            difference += abs(theirs - own)
+            ends += record.end_counted
+            differs = theirs - record.end_counted != own
+            mismatches += differs
+            halves += differs and "\ufffd" in record.answer
+            difference += abs(theirs - record.end_counted - own)
     source = "server" if counted else "tokenizer"
-    return TokenCounts(source, server, tokenizer, mismatches, difference)
+    return TokenCounts(source, server, tokenizer, mismatches, difference, ends, halves)
+
+
+def _cause(counts: TokenCounts) -> str:
+    """Why they may differ, as far as the answers show it."""
+    if counts.halves == counts.mismatches:
+        return "bytes of characters that never became whole"
+    if counts.server - counts.ends > counts.tokenizer:
+        return "special tokens without text, or text that was tokenised otherwise than generated"
+    return "another tokenizer, or text that was tokenised otherwise than generated"
 
 
 def failure_notes(records: Sequence[Record]) -> list[str]:
@@ -79,9 +95,11 @@ def answer_notes(records: Sequence[Record]) -> list[str]:
         (
             counts.mismatches,
             f"server and tokenizer count {counts.mismatches} of {n} answers differently "
-            f"({counts.server} and {counts.tokenizer} tokens in all"
-            + (f", over {MISMATCH_LIMIT:.0%}: see (!))" if counts.flagged else ")"),
+            f"({counts.server - counts.ends} and {counts.tokenizer} tokens in all"
+            + (f", over {MISMATCH_LIMIT:.0%}: see (!))" if counts.flagged else ")")
+            + f": {_cause(counts)}",
         ),
+        (counts.ends, f"the server counts the end token too, in {counts.ends} of {n} answers"),
         (limited, f"{limited} of {n} answers reached max_tokens: the run is not EOS-terminated"),
         (
             first,

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 from filelock import FileLock, Timeout
 
 from llm_perf.errors import UserError
-from llm_perf.figures.metrics import DEFINITIONS
+from llm_perf.figures.metrics import DEFINITIONS, spelt
 from llm_perf.files import write_whole
 from llm_perf.record import Record
 from llm_perf.results.genai_perf import (
@@ -168,10 +168,11 @@ def _line(record: Record, score: float | None) -> Line:
     }
 
 
-def _metrics(record: Record) -> dict[str, float]:
+def _metrics(record: Record) -> dict[str, float | str | None]:
     """Every metric that has one value for this request."""
     known = {key: each.of(record) for key, each in DEFINITIONS.items()}
-    return {key: each[0] for key, each in known.items() if each and key != "inter_chunk_latency"}
+    once = {key: each for key, each in known.items() if each and key != "inter_chunk_latency"}
+    return {key: spelt(each[0]) for key, each in once.items()}
 
 
 def _jsonl(lines: Iterable[Line]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from llm_perf.server.scrape import headline
 _COLUMNS: Final = ("avg", "min", "max", "std", "p99", "p90", "p75", "p50", "p25")
 _ROWS: Final = {
     "time_to_first_token": "Time to first token (ms)",
+    "time_to_first_text": "Time to first text (ms)",
     "time_to_first_token_from_schedule": "Time to first token from schedule (ms)",
     "inter_token_latency": "Inter token latency (ms)",
     "request_latency": "Request latency (ms)",
@@ -29,7 +30,7 @@ _ACROSS: Final = (
     ("tokens/s", "output_token_throughput", "avg"),
     ("requests/s", "request_throughput", "avg"),
     ("goodput/s", "request_goodput", "avg"),
-    ("tokens/s/user", "output_token_throughput_per_user", "avg"),
+    ("OSL/latency", "output_token_throughput_per_user_e2e", "avg"),
     ("TTFT p50 ms", "time_to_first_token", "p50"),
     ("TTFT p99 ms", "time_to_first_token", "p99"),
     ("from schedule p99", "time_to_first_token_from_schedule", "p99"),
@@ -116,6 +117,8 @@ def _rows(run: Run) -> Iterator[tuple[str, ...]]:
 def _foot(run: Run) -> Iterator[str]:
     for key, label in (
         ("output_token_throughput", "Output token throughput (tokens/s)"),
+        ("input_token_throughput", "Input token throughput (tokens/s)"),
+        ("total_token_throughput", "Total token throughput (tokens/s)"),
         ("request_throughput", "Request throughput (requests/s)"),
     ):
         yield f"{label}: {_figure(run.metrics[key], 'avg')}"

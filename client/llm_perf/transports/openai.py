@@ -72,16 +72,20 @@ class OpenAI:
 def _parse(answer: Any) -> Chunk:
     if (error := error_text(answer)) is not None:
         return Chunk(error=error)
-    text, final = "", False
+    text, final, silent = "", False, False
     for choice in answer.get("choices", ()):
         said = choice.get("delta") or choice.get("message") or choice
         # a model that thinks aloud is answering: its first token ends the TTFT
         for key in ("reasoning_content", "reasoning", "text", "content"):
             text += said.get(key) or ""
         final = final or choice.get("finish_reason") is not None
+        # no text: a token that is held back or ends the answer, but for the one that names the role
+        silent = silent or final or "role" not in said or bool(said.get("tool_calls"))
     count = (answer.get("usage") or {}).get("completion_tokens")
     facts = {} if count is None else {"total_tokens": int(count)}
-    return Chunk(text.encode(errors="replace"), final=final, facts=facts)
+    return Chunk(
+        text.encode(errors="replace"), final=final, silent=silent and not text, facts=facts
+    )
 
 
 async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:

@@ -235,7 +235,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_run(run, path)
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.glob("*export*")) == [

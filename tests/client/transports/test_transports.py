@@ -67,8 +67,8 @@ def test_our_reader_and_the_stock_library_read_the_same_stream() -> None:
         )
     assert ours == aio
     # the library can't ask for the empty final response, but the end of the stream comes
-    assert [[each for each in chunks if not each.empty] for chunks in ours] == [
-        [each for each in chunks if not each.empty] for chunks in stock
+    assert [[each for each in chunks if each.speaks] for chunks in ours] == [
+        [each for each in chunks if each.speaks] for chunks in stock
     ]
     assert [len(chunks) for chunks in ours] == [4, 2, 300]
     assert ours[1][0].text == long.encode()
@@ -161,7 +161,7 @@ def test_triton_over_http_gives_what_grpc_gives() -> None:
         (by_grpc,) = ask(Endpoint(server.url, "grpc", "ensemble"), "good")
         (by_http,) = ask(Endpoint(server.url, "http", "ensemble"), "good")
     assert [(each.text, each.tokens) for each in by_http] == [
-        (each.text, each.tokens) for each in by_grpc if not each.empty
+        (each.text, each.tokens) for each in by_grpc if each.speaks
     ]
 
 
@@ -171,7 +171,7 @@ def test_usage_is_the_openai_servers_count() -> None:
         (chunks,) = ask(Endpoint(base, "openai", "ensemble"), "good")
     assert b"".join(each.text for each in chunks) == b"one two three"
     assert chunks[-2].facts == {"total_tokens": 3}
-    assert chunks[-2].empty and chunks[-1].final
+    assert not chunks[-2].speaks and chunks[-1].final
 
 
 @pytest.mark.parametrize("protocol", ["http", "openai"])

@@ -124,10 +124,10 @@ def test_a_model_that_does_not_speak_text_is_refused(missing: str) -> None:
 def test_half_a_character_held_back_is_a_response_and_the_null_final_is_not() -> None:
     reader = model(ENSEMBLE)
     held = reader.parse(response(Say("", tokens=1)).SerializeToString())
-    assert (held.text, held.tokens, held.empty) == (b"", 1, False)
-    assert reader.parse(response(Say("", tokens=0)).SerializeToString()).empty
+    assert (held.text, held.tokens, held.speaks) == (b"", 1, True)
+    assert not reader.parse(response(Say("", tokens=0)).SerializeToString()).speaks
     final = reader.parse(response(FINAL).SerializeToString())
-    assert final.empty and final.final and final.tokens is None
+    assert not final.speaks and final.final and final.tokens is None
 
 
 def test_ids_are_counted_where_they_are_all_there_is() -> None:
