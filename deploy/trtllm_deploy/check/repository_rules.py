@@ -114,6 +114,15 @@ def keys(facts: Facts) -> Iterator[Finding]:
                 yield found("unknown", model.at(key), key=key)
 
 
+def required(facts: Facts) -> Iterator[Finding]:
+    """Parameters that the release reads without a default."""
+    if facts.release is None:
+        return
+    for model in facts.playing(*_NEEDED):
+        for key in sorted(facts.release.models[model.role].required - {*model.parameters}):
+            yield found("required", model.at("parameters"), key=key, release=facts.release.name)
+
+
 def wiring(facts: Facts) -> Iterator[Finding]:
     """Models and tensors that an ensemble or BLS calls and that aren't there."""
     calls = [
@@ -223,4 +232,4 @@ def shared_memory(facts: Facts) -> Iterator[Finding]:
         yield found("shared_memory", "/dev/shm", mib=size >> 20, count=count)
 
 
-RULES = (layout, spelling, keys, wiring, batches, streams, tokenizers, shared_memory)
+RULES = (layout, spelling, keys, required, wiring, batches, streams, tokenizers, shared_memory)

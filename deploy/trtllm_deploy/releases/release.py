@@ -53,7 +53,8 @@ class TritonModel:
     """One model of the repository.
 
     ``parameters`` maps a config parameter to the setting that fills it, ``constants`` to its fixed
-    value; ``settings`` are the settings that fill other fields of the config.
+    value; ``settings`` are the settings that fill other fields of the config. Of the parameters
+    the ``required`` ones are read without a default: a model that lacks one doesn't load.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TritonModel:
     dynamic_batching: bool = False
     """whether Triton may batch requests, without a setting that says how"""
     steps: tuple[Step, ...] = ()
+    required: frozenset[str] = frozenset()
 
     def takes(self, setting: str) -> bool:
         """Whether this model's config has a place for the setting."""
@@ -147,6 +149,7 @@ def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
             Step(step["model"], _named(step["input_map"]), _named(step["output_map"]))
             for step in data.get("steps", ())
         ),
+        required=frozenset(data.get("required", ())),
     )
 
 

@@ -58,7 +58,9 @@ def test_what_genai_perf_sends_is_an_optional_input_of_the_old_ensemble(tmp_path
 @pytest.mark.parametrize("release", release_names())
 def test_what_is_not_set_is_not_in_the_config(tmp_path: Path, release: str) -> None:
     bare = render(tmp_path / "bare", release)["tensorrt_llm"]
-    assert set(bare.parameters) - {"tokenizer_dir"} == {
+    required = load_release(release).models["tensorrt_llm"].required
+    assert all(bare.parameters[key].string_value == "" for key in required - {"tokenizer_dir"})
+    assert set(bare.parameters) - {"tokenizer_dir"} - required == {
         "gpt_model_type",
         "gpt_model_path",
         "FORCE_CPU_ONLY_INPUT_TENSORS",

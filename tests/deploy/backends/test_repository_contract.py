@@ -146,7 +146,19 @@ def test_with_few_values_a_config_lacks_only_parameters(
     for key, filled_by in CONTRACTS[release][name]["parameters"].items():
         if filled_by in CONTRACTS[release][name]["placeholders"] and filled_by not in values:
             del whole.parameters[key]
+            if key in load_release(release).models[name].required:
+                whole.parameters[key].string_value = ""
     assert rendered == whole
+
+
+def test_what_the_last_releases_read_without_a_default_is_always_there() -> None:
+    """model_instance_state.cc from 0.19.0 on, and 1.0.0's preprocessing/1/model.py."""
+    models = load_release("1.2").models
+    unguarded = {"tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"}
+    assert models["tensorrt_llm"].required == unguarded
+    assert "multimodal_model_path" in models["preprocessing"].required
+    for model in models.values():
+        assert model.required <= set(model.parameters)
 
 
 @pytest.mark.parametrize(("release", "name"), ALL)
