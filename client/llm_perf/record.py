@@ -40,8 +40,8 @@ class Status(str, Enum):
 class Exchange:
     """One request while it runs. ``messages`` are (time, raw bytes); ``failure`` if any.
 
-    Transports take ``room``, the bytes that may still come, down by what comes, and leave the
-    rest when it is below 0 (``overflow``). ``retry_after_s`` is what a THROTTLED one was told.
+    Transports take at most ``room`` bytes of an answer and leave the rest (``overflow``).
+    ``retry_after_s`` is what a THROTTLED one was told.
     """
 
     request_id: str

@@ -136,24 +136,25 @@ class _Sends:
 class _Call:
     """One answer as it comes; a ``http2.Stream``."""
 
-    __slots__ = ("_http", "_note", "_rest", "_seen", "_status", "_text", "cancel", "done")
+    __slots__ = ("_http", "_note", "_rest", "_room", "_seen", "_status", "_text", "cancel", "done")
 
     def __init__(self, seen: Exchange, done: asyncio.Future[None]) -> None:
         self.done = done
         self.cancel: Callable[[], None] | None = None
         self._seen = seen
         self._note = seen.messages.append
+        self._room = seen.room
         self._rest = b""
         self._http = self._status = self._text = ""
 
     def on_data(self, at: int, payload: bytes) -> None:
         """Note each message that this frame completes."""
-        seen = self._seen
-        seen.room -= len(payload)
-        if seen.room < 0:
+        size = len(payload)
+        self._room = room = self._room - size
+        if room < 0:
             self._leave(at)
             return
-        if not self._rest and int.from_bytes(payload[1:_PREFIX], "big") == len(payload) - _PREFIX:
+        if not self._rest and int.from_bytes(payload[1:_PREFIX], "big") == size - _PREFIX:
             self._note((at, payload[_PREFIX:]))  # as a rule a frame is a message
             return
         payload = self._rest + payload
