@@ -11,9 +11,10 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from time import perf_counter_ns
 
@@ -86,15 +87,15 @@ class Foreman:
         A worker that dies ends the run; what the others finished is kept. Raises what a worker
         raised, and ``UserError`` when all died.
         """
-        while self._open:
-            try:
-                for pipe in wait(self._open):
+        with _ending(heard=self._conditions.interruptible) as ending:
+            while self._open:
+                for pipe in wait([*self._open, *ending]):
                     assert isinstance(pipe, Connection)
-                    self._hear(pipe)
-            except KeyboardInterrupt:
-                if not self._conditions.interruptible or self._stopped:
-                    raise
-                self._stop("interrupted")
+                    if pipe in ending:
+                        ending.clear()
+                        self._stop("interrupted")
+                    else:
+                        self._hear(pipe)
         if not self._outcomes:
             raise UserError("all workers died", fix="see the system's log; memory may be short")
         return [replace(outcome, stopped=self._stopped) for outcome in self._outcomes]
@@ -137,6 +138,35 @@ class Foreman:
     def _tell(self, word: int | str) -> None:
         for pipe in self._open:
             say(pipe, word)
+
+
+@contextmanager
+def _ending(*, heard: bool) -> Iterator[list[Connection]]:
+    """Give the pipes on which the first of ``ENDING`` is heard; the next is what it was before.
+
+    A signal that raised might do so in the middle of a message, and the rest would be unreadable.
+    """
+    if not heard or threading.current_thread() is not threading.main_thread():
+        yield []
+        return
+    ours, theirs = Pipe(duplex=False)
+    before = {each: signal.getsignal(each) for each in ENDING}
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def hear(*_: object) -> None:
+        restore()
+        theirs.send(None)
+
+    for each in ENDING:
+        signal.signal(each, hear)
+    try:
+        with ours, theirs:
+            yield [ours]
+    finally:
+        restore()
 
 
 def say(pipe: Connection, what: object) -> None:
