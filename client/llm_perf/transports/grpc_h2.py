@@ -83,7 +83,10 @@ class GrpcTransport:
         connection = self._connections[turn]
         if connection.failure is None and not connection.full:
             return connection
-        return await asyncio.wait_for(self._wait(turn), timeout_s)
+        opening = asyncio.ensure_future(self._wait(turn))
+        # looked at, so that asyncio doesn't print it where the run has ended meanwhile
+        opening.add_done_callback(lambda over: over.cancelled() or over.exception())
+        return await asyncio.wait_for(opening, timeout_s)
 
     async def _wait(self, turn: int) -> Connection:
         while True:

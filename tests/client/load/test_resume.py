@@ -227,9 +227,7 @@ def test_a_killed_run_has_its_finished_requests_on_disk(llm_perf, tmp_path: Path
     assert not journal.exists()
 
 
-@pytest.mark.parametrize(
-    ("ending", "workers"), [(signal.SIGTERM, "1"), (signal.SIGHUP, "1"), (signal.SIGTERM, "2")]
-)
+@pytest.mark.parametrize(("ending", "workers"), [(signal.SIGTERM, "1"), (signal.SIGHUP, "2")])
 def test_a_run_that_time_ends_goes_on_for_the_time_that_is_left(
     ending: signal.Signals, workers: str, llm_perf, tmp_path: Path
 ) -> None:

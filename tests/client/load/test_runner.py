@@ -110,7 +110,9 @@ def test_a_load_that_was_never_reached_is_said(ask: Callable[..., Run]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_went_away_ends_the_run(workers: int, ask: Callable[..., Run]) -> None:
+def test_a_server_that_went_away_ends_the_run(
+    workers: int, ask: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
     answered = threading.Semaphore(0)
     with ScriptedTriton(lambda prompt: GOOD) as server:
 
@@ -135,6 +137,7 @@ def test_a_server_that_went_away_ends_the_run(workers: int, ask: Callable[..., R
     # 10 ms, 20, 40 … 1 s: a slot asks seven or eight times before the second is over
     assert run.requests_ok >= 5 and 4 * 5 <= len(refused) <= 4 * 9
     assert run.notes[0].startswith("stopped early (for 1 s nothing but refusals")
+    assert not caplog.records  # of asyncio, on tasks that nobody waits for any more
 
 
 def test_time_ends_a_closed_loop_and_what_is_in_flight_is_waited_for(
