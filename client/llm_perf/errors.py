@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from llm_perf.screen import plain
+
 
 class UserError(Exception):
     """Input that the user can mend.
@@ -26,7 +28,7 @@ class UserError(Exception):
     ) -> None:
         place = f"{where}:{line}" if where is not None and line is not None else where
         text = f"{place}: {what}" if place is not None else what
-        super().__init__(" ".join((f"{text}; {fix}" if fix else text).split()))
+        super().__init__(plain(" ".join((f"{text}; {fix}" if fix else text).split())))
 
 
 def exit_code(command: click.Command, name: str, interrupted: str = "interrupted") -> int:
@@ -41,11 +43,11 @@ def exit_code(command: click.Command, name: str, interrupted: str = "interrupted
     except OSError as error:
         if error.filename is None:
             raise
-        click.echo(f"{name}: {error.filename}: {error.strerror}", err=True)
+        click.echo(f"{name}: {plain(error.filename)}: {error.strerror}", err=True)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)  # where the error is of a command's own
         path = context.command_path if context else name
-        click.echo(f"{name}: {error.format_message()} (see {path} --help)", err=True)
+        click.echo(f"{name}: {plain(error.format_message())} (see {path} --help)", err=True)
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{name}: {interrupted}", err=True)
         return 130

@@ -7,9 +7,11 @@ from typing import Final, TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llm_perf.figures.metrics import ADJUSTED, DEFINITIONS, Metric
 from llm_perf.results.run import Run
+from llm_perf.screen import plain
 from llm_perf.server.scrape import headline
 
 _COLUMNS: Final = ("avg", "min", "max", "std", "p99", "p90", "p75", "p50", "p25")
@@ -81,15 +83,15 @@ def print_table(
     """Print labels and figures, at a terminal's own width if it is enough, then the foot."""
     console = Console(file=file, highlight=False)
     console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PLAIN_WIDTH
-    table = Table(title=title)
+    table = Table(title=Text(plain(title)))
     table.add_column(heads[0])
     for head in heads[1:]:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console.print(table)
     for line in foot:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(plain(line), markup=False, soft_wrap=True)
 
 
 def explanations(run: Run) -> Iterator[str]:

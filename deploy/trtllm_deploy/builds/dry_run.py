@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_perf.errors import UserError
+from llm_perf.screen import plain
 from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.builds.make import checkpoint_job
@@ -38,9 +39,9 @@ def dry_run_script(
     Raises UserError: a command can't be told, for the model's config.json isn't known.
     """
     script = _Script(file, facts, workspace.root / "by-hand", {})
-    lines = ["#!/bin/sh", f"# {file.path}: {len(plans)} cells", "set -eu"]
+    lines = ["#!/bin/sh", f"# {plain(file.path)}: {len(plans)} cells", "set -eu"]
     for stage in distinct(plans):
-        lines += ["", f"# {stage.kind} {stage.title}", *script.stage(stage)]
+        lines += ["", f"# {stage.kind} {plain(stage.title)}", *script.stage(stage)]
     return "\n".join(lines)
 
 

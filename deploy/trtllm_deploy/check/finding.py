@@ -12,6 +12,8 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
+from llm_perf.screen import plain
+
 Level = Literal["error", "warning"]
 _COLOURS: dict[Level, str] = {"error": "red", "warning": "yellow"}
 
@@ -31,8 +33,8 @@ def print_findings(findings: Iterable[Finding], out: Console) -> None:
     """Print each finding on three lines at most, errors first."""
     for each in sorted(findings, key=lambda finding: finding.level):
         colour = _COLOURS[each.level]
-        what = f"[bold {colour}]{each.level}[/] {escape(each.where)}: {escape(each.what)}"
-        out.print(what, soft_wrap=True)
+        what = escape(plain(f"{each.where}: {each.what}"))
+        out.print(f"[bold {colour}]{each.level}[/] {what}", soft_wrap=True)
         for label, text in (("why", each.why), ("fix", each.fix)):
             if text:
-                out.print(f"  {label}: {escape(text)}", soft_wrap=True)
+                out.print(f"  {label}: {escape(plain(text))}", soft_wrap=True)

@@ -15,6 +15,7 @@ import click
 from rich.markup import escape
 
 from llm_perf.errors import UserError
+from llm_perf.screen import plain
 from trtllm_deploy.check.finding import Finding, print_findings
 from trtllm_deploy.cli.options import planned, workspace_folder
 from trtllm_deploy.machine.console import console
@@ -107,7 +108,7 @@ def _machine(workspace: Path, as_json: bool) -> int:
         return _json(findings, machine=machine, gpus=gpus)
     out = console()
     for label, value in lines(machine, gpus):
-        out.print(f"[bold]{label:<16}[/]{escape(value)}", soft_wrap=True)
+        out.print(f"[bold]{label:<16}[/]{escape(plain(value))}", soft_wrap=True)
     return _print(findings, "nothing is wrong")
 
 
@@ -123,7 +124,7 @@ def _logs(logs: Sequence[TextIO], as_json: bool) -> int:
         unexplained |= not causes and any(map(error_in, lines))
         if not causes and not as_json:
             told = "nothing known was found; its first errors, or last lines:"
-            click.echo("\n  ".join([f"{log.name}: {told}", *first_errors(lines)]))
+            click.echo("\n  ".join([f"{log.name}: {told}", *map(plain, first_errors(lines))]))
     return (_json if as_json else _print)(once(found)) or int(unexplained)
 
 

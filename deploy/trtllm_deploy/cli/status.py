@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_perf.errors import UserError
+from llm_perf.screen import plain
 from trtllm_deploy.cli.options import Planned, deployment_file, planned, workspace_folder
 from trtllm_deploy.machine.console import console
 
@@ -41,7 +42,7 @@ def status(file: Path, workspace: Path) -> None:
     for stage in distinct(asked.plans):
         if note := found[stage.key].note:
             state = f"{found[stage.key].state:<8}"
-            out.print(f"{state} {stage.kind} {stage.title}: {escape(note)}", soft_wrap=True)
+            out.print(f"{state} {stage.kind} {stage.title}: {escape(plain(note))}", soft_wrap=True)
 
 
 @click.command()
@@ -63,7 +64,7 @@ def logs(file: Path, cell: str, workspace: Path, paths: bool) -> None:
     for log in found:
         click.secho(str(log), bold=True)
         if not paths:
-            click.echo(log.read_text(encoding="utf-8", errors="replace"))
+            click.echo(plain(log.read_text(encoding="utf-8", errors="replace"), keep="\n\t"))
 
 
 @click.command()
@@ -81,7 +82,7 @@ def why(file: Path, cell: str, workspace: Path) -> None:
         verdict = "is there" if reason.there else "[bold]will be made[/bold]"
         out.print(f"{reason.stage.kind:<10} {verdict}")
         for change in reason.changes:
-            out.print(f"           {escape(change)}", soft_wrap=True)
+            out.print(f"           {escape(plain(change))}", soft_wrap=True)
 
 
 @click.command()

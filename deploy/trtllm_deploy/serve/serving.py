@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import click
 
+from llm_perf.screen import plain
 from trtllm_deploy.check.failures import diagnose_logs
 from trtllm_deploy.check.finding import print_findings
 from trtllm_deploy.machine.console import console
@@ -138,7 +139,7 @@ def _serve_once(
 
 
 def _say(error: str) -> None:
-    click.echo(f"  {error}", err=True)
+    click.echo(f"  {plain(error)}", err=True)
 
 
 def _record(target: Target, server: TritonServer, state: State, starts: int) -> Running:

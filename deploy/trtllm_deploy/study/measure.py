@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_perf import api
+from llm_perf.screen import plain
 from trtllm_deploy.machine.json_files import read_json, write_json
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.serve.launch import TritonServer
@@ -147,7 +148,8 @@ def print_summary(rows: list[Row], results: Path, console: Console) -> None:
     console.print(table)
     for row in rows:
         if row["requests_failed"]:
-            console.print(f"{row['cell']} at {row['concurrency']}: {'; '.join(row['notes'])}")
+            notes = plain("; ".join(row["notes"]))
+            console.print(f"{row['cell']} at {row['concurrency']}: {notes}", markup=False)
     if any(row["backend"] == "reference" for row in rows):
         console.print(
             "The reference backend shows that the pipeline works and how a precision answers; "

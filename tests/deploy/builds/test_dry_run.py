@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from llm_perf.errors import UserError
 from tests.standins import install
 from tests.standins.contract import parser
 from trtllm_deploy.builds.dry_run import dry_run_script, main
 from trtllm_deploy.checkpoint.fetch import Source
+from trtllm_deploy.cli.main import command
 from trtllm_deploy.plan.plan import Facts, distinct, plan
 from trtllm_deploy.plan.shape import model_shapes
 from trtllm_deploy.spec.deployment_file import load_deployment
@@ -183,3 +187,18 @@ def test_a_model_that_is_not_known_cannot_be_scripted(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(UserError, match=r"models\.m: its config\.json isn't known"):
         script(tmp_path / "d.yaml", tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["a\ntouch owned #", "$(touch owned)", "`touch owned`", "a'b", "-e"])
+def test_no_file_name_becomes_a_command_of_the_script(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    shutil.copytree(EXAMPLES / "number-words", folder / "number-words")
+    shutil.copyfile(EXAMPLES / "quickstart.yaml", folder / "quickstart.yaml")
+    words = ["build", str(folder / "quickstart.yaml"), "--dry-run", "--workspace", str(tmp_path)]
+    script = CliRunner().invoke(command, words).output
+    assert "trtllm_deploy.checkpoint.quantize" in script
+    tools = "python3() { :; }; hf() { :; }; mkdir() { :; }; ln() { :; }; cat() { :; }\n"
+    safe = re.sub(r"^cat > ", "cat ", script, flags=re.MULTILINE)
+    done = subprocess.run(["sh", "-c", tools + safe], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("owned"))
