@@ -189,7 +189,9 @@ def test_a_model_that_is_not_known_cannot_be_scripted(tmp_path: Path) -> None:
         script(tmp_path / "d.yaml", tmp_path / "w")
 
 
-@pytest.mark.parametrize("name", ["a\ntouch owned #", "$(touch owned)", "`touch owned`", "a'b", "-e"])
+@pytest.mark.parametrize(
+    "name", ["a\ntouch owned #", "$(touch owned)", "`touch owned`", "a'b", "-e"]
+)
 def test_no_file_name_becomes_a_command_of_the_script(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     shutil.copytree(EXAMPLES / "number-words", folder / "number-words")
