@@ -10,6 +10,7 @@ from typing import Any, Literal
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import read_engine
 from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
+from trtllm_deploy.backends.judge import refuse_unless_accepted
 from trtllm_deploy.backends.refusals import refuse
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.machine.child import CommandFailedError, run_command
@@ -30,8 +31,10 @@ class TensorrtBackend:
         refuse(file, cells, gpus)
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
-        """Exactly the flags that are said on the command line."""
-        return file.given_flags(cell)
+        """Exactly the flags that are said on the command line; a step as trtllm-build clips it."""
+        given = file.given_flags(cell)
+        most = most_tokens(given)
+        return given if most is None else {**given, "max_num_tokens": most}
 
     def command(self, job: EngineJob) -> tuple[str, ...] | None:
         """``trtllm-build`` with the cell's flags; a timing cache is read once there is one."""
@@ -55,6 +58,9 @@ class TensorrtBackend:
         """
         command = self.command(job)
         assert command is not None
+        unasked = refuse_unless_accepted(command[1:], job.checkpoint, job.release)
+        if unasked:
+            on_line(f"not asked whether TensorRT-LLM takes it: {unasked}")
         if job.timing_cache:
             job.timing_cache.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -79,6 +85,16 @@ class TensorrtBackend:
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
         render_repository(job, "tensorrt")
+
+
+def most_tokens(flags: Mapping[str, Any]) -> int | None:
+    """What trtllm-build clips the max_num_tokens that is asked for to; None where it doesn't.
+
+    A step can't have more tokens than max_seq_len x max_batch_size: check_max_num_tokens in
+    TensorRT-LLM's _common.py, the same from 0.11.0 to 1.0.0.
+    """
+    asked, most = flags.get("max_num_tokens"), flags["max_seq_len"] * flags["max_batch_size"]
+    return most if asked is not None and asked > most else None
 
 
 def _smaller(job: EngineJob) -> list[str]:
@@ -125,8 +141,20 @@ def check_engine(job: EngineJob) -> None:
             fix=f"write release: {engine.version!r}, or build in the container of {job.release}",
         )
     for name in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens"):
-        wanted = job.build_config.get(name)
-        if wanted is not None and engine.build.get(name) != wanted:
-            raise UserError(
-                f"has {name} {engine.build.get(name)}, {wanted} was asked for", where=file
-            )
+        wanted, has = job.build_config.get(name), engine.build.get(name)
+        if wanted is not None and has != wanted and not _adjusted(name, has, engine.build):
+            raise UserError(f"has {name} {has}, {wanted} was asked for", where=file)
+
+
+def _adjusted(name: str, has: Any, build: Mapping[str, Any]) -> bool:
+    """Whether a limit is one that trtllm-build sets itself.
+
+    max_num_tokens: at most max_seq_len x max_batch_size, and just that without
+    remove_input_padding; at least a KV block, or without context FMHA max_input_len
+    (check_max_num_tokens in _common.py). max_seq_len grows where tokens are drafted (builder.py).
+    """
+    plugins = build.get("plugin_config") or {}
+    if name == "max_num_tokens":
+        most = build["max_seq_len"] * build["max_batch_size"]
+        return has in (most, plugins.get("tokens_per_block"), build.get("max_input_len"))
+    return name == "max_seq_len" and bool(build.get("max_draft_len"))

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.calibration import read_prompts
 from trtllm_deploy.checkpoint.job import CheckpointJob
-from trtllm_deploy.checkpoint.trtllm_format import ARCHITECTURES, CONFIG, add_defaults
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG, add_defaults
 from trtllm_deploy.machine.child import run_command
 from trtllm_deploy.machine.json_files import read_json_object, write_json
 from trtllm_deploy.releases.release import load_release

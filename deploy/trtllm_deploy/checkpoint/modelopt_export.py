@@ -20,19 +20,21 @@ from typing import Any
 
 import modelopt.torch.quantization as mtq
 import torch
-from modelopt.torch.export import export_hf_checkpoint, export_tensorrt_llm_checkpoint
+from modelopt.torch.export import export_hf_checkpoint, torch_to_tensorrt_llm_checkpoint
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.fetch import TOKENIZER_FILES
 from trtllm_deploy.checkpoint.job import CheckpointJob
-from trtllm_deploy.checkpoint.trtllm_format import ARCHITECTURES, CONFIG, complete_config
-from trtllm_deploy.machine.json_files import read_json_object
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG, complete_config
 from trtllm_deploy.spec.precision import Precision, find_precision
 
 Progress = Callable[[str], None]
 
 _KV_BITS: dict[str, Any] = {"fp8": (4, 3), "int8": 8}  # e4m3: 4 bits of exponent, 3 of mantissa
+_KEY_AND_VALUE_SCALES = (".k_cache_scaling_factor", ".v_cache_scaling_factor")
 _ALL_OFF: dict[str, Any] = {
     "quant_cfg": [{"quantizer_name": "*", "enable": False}],
     "algorithm": "max",
@@ -131,15 +133,24 @@ def _measured(model: Any) -> dict[str, float]:
 def _export(
     model: Any, job: CheckpointJob, precision: Precision, hf_config: dict[str, Any], aside: Path
 ) -> None:
-    export_tensorrt_llm_checkpoint(
+    ranks = torch_to_tensorrt_llm_checkpoint(
         model,
         ARCHITECTURES[hf_config["architectures"][0]].decoder_type,
         getattr(torch, precision.dtype),
-        export_dir=aside,
         inference_tensor_parallel=job.tp,
         inference_pipeline_parallel=job.pp,
     )
-    config = complete_config(read_json_object(aside / CONFIG), hf_config, precision.quant_algo)
+    exported: dict[str, Any] = {}
+    for exported, weights, _ in ranks:
+        # the two that kv_cache_scaling_factor is made of: no release has a parameter for them
+        for name in [each for each in weights if each.endswith(_KEY_AND_VALUE_SCALES)]:
+            del weights[name]
+        save_file(weights, aside / f"rank{exported['rank']}.safetensors")
+    quantization = exported["quantization"]
+    if "quantized_layers" in quantization:  # of nothing quantized; no release takes that key
+        kept = ("quant_algo", "kv_cache_quant_algo")
+        exported["quantization"] = {name: quantization[name] for name in kept}
+    config = complete_config(exported, hf_config, precision.quant_algo)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

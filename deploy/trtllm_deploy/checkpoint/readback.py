@@ -39,7 +39,7 @@ def load_model(checkpoint_dir: Path, *, device: str = "cpu") -> Any:
     tensors = CheckpointTensors(checkpoint_dir)
     cpu = torch.device(device).type == "cpu"
     dtype = torch.float32 if cpu else getattr(torch, tensors.fields["dtype"])
-    architecture = getattr(transformers, tensors.fields["architecture"])
+    architecture = getattr(transformers, tensors.config.architectures[0])
     model, report = architecture.from_pretrained(
         None,
         config=tensors.config,

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.trtllm_format import ARCHITECTURES, check_checkpoint, rank_files
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, find_architecture
+from trtllm_deploy.checkpoint.trtllm_format import check_checkpoint, rank_files
 
 _LINEARS = {
     # TensorRT-LLM's linear -> Hugging Face's, and whether its output channels are split over ranks
@@ -155,9 +156,11 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     scaling = config["rotary_scaling"] or {"rope_type": "default"}
     rope = {key: value for key, value in scaling.items() if key != "type"}
     rope.setdefault("rope_type", scaling.get("type"))
+    architecture = find_architecture(config)
+    assert architecture is not None  # read_config saw to it
     return AutoConfig.for_model(
-        ARCHITECTURES[config["architecture"]].model_type,
-        architectures=[config["architecture"]],
+        ARCHITECTURES[architecture].model_type,
+        architectures=[architecture],
         **{name: config[name] for name in _SAME},
         head_dim=config["head_size"],
         rms_norm_eps=config["norm_epsilon"],

@@ -8,34 +8,20 @@ and imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    find_architecture,
+)
 from trtllm_deploy.machine.json_files import read_json_object
 
 CONFIG = "config.json"
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one Hugging Face architecture is exported.
-
-    ``decoder_type`` is modelopt's name of the layer layout; ``extra`` are config fields that
-    TensorRT-LLM's model class asks for and modelopt doesn't write.
-    """
-
-    decoder_type: str
-    model_type: str
-    extra: Mapping[str, Any]
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "Qwen2ForCausalLM": Architecture("qwen", "qwen2", {"qwen_type": "qwen2"}),
-    "LlamaForCausalLM": Architecture("llama", "llama", {}),
-}
 
 # The names are those of tensorrt_llm/models/modeling_utils.py (PretrainedConfig) and of its
 # QWenConfig and LLaMAConfig; a missing rotary_base silently means 10000 there.
@@ -97,10 +83,13 @@ def complete_config(
         raise UserError(
             "the model's config has no rope_theta", where=architecture, fix="add it to config.json"
         )
+    ours = ARCHITECTURES[architecture]
     return {
         **exported,
-        "architecture": architecture,
-        **ARCHITECTURES[architecture].extra,
+        "architecture": ours.name,
+        "tie_word_embeddings": False,  # a tied head is written out
+        **ours.marks,
+        **ours.extra,
         **_from_model(hf_config),
         "rotary_scaling": _rotary_scaling(rope),
         "quantization": {**exported["quantization"], "quant_algo": quant_algo},
@@ -113,15 +102,16 @@ def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     The defaults are those of PretrainedConfig, QWenConfig and LLaMAConfig. There is none for
     rotary_base here: its default is wrong for nearly every model.
     """
-    qwen = config.get("architecture") == "Qwen2ForCausalLM"
+    name = find_architecture(config)
+    known = ARCHITECTURES.get(name or "")
     heads = config.get("num_attention_heads") or 1
     return {
         "head_size": (config.get("hidden_size") or 0) // heads,
         "logits_dtype": "float32",
         "rotary_scaling": None,
-        "attn_bias": qwen,
+        "attn_bias": name == "Qwen2ForCausalLM",
         "mlp_bias": False,
-        **({"qwen_type": "qwen2"} if qwen else {}),
+        **({**known.marks, **known.extra} if known else {}),
         **config,
     }
 
@@ -191,15 +181,33 @@ def read_config(directory: Path) -> dict[str, Any]:
             value = value[name]
         if not isinstance(value, kind):
             raise UserError(f"field '{path}' is {value!r}", where=file)
-    architecture = config["architecture"]
-    check_architecture(architecture, file)
-    for name, expected in ARCHITECTURES[architecture].extra.items():
-        if name not in config:
-            raise UserError(f"required field '{name}' is missing", where=file)
-        if config[name] != expected:
-            raise UserError(f"field '{name}' is {config[name]!r}, not {expected!r}", where=file)
+    architecture = find_architecture(config)
+    if architecture is None:
+        alike = [each for each in ARCHITECTURES.values() if each.name == config["architecture"]]
+        _check_marks(config, alike, file)
+        check_architecture(config["architecture"], file)
+    else:
+        _check_there(config, ARCHITECTURES[architecture], file)
     _check_mapping(config, file)
     return config
+
+
+def _check_there(config: Mapping[str, Any], ours: Architecture, file: Path) -> None:
+    _check_marks(config, [ours], file)
+    for name in ours.extra:
+        if name not in config:
+            raise UserError(f"required field '{name}' is missing", where=file)
+
+
+def _check_marks(config: Mapping[str, Any], alike: Sequence[Architecture], file: Path) -> None:
+    """See that the fields that tell architectures of one name apart are there, and known."""
+    for name in {mark: None for each in alike for mark in each.marks}:
+        if name not in config:
+            raise UserError(f"required field '{name}' is missing", where=file)
+        known = [each.marks[name] for each in alike if name in each.marks]
+        if config[name] not in known:
+            said = " or ".join(map(repr, known))
+            raise UserError(f"field '{name}' is {config[name]!r}, not {said}", where=file)
 
 
 def check_architecture(name: str, where: Path) -> None:

@@ -25,7 +25,7 @@ from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.store.store import content_key
 
 _NAMES_SHOWN = 4
-_CHECKPOINT_FORMAT = 2  # raise it when the checkpoint stage writes something else than before
+_CHECKPOINT_FORMAT = 3  # raise it when the checkpoint stage writes something else than before
 _ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
 
 StageKind = Literal["fetch", "checkpoint", "engine", "repository"]

@@ -114,6 +114,30 @@ def test_a_build_makes_a_whole_engine(folder: Path, release: str) -> None:
     assert "Total time" in (folder / "log").read_text()
 
 
+def test_a_step_of_more_tokens_than_a_batch_has_is_asked_for_as_trtllm_build_clips_it(
+    folder: Path,
+) -> None:
+    job = engine_job(folder, build={"max_num_tokens": 8192})
+    command = BACKEND.command(job)
+    assert command is not None
+    assert command[command.index("--max_num_tokens") + 1] == str(4 * 192)
+    make(folder, job)
+
+
+def test_limits_that_trtllm_build_sets_itself_are_no_failure(folder: Path) -> None:
+    job = engine_job(folder, build={"max_num_tokens": 512})
+    make(folder, job)
+    config = json.loads((job.target / "config.json").read_text())
+    for tokens, fine in ((4 * 192, True), (500, False)):
+        config["build_config"]["max_num_tokens"] = tokens
+        (job.target / "config.json").write_text(json.dumps(config))
+        if fine:
+            check_engine(job)
+        else:
+            with pytest.raises(UserError, match="max_num_tokens 500, 512 was asked for"):
+                check_engine(job)
+
+
 def test_a_timing_cache_is_made_by_the_first_build_and_read_by_the_next(folder: Path) -> None:
     cache = folder / "timing" / "x.cache"
     job = replace(engine_job(folder), timing_cache=cache)

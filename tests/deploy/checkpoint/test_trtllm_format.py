@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import find_architecture
 from trtllm_deploy.checkpoint.trtllm_format import (
     add_defaults,
     check_checkpoint,
@@ -20,7 +21,7 @@ from trtllm_deploy.checkpoint.trtllm_format import (
 )
 
 CONFIG: dict[str, Any] = {
-    "architecture": "Qwen2ForCausalLM",
+    "architecture": "QWenForCausalLM",
     "dtype": "float16",
     "logits_dtype": "float16",
     "vocab_size": 320,
@@ -39,6 +40,9 @@ CONFIG: dict[str, Any] = {
     "attn_bias": True,
     "mlp_bias": False,
     "qwen_type": "qwen2",
+    "seq_length": 8192,
+    "moe_intermediate_size": 0,
+    "moe_shared_expert_intermediate_size": 0,
     "mapping": {"world_size": 2, "tp_size": 2, "pp_size": 1},
     "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
 }
@@ -73,6 +77,25 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def write_config(checkpoint: Path, config: dict[str, Any]) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["QWenForCausalLM", "Qwen2ForCausalLM"])
+def test_both_names_that_scripts_give_qwen2_are_one_architecture(
+    checkpoint: Path, name: str
+) -> None:
+    write_config(checkpoint, {**CONFIG, "architecture": name})
+    assert find_architecture(check_checkpoint(checkpoint)) == "Qwen2ForCausalLM"
+
+
+def test_an_older_qwen_is_not_taken_for_qwen2(checkpoint: Path) -> None:
+    write_config(checkpoint, {**CONFIG, "qwen_type": "qwen"})
+    with pytest.raises(UserError, match="qwen_type"):
+        check_checkpoint(checkpoint)
+
+
+def test_a_script_of_a_release_that_needs_no_seq_length_is_completed() -> None:
+    written = {key: CONFIG[key] for key in CONFIG if key != "seq_length"}
+    assert add_defaults(written)["seq_length"] == 8192
 
 
 def test_a_complete_checkpoint_gives_its_config(checkpoint: Path) -> None:
@@ -190,7 +213,8 @@ def test_the_kind_of_rope_scaling_may_stand_under_either_name() -> None:
 def test_what_the_scripts_leave_out_gets_tensorrt_llms_defaults_but_no_rotary_base() -> None:
     optional = ("head_size", "logits_dtype", "rotary_scaling", "attn_bias", "mlp_bias", "qwen_type")
     written = {key: value for key, value in CONFIG.items() if key not in optional}
-    assert add_defaults(written) == {**CONFIG, "logits_dtype": "float32"}
+    written["architecture"] = "Qwen2ForCausalLM"
+    assert add_defaults(written) == {**CONFIG, **written, "logits_dtype": "float32"}
     assert add_defaults(CONFIG) == CONFIG
     del written["rotary_base"]
     assert "rotary_base" not in add_defaults(written)
