@@ -2,15 +2,18 @@
 
 In: the deployment file, its cells and the GPUs. Out: nothing, or what is wrong and how to mend it.
 Sources: TensorRT-LLM issues 2166 and 2894 (reuse needs paged context FMHA; not with an int8 KV
-cache in 0.11.0), 2702 (prompts longer than max_num_tokens).
+cache in 0.11.0), 2702 (prompts longer than max_num_tokens). Rotary scaling: TensorRT-LLM's
+layers/attention.py and functional.py (RopeEmbeddingUtils) of 0.11.0 to 0.16.0 and 1.0.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llm_perf.errors import UserError
 from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.located import KeyPath
@@ -18,6 +21,14 @@ from trtllm_deploy.spec.precision import PRECISIONS
 
 FP8_SM = 89
 """The first compute capability with fp8 matrix units, that of Ada."""
+
+BF16_SM = 80
+"""The first compute capability with bfloat16 matrix units, that of Ampere."""
+
+_ROPE_SINCE = {"default": (0, 11), "linear": (0, 11), "llama3": (0, 12)}
+# The first release that computes a kind. Others fail there or, worse, build and answer garbage:
+# dynamic and longrope fall into inv_freq x factor, and so does yarn before 1.0.0, whose table has
+# yarn's frequencies; that its kernels also use yarn's attention factor is unproven.
 
 
 def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
@@ -29,6 +40,7 @@ def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> 
         )
     _refuse_kv_cache(file)
     refuse_fp8(file, cells, gpus)
+    _refuse_rope(file)
     for cell in cells:
         _refuse_context(file, cell)
         _refuse_small_limits(file, cell)
@@ -36,21 +48,64 @@ def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> 
 
 def can_do(precision: str, kv_cache_dtype: str | None, gpus: Sequence[Gpu]) -> bool:
     """Whether these GPUs can run a precision; GPUs that aren't known can."""
-    wants_fp8 = PRECISIONS[precision].wants_fp8 or kv_cache_dtype == "fp8"
-    return not wants_fp8 or all(gpu.sm >= FP8_SM for gpu in gpus)
+    return all(gpu.sm >= _least_sm(precision, kv_cache_dtype) for gpu in gpus)
+
+
+def _least_sm(precision: str, kv_cache_dtype: str | None) -> int:
+    if PRECISIONS[precision].wants_fp8 or kv_cache_dtype == "fp8":
+        return FP8_SM
+    return BF16_SM if PRECISIONS[precision].dtype == "bfloat16" else 0
 
 
 def refuse_fp8(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
-    """Raises UserError for a cell in fp8, or with an fp8 KV cache, on a GPU that can't."""
+    """Raises UserError for fp8, an fp8 KV cache, or bf16 on a GPU that can't."""
     for precision in {cell.precision for cell in cells}:
-        if can_do(precision, file.deployment.kv_cache_dtype.get(precision), gpus):
+        kv_cache_dtype = file.deployment.kv_cache_dtype.get(precision)
+        if can_do(precision, kv_cache_dtype, gpus):
             continue
+        least = f"capability {_least_sm(precision, kv_cache_dtype) / 10} or more"
         gpu = min(gpus, key=lambda each: each.sm)
         raise file.error(
             ("precisions",),
-            f"{precision} needs compute capability 8.9 or more, {gpu.name} has {gpu.capability}",
+            f"{precision} needs compute {least}, {gpu.name} has {gpu.capability}",
             "remove it, or write 'fallback: fp16'",
         )
+
+
+def rope_fault(config: Mapping[str, Any], release: str) -> str | None:
+    """Why a release's engine would turn positions another way than the model does; None: it won't.
+
+    ``config`` is the model's config.json, of transformers 4 or 5, or a checkpoint's.
+    """
+    names = ("rope_parameters", "rope_scaling", "rotary_scaling")
+    scaling: Any = next((config[name] for name in names if config.get(name)), {})
+    if not isinstance(scaling, Mapping):
+        return "its rotary scaling is no object"
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    if kind == "dynamic" and "alpha" in scaling:
+        return None
+    since = _ROPE_SINCE.get(kind)
+    if since is None:
+        without = " without alpha" if kind == "dynamic" else ""
+        return f"engines of TensorRT-LLM don't compute rotary scaling '{kind}'{without}"
+    if tuple(int(part) for part in release.split(".")[:2]) < since:
+        first = ".".join(map(str, since))
+        return f"TensorRT-LLM {release} has no rotary scaling '{kind}', {first} is the first"
+    return None
+
+
+def _refuse_rope(file: DeploymentFile) -> None:
+    """Of models whose config.json is on this machine; of others, once their checkpoint is."""
+    for name, model in file.deployment.models.items():
+        for place in (file.resolve(model.source) / "config.json", model.shape):
+            path = file.resolve(str(place)) if place else None
+            if path is not None and path.is_file():
+                if fault := rope_fault(read_json_object(path), file.deployment.release):
+                    raise file.error(("models", name, "source"), fault, ROPE_FIX)
+                break
+
+
+ROPE_FIX = "write 'backend: llmapi', or choose a release or a model that fits"
 
 
 def _refuse_kv_cache(file: DeploymentFile) -> None:

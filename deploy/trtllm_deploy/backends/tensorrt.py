@@ -11,7 +11,7 @@ from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import read_engine
 from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.backends.judge import refuse_unless_accepted
-from trtllm_deploy.backends.refusals import refuse
+from trtllm_deploy.backends.refusals import ROPE_FIX, refuse, rope_fault
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.machine.child import CommandFailedError, run_command
 from trtllm_deploy.machine.gpu import Gpu
@@ -53,9 +53,12 @@ class TensorrtBackend:
     def make_engine(self, job: EngineJob, log_file: Path, on_line: Callable[[str], None]) -> None:
         """Build and check.
 
-        Raises UserError: the build failed (out of memory: with smaller settings to try), or what it
-        wrote isn't a whole engine.
+        Raises UserError: the release can't build this checkpoint right, the build failed (out of
+        memory: with smaller settings to try), or what it wrote isn't a whole engine.
         """
+        config = job.checkpoint / "config.json"
+        if fault := rope_fault(read_json_object(config), job.release):
+            raise UserError(fault, where=config, fix=ROPE_FIX)
         command = self.command(job)
         assert command is not None
         unasked = refuse_unless_accepted(command[1:], job.checkpoint, job.release)

@@ -29,6 +29,7 @@ from trtllm_deploy.spec.precision import Precision
 
 REPORT = "verify.json"
 _RANGE = {"fp8": 448.0, "int8": 127.0}  # steps from zero to the largest number
+_FP16_MAX = 65504.0  # the largest number of float16 (IEEE 754 binary16)
 _BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")  # linears that ranks split by input channel
 _EVENLY = ("self_attn.k_proj", "self_attn.v_proj")  # with fewer heads than ranks, repeated
 
@@ -40,6 +41,7 @@ class _Findings:
     faults: list[str] = field(default_factory=list)
     seen: dict[str, float] = field(default_factory=dict)
     worst_weight: tuple[float, str] = (0.0, "")
+    overflow: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
     findings = _Findings()
 
     def watch(index: int, layer: nn.Module, _: Mapping[str, Tensor]) -> None:
+        layer.register_forward_hook(
+            lambda _, __, output: _check_overflow(task, index, output, mask, findings)
+        )
         for name, rounding in checkpoint.roundings(index).items():
             key = f"model.layers.{index}.{name}"
             layer.get_submodule(name).register_forward_pre_hook(
@@ -115,6 +120,16 @@ def _check_config(task: Task, hf_config: Mapping[str, Any]) -> None:
 
 
 def _judge(task: Task, report: Mapping[str, Any], findings: _Findings) -> None:
+    where = task.checkpoint_dir
+    if findings.overflow:
+        raise UserError(findings.overflow, where=where, fix="make the checkpoint in bf16")
+    figures = (*report["perplexity"].values(), report["mean_abs_err"])
+    if not findings.faults and not all(map(math.isfinite, figures)):
+        raise UserError(
+            "the model's or the checkpoint's logits are NaN or infinite",
+            where=where,
+            fix="look for NaN or Inf in the embedding, norm and head of the source",
+        )
     top1 = report["top1"]
     failed = not top1 >= task.min_top1  # also when it isn't a number
     if not findings.faults and not failed:
@@ -153,6 +168,17 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def _check_overflow(task: Task, index: int, output: Any, mask: Tensor, findings: _Findings) -> None:
+    """A hidden state of the original that float16 can't hold; once, for it stays in later ones."""
+    state = output[0] if isinstance(output, tuple) else output
+    largest = (state.abs().amax(-1) * mask.to(state.device)).max().item()
+    if task.precision.dtype == "float16" and largest > _FP16_MAX and not findings.overflow:
+        findings.overflow = (
+            f"hidden states reach {largest:.4g} after layer {index}, float16 ends at"
+            f" {_FP16_MAX:.0f}"
+        )
+
+
 def _largest(x: Tensor, rounding: InputRounding, mask: Tensor) -> float:
     x = x if rounding.smoothing is None else x * rounding.smoothing.to(x)
     return (x.abs().amax(-1) * mask.to(x.device)).max().item()
@@ -179,6 +205,11 @@ def _compare_layer(
             findings.faults.append(f"the original has no {full} of shape {list(weight.shape)}")
             continue
         expected = expected.to(weight)
+        holders = {"the original": expected, "the checkpoint": weight}
+        bad = [who for who, held in holders.items() if not held.isfinite().all()]
+        if bad:
+            findings.faults.append(f"{full} of {' and '.join(bad)} holds NaN or Inf")
+            continue
         findings.worst_weight = max(findings.worst_weight, (weight_error(weight, expected), full))
         if weight.dim() == 2:
             split = _split(task.precision, checkpoint, index, linear)

@@ -275,3 +275,42 @@ def test_weights_of_another_model_are_refused(planted: Make) -> None:
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"largest error of a weight: .*mlp\.(down|gate)_proj"):
         verify_checkpoint(task)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", r"layers\.1\.mlp\.up_proj.* holds NaN or Inf"),
+        ("model.norm.weight", "logits are NaN or infinite"),
+    ],
+)
+def test_nan_in_a_source_is_no_agreement(
+    make: Make, tmp_path: Path, tensor: str, said: str
+) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights[tensor].view(-1)[0] = math.nan
+
+    with pytest.raises(UserError, match=said):
+        verify_checkpoint(from_changed_source(make, tmp_path, spoil))
+
+
+def test_hidden_states_beyond_float16_ask_for_bf16(make: Make, tmp_path: Path) -> None:
+    def enlarge(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.mlp.down_proj.weight"].mul_(1e6)
+
+    with pytest.raises(UserError, match=r"hidden states reach .* after layer 0.*bf16"):
+        verify_checkpoint(from_changed_source(make, tmp_path, enlarge))
+
+
+def from_changed_source(
+    make: Make, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> Task:
+    """An fp16 checkpoint's task with a source whose weights, in float32, were changed."""
+    task = make("fp16")
+    model = tmp_path / "source"
+    shutil.copytree(task.model_dir, model)
+    (file,) = model.glob("*.safetensors")
+    weights = {name: each.float() for name, each in load_file(file).items()}
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+    return replace(task, model_dir=model)
