@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +47,17 @@ def bootstrap(
         found.append(statistic(np.moveaxis(data[:, drawn], 0, 1)))
     low, high = np.percentile(np.concatenate(found), (2.5, 97.5), axis=0).tolist()
     return low, high
+
+
+def discordant(differences: Iterable[tuple[int, float]]) -> tuple[int, int]:
+    """Count the prompts whose differences (prompt, first − second) favour the first, the second.
+
+    The answers to one prompt are one piece of evidence, however often it was asked.
+    """
+    sums: defaultdict[int, float] = defaultdict(float)
+    for prompt, difference in differences:
+        sums[prompt] += difference
+    return sum(each > 0 for each in sums.values()), sum(each < 0 for each in sums.values())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

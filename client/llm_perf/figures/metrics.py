@@ -139,8 +139,9 @@ DEFINITIONS: Final = {each.key: each for each in (
                "answered requests / (last response − first send)", _NIM),
     Definition("request_count", "count", "their number", _GENAI_PERF),
     Definition("request_goodput", "requests/sec",
-               "answered requests that keep every limit of --goodput they have the metric of / "
-               "(last response − first send); share = those / all requests, failed ones too",
+               "answered requests that keep every limit of --goodput (an answer without a token "
+               "keeps none, one of a single token any of ITL) / (last response − first send); "
+               "share = those / all requests, failed ones too",
                "DistServe, arXiv:2401.09670"),
 )}
 # fmt: on
@@ -222,9 +223,13 @@ class Goodput:
     limits: tuple[tuple[str, float], ...]
 
     def keeps(self, record: Record) -> bool:
-        """Whether an answered request keeps all limits; what it hasn't got, it keeps."""
+        """Whether an answered request keeps all limits.
+
+        One token has no ITL and keeps its limit; what brought no token has no TTFT and keeps none.
+        """
         return record.ok and all(
-            value <= limit for key, limit in self.limits for value in DEFINITIONS[key].of(record)
+            bool(record.chunk_ns) and all(v <= limit for v in DEFINITIONS[key].of(record))
+            for key, limit in self.limits
         )
 
     def metric(self, records: Sequence[Record]) -> Metric:

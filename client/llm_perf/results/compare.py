@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from llm_perf.errors import UserError
-from llm_perf.figures.confidence import Numbers, bootstrap, mcnemar
+from llm_perf.figures.confidence import Numbers, bootstrap, discordant, mcnemar
 
 CHECK_FAILED: Final = 3  # exit code
 STATISTICS: Final = ("avg", "p50", "p90", "p99")
@@ -159,7 +159,8 @@ class Comparison:
     """What changed from A to B.
 
     ``changed`` are indices of pairs whose answers differ. ``only_a`` and ``only_b`` count
-    requests that only one run got right, ``p`` is McNemar's exact; all absent without 0/1 scores.
+    prompts that one run got right (more often, where they were repeated), ``p`` is McNemar's exact;
+    all absent without 0/1 scores.
     """
 
     pairs: int
@@ -225,7 +226,7 @@ def compare(a: Side, b: Side, *, force: bool = False) -> Comparison:
     scores = [(x.get("score"), y.get("score")) for x, y in both]
     if not scores or not all({x, y} <= {0, 1} for x, y in scores):
         return Comparison(len(both), changes, changed)
-    only_a, only_b = scores.count((1, 0)), scores.count((0, 1))
+    only_a, only_b = discordant((x["index"], x["score"] - y["score"]) for x, y in both)
     return Comparison(len(both), changes, changed, only_a, only_b, mcnemar(only_a, only_b))
 
 
@@ -291,6 +292,6 @@ def _foot(seen: Comparison, a: Side, b: Side) -> Iterator[str]:
         yield f"  prompt {index}: {was!r} became {became!r}"
     if seen.p is not None:
         yield (
-            f"Right only in A: {seen.only_a}, only in B: {seen.only_b}; "
+            f"Prompts right only in A: {seen.only_a}, only in B: {seen.only_b}; "
             f"McNemar's exact p = {seen.p:.4f}"
         )

@@ -12,6 +12,7 @@ FAST = record(0, (100, 300), tokens=11)  # TTFT 100 ms, ITL 20 ms
 LATE = record(0, (1500, 1700), tokens=11)
 SLOW = record(0, (100, 1100), tokens=11)  # ITL 100 ms
 SHORT = record(0, (100,), tokens=1)  # no ITL
+MUTE = record(0, (), tokens=0)  # answered without a token, as a tool call is: no TTFT
 FAILED = record(0, (10, 2000), tokens=2, status=Status.CUT)
 
 
@@ -49,7 +50,7 @@ def test_a_request_is_good_when_it_keeps_every_limit_it_has(
     limits: str, good: list[Record]
 ) -> None:
     goodput = parse_goodput(limits)
-    everything = [FAST, LATE, SLOW, SHORT, FAILED]
+    everything = [FAST, LATE, SLOW, SHORT, MUTE, FAILED]
     assert [each for each in everything if goodput.keeps(each)] == good
 
 

@@ -112,6 +112,14 @@ def test_answers_that_changed_and_scores_are_compared(written: Written) -> None:
     assert change(seen.changes, "score.avg").difference == pytest.approx((2 - 5) / 8)
 
 
+def test_repeats_of_a_prompt_are_no_new_evidence(written: Written) -> None:
+    def repeated(last: str) -> list[Record]:
+        return answered([100] * 20, ["x"] * 19 + [last], "x") * 10
+
+    seen = compare(read_side(written("a", repeated("x"))), read_side(written("b", repeated("y"))))
+    assert (seen.pairs, seen.only_a, seen.only_b, seen.p) == (200, 1, 0, 1.0)
+
+
 def test_grades_have_an_interval_instead_of_a_test(written: Written) -> None:
     a = written("a", answered([10] * 4, ["red up"] * 4, "red"), "f1")
     b = written("b", answered([10] * 4, ["red"] * 4, "red"), "f1")
@@ -204,7 +212,7 @@ def test_the_command_prints_and_its_exit_code_says_what_failed(written: Written)
     assert fine.return_value == 0
     assert "Answers that changed: 1 of 4" in fine.stdout
     assert "prompt 3: 'x' became 'y'" in fine.stdout
-    assert "Right only in A: 1, only in B: 0; McNemar's exact p = 1.0000" in fine.stdout
+    assert "Prompts right only in A: 1, only in B: 0; McNemar's exact p = 1.0000" in fine.stdout
     worse = invoke(a, b, "--fail-if", "time_to_first_token.p99 > +5%", "--fail-if", "score.avg < 0")
     assert worse.return_value == 3
     assert "FAILED: time_to_first_token.p99 > +5%" in worse.stdout
