@@ -64,6 +64,11 @@ class Endpoint:
         if self.protocol not in _MODULES:
             known = ", ".join(_MODULES)
             raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
+        if "@" in self.url:
+            raise UserError(
+                "the server's URL holds a user name or a password",
+                fix="leave it out; give a key with --api-key-env, or a header",
+            )
         place = _PLACE.fullmatch(self.url)
         right = place is not None and 0 < int(place["port"]) < 65536
         if not right and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):

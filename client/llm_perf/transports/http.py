@@ -11,7 +11,7 @@ import json
 import re
 import ssl
 from time import perf_counter_ns
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import aiohttp
 
@@ -23,27 +23,41 @@ Stamped: TypeAlias = list[tuple[int, bytes]]
 _PATIENCE = aiohttp.ClientTimeout(total=10)
 _IDLE_S = 3  # servers hang up after 5 s or more; a request must not meet that
 _BUFFER = 2**20  # bytes; a smaller one stops reading while long answers come
-_TEXT_SHOWN = 300
+_TEXT_SHOWN = 200  # characters
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_EVENTS = re.compile(rb"(\xef\xbb\xbf)?[\r\n]*(data|event|id|retry)?:")
+_MARK_BYTES = 16  # enough to tell, in pieces of a byte too
+_MARKS = 4  # messages at an answer's end, among which its mark is: finish_reason, usage, [DONE]
+UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+
+
+class HttpDialect(Dialect, Protocol):
+    """A dialect that knows an answer's end, since the end of an HTTP body says little."""
+
+    def ended(self, message: bytes) -> bool:
+        """Whether this message ends the answer; never raises."""
+        ...
 
 
 class HttpTransport:
     """A connection per stream, opened ahead and used again."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, dialect: Dialect) -> None:
-        self.dialect = dialect
+    def __init__(self, session: aiohttp.ClientSession, url: str, dialect: HttpDialect) -> None:
+        self.dialect: HttpDialect = dialect
         self._session = session
         self._url = url
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
         pieces: Stamped = []
-        sse = False
         seen.sent_ns = perf_counter_ns()
         try:
             async with self._session.post(
-                self._url, data=request, timeout=aiohttp.ClientTimeout(total=timeout_s)
+                self._url,
+                data=request,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,  # what is asked, and the key, are for this server alone
             ) as answer:
-                sse = answer.content_type == "text/event-stream"
                 _end_with_connection(answer)
                 await _take(answer, pieces, seen)
                 if answer.status != 200:
@@ -58,11 +72,16 @@ class HttpTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             seen.failure = Status.ERROR, f"connection lost: {error or type(error).__name__}"
         seen.end_ns = seen.end_ns or perf_counter_ns()
-        whole = seen.failure is None
-        if sse:
-            seen.messages = cut_events(pieces, whole)
-        elif whole and pieces:
+        came = seen.failure is None
+        if pieces and _EVENTS.match(_all(pieces[:_MARK_BYTES])):
+            seen.messages = cut_events(pieces, came)
+        elif came and pieces:
             seen.messages = [(pieces[-1][0], _all(pieces))]
+        if came and not any(
+            self.dialect.ended(each) for _, each in seen.messages[: -_MARKS - 1 : -1]
+        ):
+            last = as_it_came(seen.messages[-1][1]) if seen.messages else "nothing"
+            seen.failure = Status.ERROR, f"the answer has no end; last came: {last}"
         if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
             seen.failure = Status.CUT, seen.failure[1]
 
@@ -135,7 +154,9 @@ async def ask(
     Raises ``UserError`` when nobody answers.
     """
     try:
-        async with session.request(method, endpoint.base + path, timeout=_PATIENCE) as answer:
+        async with session.request(
+            method, endpoint.base + path, timeout=_PATIENCE, allow_redirects=False
+        ) as answer:
             body = await answer.read()
             status = answer.status
     except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
@@ -165,17 +186,39 @@ def cut_events(pieces: Stamped, whole: bool) -> Stamped:
     if whole and pieces:
         pieces = [*pieces, (pieces[-1][0], b"\n\n")]
     events: Stamped = []
-    rest, data = b"", []
+    rest, data, failed, returned = b"", [], False, False
     for at, piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+        if returned:  # the LF of a CR that has ended its line already
+            piece = piece.removeprefix(b"\n")
+        returned = piece.endswith(b"\r")
+        *lines, rest = _LINE_END.split(rest + piece)
         for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                events.append((at, b"\n".join(data)))
-                data = []
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" "))
+            elif name == b"event":
+                failed = value.strip() == b"error"
+            elif not line:
+                if data:
+                    said = b"\n".join(data)
+                    events.append((at, _as_error(said) if failed else said))
+                data, failed = [], False
     return events
+
+
+def _as_error(data: bytes) -> bytes:
+    """What an ``event: error`` says, as an answer that says it."""
+    return json.dumps({"error": _said(data)}).encode()
+
+
+def as_it_came(message: bytes) -> str:
+    """The beginning of what a server sent, for a person."""
+    return repr(message.decode(errors="replace")[:_TEXT_SHOWN])
+
+
+def whole(value: Any) -> int | None:
+    """A count or a time of a server's JSON; what isn't one (NaN, a text, 1e999) is left out."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _all(pieces: Stamped) -> bytes:
@@ -191,7 +234,9 @@ def error_text(answer: Any) -> str | None:
         error = error.get("message", error)
     elif answer.get("object") == "error":
         error = answer.get("message", answer)
-    return None if error is None else str(error)
+    elif "choices" not in answer:
+        error = error or answer.get("detail")  # FastAPI's shape
+    return str(error) if error else None
 
 
 def _said(body: bytes) -> str:

@@ -13,7 +13,16 @@ from typing import Any, Final
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk
 from llm_perf.transports import Endpoint, no_model
-from llm_perf.transports.http import HttpTransport, ask, error_text, open_session, warm
+from llm_perf.transports.http import (
+    UNREADABLE,
+    HttpTransport,
+    as_it_came,
+    ask,
+    error_text,
+    open_session,
+    warm,
+    whole,
+)
 from llm_perf.workload.workload import Prompt
 
 # Our names of sampling parameters and the API's; those after seed are extensions that vLLM and
@@ -25,6 +34,9 @@ _NAMES: Final[dict[str, str]] = {
     **{name: name for name in ("top_k", "repetition_penalty", "bad_words")},
     "end_id": "stop_token_ids",
 }
+# finish reasons of whole answers; the last two are text-generation-inference's
+_ENDS: Final = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
+_NO_LIST: Final = (404, 405, 500, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +73,49 @@ class OpenAI:
 
     def parse(self, message: bytes) -> Chunk:
         """Read one event's data. Never raises: what can't be read is that request's error."""
-        if message == b"[DONE]":
-            return Chunk(final=True)
+        message = message.strip()
+        if message in (b"", b"[DONE]"):
+            return Chunk(final=bool(message))
         try:
             return _parse(json.loads(message))
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-            return Chunk(error=f"unreadable response: {error!r}")
+        except UNREADABLE:
+            return Chunk(error=f"unreadable response: {as_it_came(message)}")
+
+    def ended(self, message: bytes) -> bool:
+        """Whether the answer ends here: ``[DONE]``, a finish_reason, or an error."""
+        chunk = self.parse(message)
+        return chunk.final or chunk.error is not None
 
 
 def _parse(answer: Any) -> Chunk:
     if (error := error_text(answer)) is not None:
         return Chunk(error=error)
     text, final, silent = "", False, False
-    for choice in answer.get("choices", ()):
+    for choice in answer.get("choices") or ():
         said = choice.get("delta") or choice.get("message") or choice
         # a model that thinks aloud is answering: its first token ends the TTFT
-        for key in ("reasoning_content", "reasoning", "text", "content"):
-            text += said.get(key) or ""
-        final = final or choice.get("finish_reason") is not None
+        thought = dict.fromkeys(_text(said.get(key)) for key in ("reasoning_content", "reasoning"))
+        text += "".join([*thought, _text(said.get("text")), _text(said.get("content"))])
+        reason = choice.get("finish_reason")
+        if reason is not None and reason not in _ENDS:
+            return Chunk(text.encode(errors="replace"), error=f"finish_reason: {reason}")
+        final = final or reason is not None
         # no text: a token that is held back or ends the answer, but for the one that names the role
         silent = silent or final or "role" not in said or bool(said.get("tool_calls"))
-    count = (answer.get("usage") or {}).get("completion_tokens")
-    facts = {} if count is None else {"total_tokens": int(count)}
+    count = whole((answer.get("usage") or {}).get("completion_tokens"))
+    facts = {} if count is None else {"total_tokens": count}
     return Chunk(
         text.encode(errors="replace"), final=final, silent=silent and not text, facts=facts
     )
+
+
+def _text(said: Any) -> str:
+    """A text, or the texts of a list of content parts."""
+    if isinstance(said, list):
+        return "".join(_text(part.get("text")) for part in said)
+    if said is None or isinstance(said, str):
+        return said or ""
+    raise TypeError("text of another kind")
 
 
 async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:
@@ -107,17 +137,17 @@ async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int])
 def _check(endpoint: Endpoint, status: int, answer: object) -> None:
     """Raise ``UserError`` when the server keeps no list of models, or this one isn't on it.
 
-    A server that fails to list them may still answer: transformers serve has an internal error
-    where the machine has no Hugging Face cache.
+    A server that has no list, or fails to write it, may still answer: transformers serve has an
+    internal error where the machine has no Hugging Face cache.
     """
-    if status == 500:
+    if status in _NO_LIST:
         return
     if status in (401, 403):
         raise UserError(
             f"the server at {endpoint.base} wants a key (HTTP {status})",
             fix="name the environment variable that holds it with --api-key-env",
         )
-    models = answer.get("data") if isinstance(answer, dict) else None
+    models = answer.get("data") if isinstance(answer, dict) else answer
     if status != 200 or not isinstance(models, list):
         raise UserError(
             f"the server at {endpoint.base} is no OpenAI-style server "
@@ -126,5 +156,6 @@ def _check(endpoint: Endpoint, status: int, answer: object) -> None:
         )
     known = {str(model.get("id")): "" for model in models if isinstance(model, dict)}
     on_demand = endpoint.model.startswith(("/", "."))  # a folder there, loaded when asked for
-    if known and endpoint.model not in known and not on_demand:
+    names = {endpoint.model, f"{endpoint.model}:latest"}  # Ollama lists names with their tag
+    if known and not names & known.keys() and not on_demand:
         raise no_model(endpoint, known)

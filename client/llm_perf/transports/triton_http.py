@@ -18,7 +18,16 @@ from tritonclient.grpc import model_config_pb2
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk
 from llm_perf.transports import Endpoint, no_model
-from llm_perf.transports.http import HttpTransport, ask, error_text, open_session, warm
+from llm_perf.transports.http import (
+    UNREADABLE,
+    HttpTransport,
+    as_it_came,
+    ask,
+    error_text,
+    open_session,
+    warm,
+    whole,
+)
 from llm_perf.transports.triton import TritonModel, model_from_config
 from llm_perf.workload.workload import Prompt
 
@@ -41,18 +50,25 @@ class GenerateModel:
             if (error := error_text(answer)) is not None:
                 return Chunk(error=error)
             return self._parse(answer)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            return Chunk(error=f"unreadable response: {error!r}")
+        except UNREADABLE:
+            return Chunk(error=f"unreadable response: {as_it_came(message)}")
+
+    def ended(self, message: bytes) -> bool:
+        """The generate extension has no mark for it: the body's end is the answer's."""
+        del message
+        return True
 
     def _parse(self, answer: dict[str, Any]) -> Chunk:
         tokens = None
         if self.model.count_output and answer.get(self.model.count_output) is not None:
-            tokens = sum(map(int, _elements(answer[self.model.count_output])))
+            counts = map(whole, _elements(answer[self.model.count_output]))
+            tokens = sum(count for count in counts if count is not None)
         elif "output_ids" in answer:
             tokens = len(_elements(answer["output_ids"]))
         text = "".join(map(str, _elements(answer.get("text_output", ""))))
         told = {name: _elements(answer.get(name, [])) for name in self.model.facts}
-        facts = {name: int(values[0]) for name, values in told.items() if values}
+        known = {name: whole(values[0]) for name, values in told.items() if values}
+        facts = {name: value for name, value in known.items() if value is not None}
         return Chunk(text.encode(errors="replace"), tokens, facts=facts)
 
 
