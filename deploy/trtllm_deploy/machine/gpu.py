@@ -60,12 +60,13 @@ def read_listing(text: str) -> tuple[Gpu, ...]:
     nvidia-smi gives memory in MiB, and ``[N/A]`` for what a device doesn't report.
     """
     found = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+    for line in text.splitlines():
         try:
+            [row] = csv.reader([line], skipinitialspace=True)
             index, name, memory, capability = (field.strip() for field in row)
             gpu = Gpu(int(index), name, int(memory) * _MIB, capability)
             _ = gpu.sm
-        except ValueError:
+        except (ValueError, csv.Error):  # Python 3.10's reader takes no NUL
             continue
         found.append(gpu)
     return tuple(found)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.standins import install
@@ -38,6 +38,7 @@ def test_a_device_that_reports_no_memory_is_left_out() -> None:
     assert [gpu.index for gpu in read_listing(text)] == [0]
 
 
+@example("0, NVIDIA L4\0, 23034, 8.9")
 @given(st.text())
 def test_any_listing_is_read(text: str) -> None:
     for gpu in read_listing(text):
