@@ -17,7 +17,8 @@ def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        # half a surrogate pair is written as JSON escapes it
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

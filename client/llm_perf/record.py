@@ -17,6 +17,7 @@ from llm_perf.workload.workload import Prompt
 
 _AT_ONCE = 10_000  # messages
 _MOST_TOKENS = 2**24
+_MOST = 2**63  # a fact that is no 64-bit number is none
 
 
 class Status(str, Enum):
@@ -195,6 +196,7 @@ def _record(
     facts: dict[str, int] = {}
     for chunk in chunks:
         facts.update(chunk.facts)  # totals: the last word counts
+    facts = {name: value for name, value in facts.items() if -_MOST <= value < _MOST}
     tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
     counted = facts.get("total_tokens", sum(tokens) if tokens else None)
     # what is below none, or more than any model says, is no count

@@ -213,7 +213,7 @@ def _distribution(values: array[float]) -> Metric:
 
 def spelt(value: float) -> float | str | None:
     """As JSON can have it: infinity in letters; nothing for what two of them leave undefined."""
-    return None if math.isnan(value) else "inf" if math.isinf(value) else value
+    return None if math.isnan(value) else str(value) if math.isinf(value) else value
 
 
 @dataclass(frozen=True, slots=True)

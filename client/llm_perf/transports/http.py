@@ -28,7 +28,10 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _EVENTS = re.compile(rb"(\xef\xbb\xbf)?[\r\n]*(data|event|id|retry)?:")
 _MARK_BYTES = 16  # enough to tell, in pieces of a byte too
 _MARKS = 4  # messages at an answer's end, among which its mark is: finish_reason, usage, [DONE]
-UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+UNREADABLE: Final = (
+    *(ValueError, TypeError, AttributeError, LookupError, RecursionError),
+    OverflowError,  # a count of 1e999
+)
 
 
 class HttpDialect(Dialect, Protocol):

@@ -136,7 +136,7 @@ class TritonModel:
         """
         try:
             return self._parse(service_pb2.ModelStreamInferResponse.FromString(message))
-        except (DecodeError, struct.error, KeyError) as error:
+        except (DecodeError, struct.error, KeyError, ValueError, OverflowError) as error:
             return Chunk(error=f"unreadable response: {error!r}")
 
     def _parse(self, response: Any) -> Chunk:
@@ -149,7 +149,7 @@ class TritonModel:
             if tensor.name == "text_output":
                 text = _join_strings(raw)
             elif tensor.name == self.count_output:
-                tokens = sum(_numbers(tensor.datatype, raw))
+                tokens = int(sum(_numbers(tensor.datatype, raw)))
             elif tensor.name == "output_ids":
                 ids = len(_numbers(tensor.datatype, raw))
             elif tensor.name in self.facts and raw:

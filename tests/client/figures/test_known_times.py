@@ -15,6 +15,8 @@ from llm_perf.figures.metrics import compute_metrics
 from llm_perf.figures.notes import answer_notes
 from llm_perf.record import Chunk, Exchange, Record, read_records
 from llm_perf.transports.openai import OpenAI
+from llm_perf.transports.triton import TritonModel
+from llm_perf.transports.triton_http import GenerateModel
 from llm_perf.workload.tokens import load_tokenizer
 from llm_perf.workload.workload import Prompt
 from tests.client.runs import TOKENIZER
@@ -113,3 +115,19 @@ def test_tokens_that_all_came_at_once_are_infinitely_fast_and_not_left_out() -> 
     assert figures["input_token_throughput"]["avg"] == 30
     assert figures["total_token_throughput"]["avg"] == 50
     json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", ["1e999", "-Infinity", "NaN", "1" + 400 * "0", "9" * 5000, "-3"])
+@pytest.mark.parametrize("protocol", ["openai", "triton"])
+def test_a_count_that_is_none_fails_its_request_or_is_left_out(count: str, protocol: str) -> None:
+    if protocol == "openai":
+        said = [(400, b'{"choices": [], "usage": {"completion_tokens": %b}}' % count.encode())]
+        only = record([*events(chat=True)[:-2], *said, (401, b"[DONE]")], OpenAI("m", True).parse)
+    else:
+        name = "kv_cache_reused_blocks"
+        model = TritonModel("m", (), True, None, False, (name,))
+        said = [(400, b'{"text_output": "a", "%b": %b}' % (name.encode(), count.encode()))]
+        only = record(said, GenerateModel(model).parse)
+    assert only.server_tokens is None
+    assert only.ok or "unreadable response" in str(only.error)
+    json.dumps(compute_metrics([only]), allow_nan=False)

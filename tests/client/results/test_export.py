@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,16 @@ def test_genai_perfs_csv_has_its_header_and_names(run: Run) -> None:
 def test_several_loads_have_files_of_their_own() -> None:
     assert export_path("a/x.json", "rate2", several=True) == Path("a/x_rate2.json")
     assert export_path("a/x.json", "rate2", several=False) == Path("a/x.json")
+
+
+def test_what_no_file_can_hold_loses_no_run(tmp_path: Path) -> None:
+    half = "half \ud800 a pair"
+    odd = replace(asked(0, half, status=Status.ERROR), error=half)
+    pages = {"gauge": {"avg": float("nan"), "max": float("inf"), "all": (1.5, float("-inf"))}}
+    run = make_run([odd, asked(1)], server={"version": half}, server_metrics=pages)
+    path, lines, *_ = write_run(run, tmp_path / "r.json", EXTRAS)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["server"]["version"] == half  # as JSON escapes it
+    assert document["server_metrics"]["gauge"] == {"avg": None, "max": "inf", "all": [1.5, "-inf"]}
+    first = json.loads(lines.read_text(encoding="utf-8").splitlines()[0])
+    assert (first["answer"], first["error"]) == (half, half)
