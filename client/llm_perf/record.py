@@ -25,7 +25,8 @@ class Status(str, Enum):
 
     Answered; failed, with the server's text; broken off after some tokens; out of time; refused
     before anybody worked on it (nobody listens, or the server said so); refused with a word on
-    when to come again (HTTP 429 or 503 with Retry-After); longer than is kept of an answer.
+    when to come again (HTTP 429 or 503 with Retry-After); longer than is kept of an answer;
+    ended as an answer does, with no text and no token in it.
     """
 
     OK = "ok"
@@ -35,6 +36,7 @@ class Status(str, Enum):
     REFUSED = "refused"
     THROTTLED = "throttled"
     OVERLONG = "overlong"
+    EMPTY = "empty"
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Chunk:
     error: str | None = None
     # a token that has no text: half a character held back, or, with ``final``, the end token
     silent: bool = False
+    acts: bool = False  # calls a tool: an answer without text
     # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns, …), and
     # total_tokens, the whole answer's count so far
     facts: Mapping[str, int] = field(default_factory=dict)
@@ -203,6 +206,8 @@ def _record(
     counted = None if counted is None or not 0 <= counted <= _MOST_TOKENS else counted
     stamped = [(at, chunk) for (at, _), chunk in zip(seen.messages, chunks, strict=True)]
     chunk_ns, end_counted = _token_times(stamped, counted, count)
+    if status is Status.OK and not (chunk_ns or counted or any(chunk.acts for chunk in chunks)):
+        status, error = Status.EMPTY, "the answer is empty: it ended without a text or a token"
     return Record(
         prompt=prompt,
         request_id=seen.request_id,

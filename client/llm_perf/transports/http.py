@@ -55,19 +55,8 @@ class HttpTransport:
         pieces: Stamped = []
         seen.sent_ns = perf_counter_ns()
         try:
-            async with self._session.post(
-                self._url,
-                data=request,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-                allow_redirects=False,  # what is asked, and the key, are for this server alone
-            ) as answer:
-                _end_with_connection(answer)
-                await _take(answer, pieces, seen)
-                if answer.status != 200:
-                    seen.retry_after_s = retry_after(answer)
-                    status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
-                    seen.failure = status, f"HTTP {answer.status}: {_said(_all(pieces))}"
-                    pieces = []
+            while not await self._try(request, pieces, seen, timeout_s):
+                pass
         except asyncio.TimeoutError:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
         except aiohttp.ClientConnectorError as error:
@@ -87,6 +76,37 @@ class HttpTransport:
             seen.failure = Status.ERROR, f"the answer has no end; last came: {last}"
         if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
             seen.failure = Status.CUT, seen.failure[1]
+
+    async def _try(self, request: bytes, pieces: Stamped, seen: Exchange, timeout_s: float) -> bool:
+        """Send once; ``False`` when it met a connection that the server had closed while it idled.
+
+        Then nothing has come back, and the connection is gone from the pool: each new try meets
+        another one, at last a fresh one.
+        """
+        left_s = timeout_s - (perf_counter_ns() - seen.sent_ns) / 1e9
+        used: list[bool] = []
+        answered = False
+        try:
+            async with self._session.post(
+                self._url,
+                data=request,
+                timeout=aiohttp.ClientTimeout(total=max(left_s, 1e-3)),
+                trace_request_ctx=used,
+                allow_redirects=False,  # what is asked, and the key, are for this server alone
+            ) as answer:
+                answered = True
+                _end_with_connection(answer)
+                await _take(answer, pieces, seen)
+                if answer.status != 200:
+                    seen.retry_after_s = retry_after(answer)
+                    status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
+                    seen.failure = status, f"HTTP {answer.status}: {_said(_all(pieces))}"
+                    pieces = []
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if answered or not used or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            return False
+        return True
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -128,6 +148,13 @@ def _end_with_connection(answer: aiohttp.ClientResponse) -> None:
         protocol.closed.add_done_callback(lost)
 
 
+async def _note_reuse(session: object, context: Any, params: object) -> None:
+    """Tell a request that its connection isn't new."""
+    del session, params
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.append(True)
+
+
 def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     """A session with the endpoint's headers and TLS; raises ``UserError``."""
     tls: ssl.SSLContext | bool = True
@@ -140,7 +167,10 @@ def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
             raise UserError(
                 f"a TLS file can't be read: {error}", fix="give PEM files with --ssl-*"
             ) from error
+    traces = aiohttp.TraceConfig()
+    traces.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
+        trace_configs=[traces],
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=tls),
         headers={"content-type": "application/json", **dict(extra_headers(endpoint))},
         read_bufsize=_BUFFER,

@@ -90,7 +90,7 @@ class OpenAI:
 def _parse(answer: Any) -> Chunk:
     if (error := error_text(answer)) is not None:
         return Chunk(error=error)
-    text, final, silent = "", False, False
+    text, final, silent, acts = "", False, False, False
     for choice in answer.get("choices") or ():
         said = choice.get("delta") or choice.get("message") or choice
         # a model that thinks aloud is answering: its first token ends the TTFT
@@ -101,11 +101,16 @@ def _parse(answer: Any) -> Chunk:
             return Chunk(text.encode(errors="replace"), error=f"finish_reason: {reason}")
         final = final or reason is not None
         # no text: a token that is held back or ends the answer, but for the one that names the role
-        silent = silent or final or "role" not in said or bool(said.get("tool_calls"))
+        acts = acts or bool(said.get("tool_calls") or said.get("function_call"))
+        silent = silent or final or "role" not in said or acts
     count = whole((answer.get("usage") or {}).get("completion_tokens"))
     facts = {} if count is None else {"total_tokens": count}
     return Chunk(
-        text.encode(errors="replace"), final=final, silent=silent and not text, facts=facts
+        text.encode(errors="replace"),
+        final=final,
+        silent=silent and not text,
+        acts=acts,
+        facts=facts,
     )
 
 

@@ -99,10 +99,10 @@ def test_a_character_split_between_responses_is_whole_in_the_answer(
         assert ask(server, "split").answers == ("三",)
 
 
-def test_an_answer_without_tokens_is_an_answer_and_silence_is_not(ask: Callable[..., Run]) -> None:
+def test_an_answer_without_tokens_is_empty_and_silence_is_an_error(ask: Callable[..., Run]) -> None:
     with ScriptedTriton(SCRIPTS.__getitem__) as server:
         nothing, silence = ask(server, "nothing", "silence").records
-    assert (nothing.status, nothing.chunk_ns, nothing.ttft_ns) == (Status.OK, (), None)
+    assert (nothing.status, nothing.chunk_ns, nothing.ttft_ns) == (Status.EMPTY, (), None)
     assert silence.status is Status.ERROR
     assert silence.error == "the stream ended without a response"
 

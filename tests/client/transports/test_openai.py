@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from llm_perf.errors import UserError
+from llm_perf.record import Exchange, Status, read_records
 from llm_perf.transports import Endpoint
 from llm_perf.transports.http import cut_events
 from llm_perf.transports.openai import OpenAI, _check
+from llm_perf.workload.tokens import load_tokenizer
+from llm_perf.workload.workload import Prompt
 
 CHAT = OpenAI("m", chat=True)
 
@@ -106,3 +110,29 @@ def test_another_model_is_refused_and_so_are_credentials_in_a_url() -> None:
     with pytest.raises(UserError) as caught:
         Endpoint("http://me:secret@h:1", "openai", "m")
     assert "secret" not in str(caught.value)
+
+
+ROLE = b'{"choices": [{"delta": {"role": "assistant", "content": ""}}]}'
+STOP = b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+NONE = b'{"choices": [], "usage": {"completion_tokens": 0}}'
+CALL = b'{"choices": [{"message": {"tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}]}'
+
+
+@pytest.mark.parametrize(
+    ("frames", "status"),
+    [
+        ([b"[DONE]"], Status.EMPTY),
+        ([ROLE, STOP, NONE, b"[DONE]"], Status.EMPTY),
+        ([CALL], Status.OK),
+        ([ROLE, said(content="a"), STOP], Status.OK),
+    ],
+)
+def test_an_end_without_an_answer_is_an_empty_answer(
+    frames: list[bytes], status: Status, tokenizer_folder: Path
+) -> None:
+    seen = Exchange("id", sent_ns=1, end_ns=9, messages=[(5, frame) for frame in frames])
+    (record,) = read_records(
+        [(Prompt(0, "p", 1, 9), seen)], CHAT.parse, load_tokenizer(tokenizer_folder)
+    )
+    assert record.status is status
+    assert (record.error is None) is record.ok
