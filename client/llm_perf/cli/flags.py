@@ -41,7 +41,7 @@ def read_endpoint(flags: Flags) -> Endpoint:
         raise UserError("--endpoint-type is for -i openai", fix="leave it out")
     files = {name: flags[f"ssl_{name}"] for name in ("ca", "cert", "key")}
     return Endpoint(
-        flags["url"],
+        flags["url"] or f"localhost:{8001 if flags['protocol'] == 'grpc' else 8000}",
         flags["protocol"],
         flags["model"],
         transport=flags["transport"] or flags["endpoint_type"],

@@ -63,8 +63,10 @@ def _option(flags: str, text: str, kind: Any = None, **more: Any) -> click.Optio
 # fmt: off
 THEMES: Final[dict[str, list[click.Parameter]]] = {
     "Server": [
-        _option("-u --url", "Where the server listens.", required=True, metavar="HOST:PORT"),
-        _option("-m --model", "The model to ask, as a rule the ensemble.", required=True),
+        _option("-u --url", "Where the server listens.  [default: localhost:8001; "
+                "localhost:8000 with -i http or openai]", metavar="HOST:PORT"),
+        _option("-m --model", "The model to ask, as a rule the ensemble.",
+                default="ensemble"),
         _option("-i --protocol", "What it speaks there: grpc or http (Triton), openai (vLLM, "
                 "trtllm-serve, …).", default="grpc"),
         _option("--transport", "How it is spoken: grpc (ours), tritonclient or grpc.aio.  "

@@ -78,3 +78,15 @@ def test_the_choices_are_those_that_there_are() -> None:
     assert flags.read_extras({"export": "all"}) == EXTRAS
     assert flags.read_extras({"export": "answers"}) == ("answers",)
     assert flags.read_extras({"export": "none"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "url"),
+    [([], "localhost:8001"), (["-i", "http"], "localhost:8000"), (["-u", "h:9"], "h:9")],
+)
+def test_a_server_that_is_not_named_is_the_ensemble_of_a_local_triton(
+    words: list[str], url: str
+) -> None:
+    context = command.make_context("llm_perf", [*words, "--tokenizer-path", "t"])
+    endpoint = flags.read_endpoint(context.params)
+    assert (endpoint.url, endpoint.model) == (url, "ensemble")
