@@ -11,15 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_perf.errors import UserError
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Render: TypeAlias = Callable[[Messages], str]
+_ABSENT: Final[dict[str, None]] = {"tools": None, "documents": None}  # as transformers gives them
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks the assistant's words for training; they render as they are."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def load_chat_template(tokenizer_path: str | Path) -> Render:
@@ -40,7 +53,7 @@ def load_chat_template(tokenizer_path: str | Path) -> Render:
             fix="leave --chat-template out, or give the folder of a chat model",
         )
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not made for HTML
     environment.globals["raise_exception"] = _refuse
@@ -53,7 +66,9 @@ def load_chat_template(tokenizer_path: str | Path) -> Render:
 
     def render(messages: Messages) -> str:
         try:
-            return template.render(messages=messages, add_generation_prompt=True, **known)
+            return template.render(
+                messages=messages, add_generation_prompt=True, **_ABSENT, **known
+            )
         except (TemplateError, TypeError) as error:
             raise UserError(f"the chat template failed: {error}", where=folder) from error
 

@@ -2,8 +2,9 @@
 
 A format is recognised by what its objects hold, one object a line or one JSON list of them:
 ours and genai-perf's (``text_input`` or ``text``), trtllm-bench's (``prompt``, ``output_tokens``),
-OpenAI's (``messages``), ShareGPT's (``conversations``), and mooncake's, which has no text
-(``input_length``, ``hash_ids``) but a ``timestamp``, as any of them may. Other keys are ignored.
+OpenAI's (``messages``; where the assistant speaks last, that turn is the reference), ShareGPT's
+(``conversations``), and mooncake's, which has no text (``input_length``, ``hash_ids``) but a
+``timestamp``, as any of them may. Other keys are ignored.
 Knows no tokenizer and no defaults.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from llm_perf.errors import UserError
+from llm_perf.workload.wrapped import is_wrapped, read_file, unwrap
 
 _FIX: Final = 'write an object like {"text_input": "…", "max_tokens": 64, "reference": "…"}'
 
@@ -99,6 +101,8 @@ SAMPLING: Final = {
     "repetition_penalty": _Key(("repetition_penalty",), "a number, 0 or more", _is_number(0)),
     "presence_penalty": _Key(("presence_penalty",), "a number", _is_number(-math.inf)),
     "frequency_penalty": _Key(("frequency_penalty",), "a number", _is_number(-math.inf)),
+    "length_penalty": _Key(("length_penalty",), "a number", _is_number(-math.inf)),
+    "beam_width": _Key(("beam_width",), _ABOVE, _is_whole(1)),
     "seed": _Key(("seed", "random_seed"), _WHOLE, _is_whole(0, 2**63)),
     "stop_words": _Key(("stop_words", "stop"), _TEXTS, _is_words),
     "bad_words": _Key(("bad_words",), _TEXTS, _is_words),
@@ -117,15 +121,10 @@ def read_lines(path: str | Path) -> list[Line]:
         UserError: the file can't be read, holds no prompts, or a line is wrong (file and line).
     """
     path = Path(path)
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(
-            f"can't be read: {error.strerror}", where=path, fix="give a jsonl file of prompts"
-        ) from error
+    data = read_file(path)
     found: Iterable[Line | None]
-    if data.lstrip().startswith(b"["):
-        items = enumerate(_load(data, path, None), start=1)
+    if data.lstrip().startswith(b"[") or is_wrapped(data):
+        items = enumerate(unwrap(_load(data, path, None)), start=1)
         found = (read_object(value, f"{path}, item {number}") for number, value in items)
     else:
         numbered = enumerate(data.split(b"\n"), start=1)
@@ -167,18 +166,23 @@ def read_object(value: object, where: str | Path, number: int | None = None) -> 
         raise wrong("min_tokens is above max_tokens")
     if value.get("input_length") is not None and not _SPOKEN & value.keys():
         return Line("", **known, **_checked(value, _LENGTHS, wrong))
-    spoken = _spoken(value, wrong)
+    spoken = _spoken(value, known, wrong)
     return None if spoken is None else Line(*spoken, **known)
 
 
 def _spoken(
-    value: Mapping[str, Any], wrong: _Wrong
+    value: Mapping[str, Any], known: dict[str, Any], wrong: _Wrong
 ) -> tuple[str, tuple[Mapping[str, str], ...] | None] | None:
-    """The prompt's text, and the messages it is made of where it is a chat."""
+    """The prompt's text, and the messages it is made of where it is a chat.
+
+    Where a chat ends with its answer, ``known`` gets it as the reference unless it has one.
+    """
     text = _checked(value, {"text": _TEXT}, wrong).get("text")
     messages = None
     if text is None and value.get("messages") is not None:
-        messages = _messages(value["messages"], wrong)
+        messages, answer = _messages(value["messages"], wrong)
+        if answer is not None:
+            known.setdefault("reference", answer)
         text = "\n".join(message["content"] for message in messages)
     elif text is None and value.get("conversations") is not None:
         text = _first_human(value["conversations"], wrong)
@@ -241,15 +245,34 @@ def parse_sampling(words: tuple[str, ...]) -> dict[str, Any]:
     return given
 
 
-def _messages(value: object, wrong: _Wrong) -> tuple[dict[str, str], ...]:
-    turns = value if isinstance(value, list) else []
+def _messages(value: object, wrong: _Wrong) -> tuple[tuple[dict[str, str], ...], str | None]:
+    """The turns to send, and the assistant's last one, which is what was answered to them."""
+    turns = [_joined(turn) for turn in value] if isinstance(value, list) else []
     right = bool(turns) and all(
         isinstance(turn, dict) and _is_text(turn.get("role")) and _is_text(turn.get("content"))
         for turn in turns
     )
     if not right:
         raise wrong('messages is not a list of {"role": "…", "content": "…"}')
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+    said = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+    if said[-1]["role"] != "assistant":
+        return said, None
+    if len(said) == 1:
+        raise wrong("messages holds an answer and nothing that was asked")
+    return said[:-1], said[-1]["content"]
+
+
+def _joined(turn: object) -> Any:
+    """The turn, with a content that is a list of text parts as one text."""
+    parts = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(turn, dict) or not isinstance(parts, list) or not parts:
+        return turn
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, dict) and part.get("type") == "text" and _is_text(part.get("text"))
+    ]
+    return {**turn, "content": "".join(texts) if len(texts) == len(parts) else None}
 
 
 def _first_human(value: object, wrong: _Wrong) -> str | None:
