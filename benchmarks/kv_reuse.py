@@ -84,7 +84,7 @@ def main() -> None:
                 ttft[reuse].append(float(run.metrics["time_to_first_token"]["p50"] or 0))
                 scores[reuse].append(run.score or 0)
     figures = {
-        "input_tokens_p50": median(prompt.input_tokens for prompt in workload.prompts),
+        "input_tokens_p50": median(prompt.input_tokens or 0 for prompt in workload.prompts),
         "ttft_p50_ms_off": ttft[False],
         "ttft_p50_ms_on": ttft[True],
         "ratio_on_to_off": median(ttft[True]) / median(ttft[False]),

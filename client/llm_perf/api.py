@@ -72,7 +72,8 @@ def measure(
     order = plan(load, conditions.extent, len(prompts), [prompt.at_s for prompt in prompts])
     if conditions.workers is None and conditions.ray is None:
         conditions = replace(conditions, workers=workers_for(load, prompts))
-    ids = {**stop_ids(workload.tokenizer.path), **conditions.defaults}
+    known = stop_ids(workload.tokenizer.path) if workload.tokenizer else {}
+    ids = {**known, **conditions.defaults}
     job = Job(endpoint, prompts, order, replace(conditions, defaults=ids))
     head = {  # what a journal must agree on to be of the same run
         "workload": workload.sha256,

@@ -18,6 +18,9 @@ from llm_perf.workload.workload import Prompt
 _AT_ONCE = 10_000  # messages
 _MOST_TOKENS = 2**24
 _MOST = 2**63  # a fact that is no 64-bit number is none
+_UNCOUNTED = (
+    "the server counts no tokens, and there is no tokenizer (--tokenizer-path) to count them"
+)
 
 
 class Status(str, Enum):
@@ -73,8 +76,8 @@ class Chunk:
     # a token that has no text: half a character held back, or, with ``final``, the end token
     silent: bool = False
     acts: bool = False  # calls a tool: an answer without text
-    # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns, …), and
-    # total_tokens, the whole answer's count so far
+    # totals and server times in ns, under the names of Triton's tensors (arrival_time_ns,
+    # num_input_tokens, …), and total_tokens, the whole answer's count so far
     facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -87,7 +90,8 @@ class Chunk:
 class Record:
     """One request, over. ``chunk_ns`` are the times of the responses that carry counted tokens.
 
-    Output tokens were counted by the server and by the tokenizer; ``end_counted`` says that the
+    Output tokens were counted by the server and by the tokenizer, as far as there are both;
+    ``server_input_tokens`` is the server's count of the prompt; ``end_counted`` says that the
     server counts the end token, whose response is then the last of ``chunk_ns``. ``first_text_ns``
     is the time of the first response with text. The server splits its share of TTFT: ``queue_ns`` =
     first scheduled − arrival, ``prefill_ns`` = first token − first scheduled (TensorRT-LLM's
@@ -104,12 +108,13 @@ class Record:
     chunk_ns: tuple[int, ...]
     answer: str
     server_tokens: int | None
-    tokenizer_tokens: int
+    tokenizer_tokens: int | None
     queue_ns: int | None = None
     prefill_ns: int | None = None
     kv_cache_reused_blocks: int | None = None
     first_text_ns: int | None = None
     end_counted: bool = False
+    server_input_tokens: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -118,8 +123,17 @@ class Record:
 
     @property
     def output_tokens(self) -> int:
-        """OSL: the server's own count when it gives one, else the tokenizer's."""
-        return self.tokenizer_tokens if self.server_tokens is None else self.server_tokens
+        """OSL: the server's own count when it gives one, else the tokenizer's.
+
+        0 where there is neither, which no answered request has.
+        """
+        return (self.tokenizer_tokens or 0) if self.server_tokens is None else self.server_tokens
+
+    @property
+    def input_tokens(self) -> int | None:
+        """ISL: the tokenizer's count of the prompt, without a tokenizer the server's, if any."""
+        own = self.prompt.input_tokens
+        return self.server_input_tokens if own is None else own
 
     @property
     def network_ns(self) -> int | None:
@@ -167,13 +181,16 @@ class Record:
 def read_records(
     asked: Iterable[tuple[Prompt, Exchange]],
     parse: Callable[[bytes], Chunk],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
 ) -> Iterator[Record]:
-    """Parse, join and count what was seen, some at a time."""
+    """Parse, join and count what was seen, some at a time.
+
+    Without a tokenizer an answer that the server doesn't count is an error.
+    """
     for batch in _batches(asked):
         chunks = [[parse(message) for _, message in seen.messages] for _, seen in batch]
         answers = [b"".join(each.text for each in part).decode(errors="replace") for part in chunks]
-        counts = tokenizer.count(answers, special=False)
+        counts = tokenizer.count(answers, special=False) if tokenizer else [None] * len(batch)
         for (prompt, seen), part, answer, count in zip(batch, chunks, answers, counts, strict=True):
             yield _record(prompt, seen, part, answer, count)
 
@@ -193,7 +210,7 @@ def _batches(
 
 
 def _record(
-    prompt: Prompt, seen: Exchange, chunks: Sequence[Chunk], answer: str, count: int
+    prompt: Prompt, seen: Exchange, chunks: Sequence[Chunk], answer: str, count: int | None
 ) -> Record:
     status, error = _outcome(seen, chunks)
     facts: dict[str, int] = {}
@@ -201,13 +218,13 @@ def _record(
         facts.update(chunk.facts)  # totals: the last word counts
     facts = {name: value for name, value in facts.items() if -_MOST <= value < _MOST}
     tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
-    counted = facts.get("total_tokens", sum(tokens) if tokens else None)
-    # what is below none, or more than any model says, is no count
-    counted = None if counted is None or not 0 <= counted <= _MOST_TOKENS else counted
+    counted = _believed(facts.get("total_tokens", sum(tokens) if tokens else None))
     stamped = [(at, chunk) for (at, _), chunk in zip(seen.messages, chunks, strict=True)]
     chunk_ns, end_counted = _token_times(stamped, counted, count)
     if status is Status.OK and not (chunk_ns or counted or any(chunk.acts for chunk in chunks)):
         status, error = Status.EMPTY, "the answer is empty: it ended without a text or a token"
+    if status is Status.OK and counted is None and count is None:
+        status, error = Status.ERROR, _UNCOUNTED
     return Record(
         prompt=prompt,
         request_id=seen.request_id,
@@ -225,11 +242,17 @@ def _record(
         kv_cache_reused_blocks=facts.get("kv_cache_reused_blocks"),
         first_text_ns=next((at for at, chunk in stamped if chunk.text), None),
         end_counted=end_counted,
+        server_input_tokens=_believed(facts.get("num_input_tokens")),
     )
 
 
+def _believed(count: int | None) -> int | None:
+    """A count of the server's; what is below none, or more than any model takes, is none."""
+    return count if count is not None and 0 <= count <= _MOST_TOKENS else None
+
+
 def _token_times(
-    stamped: Sequence[tuple[int, Chunk]], counted: int | None, tokenizer_tokens: int
+    stamped: Sequence[tuple[int, Chunk]], counted: int | None, tokenizer_tokens: int | None
 ) -> tuple[tuple[int, ...], bool]:
     """The times of the responses with counted tokens, and whether the end token is one of them.
 
@@ -245,7 +268,8 @@ def _token_times(
     end = [at for at, chunk in stamped if chunk.silent and chunk.final and not chunk.speaks]
     if counted is None or not end or counted <= len(spoken):
         return tuple(spoken), False
-    if counted == len(spoken) + 1 or counted > tokenizer_tokens:
+    more = tokenizer_tokens is not None and counted > tokenizer_tokens
+    if counted == len(spoken) + 1 or more:
         return (*spoken, end[0]), True
     return tuple(spoken), False
 

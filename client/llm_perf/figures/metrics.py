@@ -112,8 +112,9 @@ DEFINITIONS: Final = {each.key: each for each in (
                "usage), else the tokenizer's on the whole answer",
                _NIM, lambda r: [r.output_tokens]),
     Definition("input_sequence_length", "tokens",
-               "ISL = tokenizer's count of the prompt, special tokens with it",
-               _NIM, lambda r: [r.prompt.input_tokens]),
+               "ISL = tokenizer's count of the prompt, special tokens with it; without a "
+               "tokenizer the server's (usage.prompt_tokens, num_input_tokens)",
+               _NIM, lambda r: _known(r.input_tokens)),
     Definition("output_token_throughput_per_user", "tokens/sec/user", "1 / ITL",
                _GENAI_PERF, lambda r: _known(_pace(r.itl_ns))),
     Definition("output_token_throughput_per_user_e2e", "tokens/sec/user", "OSL / request latency",
@@ -156,20 +157,22 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
     """
     shown = [each for each in DEFINITIONS.values() if each.values]
     columns = {each: array("d") for each in shown if open_loop or not each.open_loop}
-    ok = tokens = read = 0
+    ok = tokens = read = counted = 0
     for record in records:  # once: they may be on disk
         if record.ok:
             ok, tokens = ok + 1, tokens + record.output_tokens
-            read += record.prompt.input_tokens
+            read += record.input_tokens or 0
+            counted += record.input_tokens is not None
             for each, values in columns.items():
                 values.extend(each.of(record))
     failed = len(records) - ok
     window = window_ns(records)
+    known = window if counted == ok else None  # what some prompts lack, all together have not
     metrics: dict[str, Metric] = {
         "request_throughput": {"unit": "requests/sec", "avg": _rate(ok, window)},
         "output_token_throughput": {"unit": "tokens/sec", "avg": _rate(tokens, window)},
-        "input_token_throughput": {"unit": "tokens/sec", "avg": _rate(read, window)},
-        "total_token_throughput": {"unit": "tokens/sec", "avg": _rate(read + tokens, window)},
+        "input_token_throughput": {"unit": "tokens/sec", "avg": _rate(read, known)},
+        "total_token_throughput": {"unit": "tokens/sec", "avg": _rate(read + tokens, known)},
         "request_count": {"unit": "count", "avg": ok},
     }
     for each, values in columns.items():

@@ -18,12 +18,13 @@ class TokenCounts:
 
     ``ends`` is how many end tokens the server counted, which no text has; without them
     ``difference`` is Σ |server − tokenizer| over the requests that the server counted, and
-    ``halves`` how many of the ``mismatches`` hold bytes that are no whole character.
+    ``halves`` how many of the ``mismatches`` hold bytes that are no whole character. ``tokenizer``
+    is ``None`` where there was none.
     """
 
     source: str
     server: int
-    tokenizer: int
+    tokenizer: int | None
     mismatches: int
     difference: int
     ends: int = 0
@@ -37,28 +38,31 @@ class TokenCounts:
 
 def count_tokens(records: Sequence[Record]) -> TokenCounts:
     """Reconcile, request by request, the server's counts with the tokenizer's."""
-    counted = server = tokenizer = mismatches = difference = ends = halves = 0
+    counted = server = tokenizer = mismatches = difference = ends = halves = alone = 0
     for record in records:
         if not record.ok:
             continue
         own, theirs = record.tokenizer_tokens, record.server_tokens
-        tokenizer += own
+        tokenizer += own or 0
+        alone += own is None
         if theirs is not None:
             counted, server = counted + 1, server + theirs
             ends += record.end_counted
+        if theirs is not None and own is not None:
             differs = theirs - record.end_counted != own
             mismatches += differs
             halves += differs and "\ufffd" in record.answer
             difference += abs(theirs - record.end_counted - own)
     source = "server" if counted else "tokenizer"
-    return TokenCounts(source, server, tokenizer, mismatches, difference, ends, halves)
+    known = None if alone else tokenizer
+    return TokenCounts(source, server, known, mismatches, difference, ends, halves)
 
 
 def _cause(counts: TokenCounts) -> str:
     """Why they may differ, as far as the answers show it."""
     if counts.halves == counts.mismatches:
         return "bytes of characters that never became whole"
-    if counts.server - counts.ends > counts.tokenizer:
+    if counts.server - counts.ends > (counts.tokenizer or 0):
         return "special tokens without text, or text that was tokenised otherwise than generated"
     return "another tokenizer, or text that was tokenised otherwise than generated"
 
@@ -92,6 +96,7 @@ def answer_notes(records: Sequence[Record]) -> list[str]:
             first = first or f"{tokens} of {limit}"
     facts = (
         (n and counts.source == "tokenizer", "output tokens counted by the tokenizer"),
+        (n and counts.tokenizer is None, "ISL and OSL are the server's: there was no tokenizer"),
         (
             counts.mismatches,
             f"server and tokenizer count {counts.mismatches} of {n} answers differently "

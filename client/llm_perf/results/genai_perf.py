@@ -75,6 +75,7 @@ def _request(record: Record) -> dict[str, Any]:
 def genai_perf(run: Run) -> dict[str, Any]:
     """Give ``*_genai_perf.json``: the metrics, and the input_config its process command reads."""
     mode, value = _level(run)
+    tokenizer = run.workload.tokenizer
     return {
         **run.metrics,
         "input_config": {
@@ -82,7 +83,7 @@ def genai_perf(run: Run) -> dict[str, Any]:
             "perf_analyzer": {"stimulus": {mode: value}},
             "endpoint": {"type": "kserve", "backend": "tensorrtllm", "streaming": True},
             "input": {"num_dataset_entries": len(run.workload.prompts)},
-            "tokenizer": {"name": str(run.workload.tokenizer.path.parent)},
+            "tokenizer": {"name": str(tokenizer.path.parent) if tokenizer else None},
         },
         "llm_perf": run.description(),
     }

@@ -96,7 +96,7 @@ class Run:
                 "source": self.workload.source,
                 "sha256": self.workload.sha256,
                 "prompts": len(self.workload.prompts),
-                "tokenizer": str(self.workload.tokenizer.path),
+                "tokenizer": self.workload.tokenizer and str(self.workload.tokenizer.path),
                 "seed": self.workload.seed,
             },
             "server": dict(self.server),

@@ -36,6 +36,7 @@ _NAMES: Final[dict[str, str]] = {
 }
 # finish reasons of whole answers; the last two are text-generation-inference's
 _ENDS: Final = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
+_COUNTS: Final = {"completion_tokens": "total_tokens", "prompt_tokens": "num_input_tokens"}
 _NO_LIST: Final = (404, 405, 500, 501)
 
 
@@ -103,8 +104,9 @@ def _parse(answer: Any) -> Chunk:
         # no text: a token that is held back or ends the answer, but for the one that names the role
         acts = acts or bool(said.get("tool_calls") or said.get("function_call"))
         silent = silent or final or "role" not in said or acts
-    count = whole((answer.get("usage") or {}).get("completion_tokens"))
-    facts = {} if count is None else {"total_tokens": count}
+    usage = answer.get("usage") or {}
+    counts = {fact: whole(usage.get(key)) for key, fact in _COUNTS.items()}
+    facts = {fact: count for fact, count in counts.items() if count is not None}
     return Chunk(
         text.encode(errors="replace"),
         final=final,

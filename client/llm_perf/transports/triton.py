@@ -39,6 +39,7 @@ _PARAMETERS: Final = {
     "min_length": "min_tokens",
     "random_seed": "seed",
     "sampling_param_stop": "stop_words",
+    "return_num_input_tokens": "count_input",  # for prompts that nobody has counted
 }
 # … True, which they always get.
 _PERF_METRICS: Final = ("return_perf_metrics", "sampling_param_return_perf_metrics")
@@ -49,6 +50,7 @@ _ALWAYS: Final = (
 _COUNTS: Final = ("num_output_tokens", "sequence_length")  # of a response's new tokens, best first
 # Outputs that are read as facts where an input turns them on: asked for without it, a server of
 # some releases never answers.
+_INPUT_COUNT: Final = "num_input_tokens"
 _FACTS: Final = (
     *("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns"),
     "kv_cache_reused_blocks",
@@ -78,7 +80,8 @@ class TritonModel:
     """How to ask one model and how to read what it answers; a ``Dialect``.
 
     ``count_output`` is the tensor that counts tokens, if any; ``ids_output`` says whether there
-    are token ids; ``facts`` are the outputs with totals and times.
+    are token ids; ``counts_input`` whether the prompt's are counted when asked for; ``facts`` are
+    the outputs with totals and times.
     """
 
     name: str
@@ -88,17 +91,21 @@ class TritonModel:
     ids_output: bool
     facts: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    counts_input: bool = False
 
     def values(self, prompt: Prompt) -> list[tuple[Tensor, Any]]:
         """The inputs to send for a prompt.
 
         Raises ``UserError`` when the prompt sets a parameter that the model has no input for, or
-        leaves out one that it requires.
+        leaves out one that it requires, or when nobody counts tokens.
         """
+        if prompt.input_tokens is None and not (self.count_output or self.ids_output):
+            raise UserError(f"model {self.name!r} counts no tokens", fix="give --tokenizer-path")
         asked = {
             "text": prompt.text,
             "max_tokens": prompt.max_tokens,
             **({} if prompt.min_tokens is None else {"min_tokens": prompt.min_tokens}),
+            **({"count_input": True} if self._asks_count(prompt) else {}),
             **prompt.sampling,
         }
         if lost := asked.keys() - {tensor.fill for tensor in self.inputs}:
@@ -126,14 +133,22 @@ class TritonModel:
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
             raw = b"".join(_encoded(each, tensor) for each in elements)
             request.raw_input_contents.append(raw)
-        for name in self.outputs:
+        for name in (*self.outputs, *((_INPUT_COUNT,) if self._asks_count(prompt) else ())):
             request.outputs.add(name=name)
         data: bytes = request.SerializeToString()
         return data
 
+    def _asks_count(self, prompt: Prompt) -> bool:
+        return self.counts_input and prompt.input_tokens is None
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The outputs that are read as facts, where they are there."""
+        return (*self.facts, _INPUT_COUNT)
+
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The output tensors that are read."""
+        """The output tensors that are read of every answer."""
         count = (self.count_output,) if self.count_output else ()
         return ("text_output", *count, *(("output_ids",) if self.ids_output else ()), *self.facts)
 
@@ -160,7 +175,7 @@ class TritonModel:
                 tokens = int(sum(_numbers(tensor.datatype, raw)))
             elif tensor.name == "output_ids":
                 ids = len(_numbers(tensor.datatype, raw))
-            elif tensor.name in self.facts and raw:
+            elif tensor.name in self.read and raw:
                 facts[tensor.name] = int(_numbers(tensor.datatype, raw)[0])
         final = answer.parameters["triton_final_response"].bool_param
         return Chunk(text, ids if tokens is None else tokens, final, facts=facts)
@@ -208,6 +223,7 @@ def model_from_config(config: Any, defaults: Mapping[str, Any] | None = None) ->
         ids_output="output_ids" in outputs,
         facts=tuple(name for name in _FACTS if timed and name in outputs),
         defaults=defaults or {},
+        counts_input="return_num_input_tokens" in declared and _INPUT_COUNT in outputs,
     )
 
 

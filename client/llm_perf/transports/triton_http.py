@@ -66,7 +66,7 @@ class GenerateModel:
         elif "output_ids" in answer:
             tokens = len(_elements(answer["output_ids"]))
         text = "".join(map(str, _elements(answer.get("text_output", ""))))
-        told = {name: _elements(answer.get(name, [])) for name in self.model.facts}
+        told = {name: _elements(answer.get(name, [])) for name in self.model.read}
         known = {name: whole(values[0]) for name, values in told.items() if values}
         facts = {name: value for name, value in known.items() if value is not None}
         return Chunk(text.encode(errors="replace"), tokens, facts=facts)

@@ -28,13 +28,14 @@ _BLOCK = 512  # tokens that one of mooncake's hash_ids stands for
 class Prompt:
     """One request to make. ``input_tokens`` counts special tokens too: the model sees them.
 
+    It is ``None`` without a tokenizer: the server is asked to count.
     ``sampling`` has canonical keys (``datasets.SAMPLING``), ``at_s`` is when a trace sent it,
     in seconds from the trace's start; ``messages`` are the chat it came from, if any.
     """
 
     index: int
     text: str
-    input_tokens: int
+    input_tokens: int | None
     max_tokens: int
     reference: str | None = None
     category: str | None = None
@@ -59,13 +60,13 @@ class Workload:
     source: str
     prompts: tuple[Prompt, ...]
     sha256: str
-    tokenizer: Tokenizer = field(repr=False, compare=False)
+    tokenizer: Tokenizer | None = field(repr=False, compare=False)
     seed: int | None = None
 
 
 def load_workload(
     path: str | Path,
-    tokenizer_path: str | Path,
+    tokenizer_path: str | Path | None,
     max_tokens: int | None = None,
     limit: int | None = None,
     *,
@@ -78,17 +79,19 @@ def load_workload(
 
     ``max_tokens`` and ``sampling`` override the lines' own; where no limit is given it is
     ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
-    ``seed``. ``chat_template`` renders each prompt as a chat of the model.
+    ``seed``. ``chat_template`` renders each prompt as a chat of the model. Without a tokenizer
+    the server has to count, and nothing can be made up or rendered.
     Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
     """
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer = _load(tokenizer_path)
     lines = _in_trace_order(read_lines(path)[:limit], path)
     random = np.random.default_rng(seed)
     bare = [line for line in lines if not line.text]
     if bare:
-        lines = _with_texts(lines, tokenizer, random)
+        lines = _with_texts(lines, _needed(tokenizer, "prompts that only say how long"), random)
     if chat_template:
-        lines = _as_chats(lines, tokenizer_path, tokenizer)
+        tokenizer = _needed(tokenizer, "--chat-template")
+        lines = _as_chats(lines, tokenizer)
     lengths = output_tokens.draw(len(lines), random) if output_tokens else None
     prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {})
     drawn = seed if output_tokens or bare else None
@@ -96,7 +99,7 @@ def load_workload(
 
 
 def synthetic_workload(
-    tokenizer_path: str | Path,
+    tokenizer_path: str | Path | None,
     isl: Lengths,
     osl: Lengths,
     n: int,
@@ -116,7 +119,7 @@ def synthetic_workload(
             where="--shared-prefix-tokens",
             fix="make the prefix shorter than --isl",
         )
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer = _needed(_load(tokenizer_path), "--isl")
     random = np.random.default_rng(seed)
     wanted = isl.draw(n, random, least=shared_prefix_tokens + 1)
     lengths = osl.draw(n, random)
@@ -129,14 +132,26 @@ def synthetic_workload(
     return Workload(source, prompts, _hash(prompts), tokenizer, seed)
 
 
+def _load(path: str | Path | None) -> Tokenizer | None:
+    return None if path is None else load_tokenizer(path)
+
+
+def _needed(tokenizer: Tokenizer | None, what: str) -> Tokenizer:
+    """Raise ``UserError`` where there is no tokenizer for what takes one."""
+    if tokenizer is None:
+        raise UserError(f"{what}: takes the model's tokenizer", fix="give --tokenizer-path")
+    return tokenizer
+
+
 def _prompts(
     lines: Sequence[Line],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     max_tokens: int | None,
     lengths: Sequence[int] | None,
     sampling: Mapping[str, Any],
 ) -> tuple[Prompt, ...]:
-    counts = tokenizer.count([line.text for line in lines], special=True)
+    texts = [line.text for line in lines]
+    counts = tokenizer.count(texts, special=True) if tokenizer else [None] * len(texts)
     start_ms = min((line.timestamp_ms or 0.0 for line in lines), default=0.0)
     prompts = []
     for index, (line, count) in enumerate(zip(lines, counts, strict=True)):
@@ -185,12 +200,10 @@ def _with_texts(
     return [line if line.text else replace(line, text=next(texts)) for line in lines]
 
 
-def _as_chats(
-    lines: Sequence[Line], tokenizer_path: str | Path, tokenizer: Tokenizer
-) -> list[Line]:
+def _as_chats(lines: Sequence[Line], tokenizer: Tokenizer) -> list[Line]:
     from llm_perf.workload.chat import load_chat_template
 
-    render = load_chat_template(tokenizer_path)
+    render = load_chat_template(tokenizer.path)
     chats = [line.messages or ({"role": "user", "content": line.text},) for line in lines]
     texts = [_once_begun(render(chat), tokenizer) for chat in chats]
     return [

@@ -170,7 +170,7 @@ def test_usage_is_the_openai_servers_count() -> None:
         base = f"http://{server.url}/v1"
         (chunks,) = ask(Endpoint(base, "openai", "ensemble"), "good")
     assert b"".join(each.text for each in chunks) == b"one two three"
-    assert chunks[-2].facts == {"total_tokens": 3}
+    assert chunks[-2].facts == {"total_tokens": 3, "num_input_tokens": 2}
     assert not chunks[-2].speaks and chunks[-1].final
 
 
