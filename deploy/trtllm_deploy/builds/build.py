@@ -15,6 +15,7 @@ from trtllm_deploy.builds.critical_path import Schedule, Task
 from trtllm_deploy.builds.estimate import UNKNOWN_S, estimate
 from trtllm_deploy.builds.executor import Ended, Executor, Line
 from trtllm_deploy.plan.plan import CellPlan, Stage, distinct
+from trtllm_deploy.store.leases import Lease
 from trtllm_deploy.workspace.folder import Workspace
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Outcome:
 
 
 def build(
-    plans: Iterable[CellPlan],
+    plans: Sequence[CellPlan],
     workspace: Workspace,
     executor: OpenExecutor,
     watcher: BuildProgress,
@@ -48,7 +49,19 @@ def build(
     A stage that fails takes along what depends on it; the rest goes on, unless ``fail_fast``.
     ``executor`` is opened only if there is something to make.
     """
-    plans = list(plans)
+    with Lease(workspace.store.root) as lease:
+        lease.hold((stage.kind, stage.key) for each in plans for stage in each.stages)
+        return _build(plans, workspace, executor, watcher, fail_fast=fail_fast)
+
+
+def _build(
+    plans: Sequence[CellPlan],
+    workspace: Workspace,
+    executor: OpenExecutor,
+    watcher: BuildProgress,
+    *,
+    fail_fast: bool,
+) -> Outcome:
     stages = distinct(plans)
     missing = [stage for stage in stages if not workspace.has(stage)]
     store = workspace.store

@@ -5,8 +5,9 @@ They print; what they tell comes from :mod:`trtllm_deploy.workspace.questions`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.markup import escape
@@ -16,6 +17,10 @@ from llm_perf.errors import UserError
 from llm_perf.screen import plain
 from trtllm_deploy.cli.options import Planned, deployment_file, planned, workspace_folder
 from trtllm_deploy.machine.console import console
+
+if TYPE_CHECKING:
+    from trtllm_deploy.store.leases import Artifact
+    from trtllm_deploy.workspace.leftovers import Leftover
 
 _COLOURS = {"there": "green", "running": "bold", "failed": "red", "missing": "dim"}
 
@@ -89,28 +94,76 @@ def why(file: Path, cell: str, workspace: Path) -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @workspace_folder
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
-def gc(files: tuple[Path, ...], workspace: Path, yes: bool) -> None:
-    """Find what none of FILES needs; default: all deployment files that were built here."""
+@click.option(
+    "--forget",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also what FILE needed, which was built here and isn't there any more.",
+)
+def gc(files: tuple[Path, ...], workspace: Path, yes: bool, forget: tuple[Path, ...]) -> None:
+    """Find what none of FILES needs; default: all deployment files that were built here.
+
+    What a running build or server uses stays, and so does what a file needed that was built here
+    and isn't there now: it may have moved, or not be mounted.
+    """
     from trtllm_deploy.plan.plan import distinct
     from trtllm_deploy.workspace.folder import Workspace
-    from trtllm_deploy.workspace.questions import leftovers, sweep
+    from trtllm_deploy.workspace.leftovers import leftovers, sweep
 
     space = Workspace(workspace.absolute())
-    asked = [planned(file, workspace) for file in files or space.deployment_files()]
-    if not asked:
+    known = space.deployment_files()
+    forgotten = {file.absolute() for file in forget}
+    if unknown := forgotten - known.keys():
+        raise UserError(f"--forget {min(unknown)}: it wasn't built in {workspace}")
+    missing = [file for file in known if not file.is_file() and file not in forgotten]
+    asked = [
+        planned(file, workspace)
+        for file in files or [each for each in known if each not in {*missing, *forgotten}]
+    ]
+    if not (asked or missing or forgotten):
         raise UserError(f"no deployment file was built in {workspace}", fix="name FILES")
+    needed: set[Artifact] = set()
     for each in asked:
         _check_gpus_known(each)
-    needed = [stage for each in asked for stage in distinct(each.plans)]
+        needed.update((stage.kind, stage.key) for stage in distinct(each.plans))
+    needed.update(_needs_of_missing(missing, known, needed))
     found = leftovers(needed, space)
     stayed = sweep(found, space) if yes else []
+    named = {each.file.path.absolute() for each in asked}
     for folder in found:
         verb = "in use" if folder in stayed else "deleted" if yes else "would delete"
         what = f"{folder.kind:<10} {folder.key[:8]} {folder.size / 2**20:10.1f} MiB"
-        click.echo(f"{verb} {what} {folder.title}")
+        needing = (str(file) for file in known if _needs(known, file, folder) and file not in named)
+        whose = ", of ".join((plain(folder.title), *map(plain, needing)))
+        click.echo(f"{verb} {what} {whose}")
+    if yes and forgotten:
+        space.forget(forgotten)
     freed = sum(each.size for each in found if each not in stayed)
     done = "freed" if yes else "to free with --yes"
     click.echo(f"{len(found) - len(stayed)} folders, {freed / 2**20:.1f} MiB {done}")
+
+
+def _needs(known: Mapping[Path, Any], file: Path, folder: Leftover) -> bool:
+    return (folder.kind, folder.key) in (known[file] or ())
+
+
+def _needs_of_missing(
+    missing: list[Path], known: Mapping[Path, list[Artifact] | None], needed: set[Artifact]
+) -> Iterator[Artifact]:
+    """What files that aren't there needed when they were built; said, so that it can be mended."""
+    for file in missing:
+        needs = known[file]
+        if needs is None:
+            raise UserError(
+                "it was built here and isn't there, and what it needs isn't known",
+                where=file,
+                fix="bring it back and build it, or give up what it needs: --forget FILE",
+            )
+        only = len(set(needs) - needed)
+        shown = plain(str(file))
+        click.echo(f"kept {only} artifacts of {shown}, which isn't there (--forget {shown})")
+        yield from needs
 
 
 def _check_gpus_known(asked: Planned) -> None:

@@ -56,6 +56,8 @@ class CellPlan:
     checkpoint: Stage
     engine: Stage
     repository: Stage
+    overrides: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """triton settings in place of the file's, as they are kept"""
 
     @property
     def stages(self) -> tuple[Stage, Stage, Stage, Stage]:
@@ -194,7 +196,8 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
             cell.name,
             inputs=(engine.key, fetched[cell.model].key),
         )
-        return CellPlan(cell, fetched[cell.model], before, engine, repository)
+        changed = facts.overrides.get(cell.name, {})
+        return CellPlan(cell, fetched[cell.model], before, engine, repository, changed)
 
     return planned
 

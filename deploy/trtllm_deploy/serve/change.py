@@ -74,7 +74,7 @@ def rerender(
     named = workspace.root / "ensemble_models" / plan.cell.name
     before = _files(named)
     StageMaker(file, facts, workspace)(plan.repository, lambda _: None)
-    workspace.name(plan)
+    workspace.name(plan, trying=True)
     after = _files(named)
     differ = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     return {

@@ -31,6 +31,7 @@ from trtllm_deploy.serve.running import (
     process_start,
     running,
 )
+from trtllm_deploy.store.leases import Lease
 from trtllm_deploy.workspace.folder import Workspace
 
 _UNDO_SECONDS = 60.0  # for who changed the settings to see that they don't work
@@ -63,10 +64,12 @@ def keep_serving(
     changes: list[int] = []
     signal.signal(CHANGED, lambda number, _: changes.append(number))
     restarted, starts, anew = 0, 0, False
+    lease = Lease(target.workspace.store.root)
     try:
         while True:
             starts += 1
             changes.clear()
+            lease.hold([("repository", target.repository.resolve().name)])
             server = new_server()
             came = _serve_once(target, server, timeout, starts, changes)
             if came.code is None:
@@ -90,6 +93,7 @@ def keep_serving(
         return 0
     finally:
         forget(target.workspace, os.getpid())
+        lease.end()
 
 
 def _soon(true: Callable[[], bool]) -> bool:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -28,6 +29,7 @@ from trtllm_deploy.machine.json_files import read_json, write_json
 MANIFEST = "manifest.json"
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FOLDER = re.compile(r"\.?(?P<key>[0-9a-f]{32})(\.tmp-[0-9a-f]{8})?")
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
@@ -93,10 +95,15 @@ class Store:
             return False
 
     def folders(self, stage: str) -> Iterator[tuple[str, Path]]:
-        """All artifacts of a stage with their keys, and what is half made of some."""
-        for path in sorted((self.root / stage).glob("*")):
-            if path.is_dir():
-                yield path.name.lstrip(".").split(".tmp-")[0], path
+        """All artifacts of a stage with their keys, and what is half made of some.
+
+        Links in their place are among them; where the stage's own folder is a link, there are none.
+        """
+        folder = self.root / stage
+        for path in sorted(folder.glob("*")) if not folder.is_symlink() else ():
+            name = _FOLDER.fullmatch(path.name)
+            if name and (path.is_symlink() or path.is_dir()):
+                yield name["key"], path
 
     def discard(self, stage: str, key: str, path: Path) -> bool:
         """Delete a folder that belongs to a key; false when the artifact is just being made."""
@@ -242,7 +249,13 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; its manifest goes first, so that half of it is never an artifact."""
+    """Delete a folder; its manifest goes first, so that half of it is never an artifact.
+
+    Of a link only the link goes.
+    """
     with suppress(FileNotFoundError):
+        if path.is_symlink():
+            path.unlink()
+            return
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)

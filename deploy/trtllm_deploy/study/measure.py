@@ -23,6 +23,7 @@ from trtllm_deploy.serve.ports import free_ports
 from trtllm_deploy.serve.processes import processes_for
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.schema import MeasureSpec
+from trtllm_deploy.store.leases import Lease
 from trtllm_deploy.workspace.folder import Workspace
 
 Row = dict[str, Any]
@@ -44,12 +45,14 @@ def measure_cells(
     plans = list(plans)
     summary = workspace.results / "summary.json"
     rows: list[Row] = []
-    for number, plan in enumerate(plans, start=1):
-        say(f"[{number}/{len(plans)}] serving {plan.cell.name}")
-        new = _measure_cell(plan, file, settings, workspace)
-        others = [row for row in read_json(summary) or () if row["cell"] != plan.cell.name]
-        write_json(summary, others + new)
-        rows += new
+    with Lease(workspace.store.root) as lease:
+        lease.hold((stage.kind, stage.key) for plan in plans for stage in plan.stages)
+        for number, plan in enumerate(plans, start=1):
+            say(f"[{number}/{len(plans)}] serving {plan.cell.name}")
+            new = _measure_cell(plan, file, settings, workspace)
+            others = [row for row in read_json(summary) or () if row["cell"] != plan.cell.name]
+            write_json(summary, others + new)
+            rows += new
     return rows
 
 
@@ -63,7 +66,7 @@ def _measure_cell(
         max_tokens=settings.max_tokens or cell.osl,
     )
     rows = []
-    repository = workspace.repository(plan)
+    repository = workspace.artifact(plan.repository)  # as planned, whatever has its name by now
     with TritonServer(
         repository,
         ports=free_ports(),

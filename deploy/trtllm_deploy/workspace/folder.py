@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_perf.errors import UserError
 from trtllm_deploy.plan.plan import CellPlan, Stage
+from trtllm_deploy.store.leases import Artifact
 from trtllm_deploy.store.store import Store, link
 from trtllm_deploy.machine.json_files import read_json, write_json
 
@@ -87,26 +88,47 @@ class Workspace:
             (self.root / "ensemble_models" / plan.cell.name, plan.repository),
         )
 
-    def name(self, plan: CellPlan) -> None:
-        """Give a built cell its names."""
+    def name(self, plan: CellPlan, *, trying: bool = False) -> None:
+        """Give a built cell its names.
+
+        Where the cell's settings were changed since it was planned, its repository keeps the name
+        that it has, unless the plan is ``trying`` out a change.
+        """
         for name, stage in self.names(plan):
-            link(name, self.artifact(stage))
+            kept = self.overrides.get(plan.cell.name, {})
+            if trying or stage.kind != "repository" or plan.overrides == kept or not name.exists():
+                link(name, self.artifact(stage))
 
     def named(self) -> Iterator[Path]:
         """Every name in the workspace, of whatever deployment file."""
         for folder in ("engines", "ensemble_models"):
             yield from (path for path in (self.root / folder).glob("*") if path.is_symlink())
 
-    def remember(self, file: Path) -> None:
-        """Note that a deployment file was built here, so that ``gc`` knows what it needs."""
-        files = self.deployment_files()
-        if file not in files:
-            write_json(self.root / _FILES, [str(each) for each in (*files, file)])
+    def remember(self, file: Path, stages: Iterable[Stage]) -> None:
+        """Note that a deployment file was built here and what it needs, for ``gc``."""
+        needs: list[Artifact] = sorted((stage.kind, stage.key) for stage in stages)
+        known = self.deployment_files()
+        if known.get(file) != needs:
+            self._keep_deployment_files({**known, file: needs})
 
-    def deployment_files(self) -> list[Path]:
-        """The deployment files that were built here and are still there; absolute."""
-        known = map(Path, read_json(self.root / _FILES) or ())
-        return [file for file in known if file.is_file()]
+    def deployment_files(self) -> dict[Path, list[Artifact] | None]:
+        """What the files that were built here (absolute) needed then; None: it isn't known."""
+        known = read_json(self.root / _FILES) or {}
+        if isinstance(known, list):  # as it was written before the needs were kept
+            known = dict.fromkeys(known)
+        return {
+            Path(file): None if needs is None else [(kind, key) for kind, key in needs]
+            for file, needs in known.items()
+        }
+
+    def forget(self, files: Iterable[Path]) -> None:
+        """Give up what deployment files needed that were built here."""
+        gone = set(files)
+        kept = {file: needs for file, needs in self.deployment_files().items() if file not in gone}
+        self._keep_deployment_files(kept)
+
+    def _keep_deployment_files(self, known: Mapping[Path, list[Artifact] | None]) -> None:
+        write_json(self.root / _FILES, {str(file): needs for file, needs in known.items()})
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -139,4 +161,4 @@ class Workspace:
                 fix="run 'trtllm-deploy build' with the same file and workspace first",
             )
         self.name(plan)
-        return self.root / "ensemble_models" / plan.cell.name
+        return self.names(plan)[1][0]

@@ -1,7 +1,7 @@
-"""Questions about a workspace: how far is a build, why is something made anew, what is left over.
+"""Questions about a workspace: how far is a build, why is something made anew, what needs what.
 
-In: plans and a workspace. Out: values; nothing is printed here, and only ``sweep`` changes
-anything. Knows nothing of how artifacts are made.
+In: plans and a workspace. Out: values; nothing is printed or changed here. Knows nothing of how
+artifacts are made.
 """
 
 from __future__ import annotations
@@ -79,14 +79,25 @@ def why(plan: CellPlan, workspace: Workspace) -> list[Reason]:
 
 def _linked(plan: CellPlan, workspace: Workspace) -> dict[str, dict[str, Any]]:
     """Manifests by kind, from the repository that has the cell's name down to its sources."""
-    manifests: dict[str, dict[str, Any]] = {}
     names = workspace.names(plan)
-    wanted: list[tuple[str, str]] = [(stage.kind, name.resolve().name) for name, stage in names]
+    wanted = [(stage.kind, name.resolve().name) for name, stage in names]
+    found: dict[str, dict[str, Any]] = {}
+    for (kind, _), manifest in behind(wanted, workspace).items():
+        found.setdefault(kind, manifest)
+    return found
+
+
+def behind(
+    artifacts: Iterable[tuple[str, str]], workspace: Workspace
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Manifests of artifacts and of all that they were made from, by kind and key."""
+    manifests: dict[tuple[str, str], dict[str, Any]] = {}
+    wanted = list(artifacts)
     while wanted:
         kind, key = wanted.pop()
         manifest = workspace.store.manifest(kind, key)
-        if manifest is not None and kind not in manifests:
-            manifests[kind] = manifest
+        if manifest is not None and (kind, key) not in manifests:
+            manifests[kind, key] = manifest
             wanted += _inputs(manifest["made_from"])
     return manifests
 
@@ -130,53 +141,3 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
         return "not set"
     text = json.dumps(values[name], ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:24]}…"
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A folder that nothing needs: an artifact, what is half made of one, or a cut download.
-
-    ``size`` in bytes on disk.
-    """
-
-    kind: StageKind
-    key: str
-    path: Path
-    title: str
-    size: int
-
-
-def leftovers(needed: Iterable[Stage], workspace: Workspace) -> list[Leftover]:
-    """What is not ``needed``."""
-    store = workspace.store
-    keep = {(stage.kind, stage.key) for stage in needed}
-    found = []
-    for kind in get_args(StageKind):
-        for key, path in store.folders(kind):
-            if path.name != key:
-                found.append(Leftover(kind, key, path, "half made", _bytes(path)))
-            elif (kind, key) not in keep:
-                about = (store.manifest(kind, key) or {}).get("about", {})
-                found.append(Leftover(kind, key, path, about.get("title", "?"), _bytes(path)))
-    for path in sorted(workspace.downloads.glob("*")):
-        if ("fetch", path.name) not in keep:
-            found.append(Leftover("fetch", path.name, path, "download that was cut", _bytes(path)))
-    return found
-
-
-def _bytes(folder: Path) -> int:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in files)
-
-
-def sweep(found: Iterable[Leftover], workspace: Workspace) -> list[Leftover]:
-    """Delete what was found, and names that lead nowhere then; returns what stays.
-
-    That is what some process makes right now.
-    """
-    discard = workspace.store.discard
-    stayed = [each for each in found if not discard(each.kind, each.key, each.path)]
-    for name in workspace.named():
-        if not name.exists():
-            name.unlink()
-    return stayed

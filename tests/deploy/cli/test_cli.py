@@ -117,13 +117,29 @@ def test_gc_says_what_it_would_delete_and_deletes_only_when_told(matrix: Matrix,
     assert [path.name for path in (matrix.workspace / "engines").iterdir()] == [CELL]
 
 
-def test_gc_without_any_file_deletes_nothing(matrix: Matrix, say: Say) -> None:
-    matrix.run()
-    matrix.file.unlink()
+def test_gc_without_any_file_deletes_nothing(say: Say) -> None:
     said = say("gc", "--yes")
     assert said.code == 2
     assert "name FILES" in said.err
-    assert len(list((matrix.workspace / "engines").iterdir())) == 2
+
+
+def test_gc_keeps_what_a_file_needed_that_is_not_there_until_told(matrix: Matrix, say: Say) -> None:
+    matrix.run()
+    moved = matrix.file.rename(matrix.file.with_name("moved.yaml"))
+    other = matrix.file.with_name("other.yaml")
+    other.write_text(moved.read_text().replace("  - 2\n", ""))
+    engines = matrix.workspace / "engines"
+    for files in ((), (str(other),)):
+        said = say("gc", *files, "--yes")
+        assert said.code == 0
+        assert f"artifacts of {matrix.file}, which isn't there (--forget {matrix.file})" in said.out
+        assert "0 folders" in said.out
+        assert len(list(engines.iterdir())) == 2
+    said = say("gc", str(other), "--forget", str(matrix.file), "--yes")
+    assert re.findall(r"deleted (\w+)", said.out) == ["engine", "repository"]
+    assert said.out.count(f", of {matrix.file}") == 2
+    assert [path.name for path in engines.iterdir()] == [CELL]
+    assert say("gc", "--forget", "/nowhere.yaml").code == 2
 
 
 def test_gc_refuses_where_it_cannot_know_which_engines_are_needed(

@@ -20,7 +20,8 @@ from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
 from trtllm_deploy.spec.overrides import overridden, parse_changes
 from trtllm_deploy.workspace.folder import Workspace
 from trtllm_deploy.workspace.gather import gather
-from trtllm_deploy.workspace.questions import leftovers, why
+from trtllm_deploy.workspace.leftovers import leftovers
+from trtllm_deploy.workspace.questions import why
 
 CELL = "tiny_fp16_tp1_pp1_isl128_osl64_bs4"
 OTHER = "tiny_fp16_tp1_pp1_isl128_osl64_bs8"
@@ -190,7 +191,7 @@ def test_the_changes_are_told_by_file(
     ]
     assert set(changed) <= {"tensorrt_llm/config.pbtxt", "tensorrt_llm_bls/config.pbtxt"}
     assert all(reason.there for reason in why(chosen, space))
-    [old] = leftovers(distinct(plan(file, now)), space)
+    [old] = leftovers([(each.kind, each.key) for each in distinct(plan(file, now))], space)
     assert old.kind == "repository"
     assert rerender(file, now, chosen, space) == {}
     counts = facts(space, **{CELL: {"preprocessing_instance_count": 3}})
@@ -241,3 +242,22 @@ def test_a_wrong_change_leaves_everything_as_it_was(
         result = set_(space, cell, word)
         assert isinstance(result.exception, UserError)
     assert space.overrides == before
+
+
+def test_a_build_that_was_planned_before_a_change_does_not_undo_it(
+    written: Callable[..., DeploymentFile], space: Workspace
+) -> None:
+    file = written()
+    before = plan(file, facts(space))[0]
+    space.name(before)
+    space.artifact(before.repository).mkdir(parents=True)
+    kept = {CELL: {"enable_kv_cache_reuse": False}}
+    changed = plan(file, facts(space, **kept))[0]
+    space.name(changed, trying=True)
+    space.artifact(changed.repository).mkdir(parents=True)
+    space.keep_overrides(kept)
+    space.name(before)
+    assert space.names(before)[1][0].resolve() == space.artifact(changed.repository)
+    space.keep_overrides({})
+    space.name(before)
+    assert space.names(before)[1][0].resolve() == space.artifact(before.repository)

@@ -28,6 +28,7 @@ from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.serve.ports import Ports, free_ports
 from trtllm_deploy.spec.deployment_file import load_deployment
 from trtllm_deploy.spec.settings import TritonSettings
+from trtllm_deploy.store.leases import in_use
 
 ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
@@ -301,6 +302,8 @@ def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
     done = one_rank.run(one_rank.serve_words("--detach"))
     assert done.returncode == 0, done.stderr
     assert "ready: repository" in done.stdout
+    store = one_rank.root / "workspace/store"
+    assert in_use(store) == {("repository", "repository")}  # where gc leaves it alone
     listed = one_rank.run(one_rank.words("ps")).stdout
     assert "repository" in listed and "ready" in listed and str(one_rank.ports.http) in listed
     again = one_rank.run(one_rank.serve_words())
@@ -310,6 +313,7 @@ def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
     stopped = one_rank.run(one_rank.words("stop", "repository"))
     assert "requests in flight get 10 s\nstopped repository\n" in stopped.stdout
     assert not left(one_rank)
+    assert in_use(store) == frozenset()
     assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
 
 

@@ -1,87 +1,20 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from trtllm_deploy.builds.estimate import about, estimate
-from trtllm_deploy.checkpoint.fetch import Source
-from trtllm_deploy.plan.plan import CellPlan, Facts, Stage, distinct, plan
-from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.plan.plan import CellPlan, Stage
 from trtllm_deploy.workspace.folder import Workspace
-from trtllm_deploy.workspace.questions import Reason, last_line, leftovers, status, sweep, why
+from trtllm_deploy.workspace.questions import Reason, last_line, status, why
 
-Planning = Callable[..., list[CellPlan]]
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
-
-
-@pytest.fixture
-def planned(tmp_path: Path, space: Workspace) -> Planning:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "prompts.jsonl").write_text("{}")
-
-    def planned(samples: int = 8, **changed: object) -> list[CellPlan]:
-        spec = {
-            "models": {"tiny": {"source": "model"}},
-            "precisions": ["fp16", "fp8"],
-            "calibration": {"data": "prompts.jsonl", "samples": samples},
-            "matrix": {"max_batch_size": [4, 8], "isl_osl": ["128,64"]},
-            **changed,
-        }
-        file = tmp_path / "d.yaml"
-        file.write_text(yaml.safe_dump(spec))
-        facts = Facts(
-            sources={"tiny": Source({"files": {"config.json": "digest"}})},
-            calibration_digest="prompts",
-            tools={},
-            templates_digest="templates",
-            workspace=space.root,
-        )
-        return plan(load_deployment(file), facts)
-
-    return planned
-
-
-def make(space: Workspace, *plans: CellPlan) -> None:
-    def fill(target: Path) -> None:
-        (target / "weights").write_text("w" * 100)
-
-    for stage in distinct(plans):
-        space.store.make(stage.kind, stage.made_from, fill, about=about(stage))
-    for each in plans:
-        space.name(each)
+from tests.deploy.workspace.artifacts import Planning, being_made, make
 
 
 def reasons(plan: CellPlan, space: Workspace) -> dict[str, Reason]:
     return {reason.stage.kind: reason for reason in why(plan, space)}
-
-
-@contextmanager
-def being_made(stage: Stage, space: Workspace) -> Iterator[None]:
-    half_way, go_on = threading.Event(), threading.Event()
-
-    def slow(target: Path) -> None:
-        half_way.set()
-        go_on.wait()
-
-    making = threading.Thread(target=space.store.make, args=("fetch", stage.made_from, slow))
-    making.start()
-    half_way.wait()
-    try:
-        yield
-    finally:
-        go_on.set()
-        making.join()
 
 
 def test_a_stage_is_missing_then_running_then_there(planned: Planning, space: Workspace) -> None:
@@ -149,59 +82,6 @@ def test_why_knows_when_nothing_was_built(planned: Planning, space: Workspace) -
     assert changes == {("nothing was built before under this name",)}
 
 
-def test_what_a_file_needs_stays_and_the_rest_is_found(planned: Planning, space: Workspace) -> None:
-    old, new = planned(), planned(samples=16)
-    make(space, *old)
-    make(space, *new)
-    found = leftovers(distinct(new), space)
-    gone = {stage.key for stage in distinct(old)} - {stage.key for stage in distinct(new)}
-    assert {each.key for each in found} == gone
-    assert {each.title for each in found} == {
-        "tiny fp8 tp1 pp1",
-        "tiny_fp8_tp1_pp1_isl128_osl64_bs4",
-        "tiny_fp8_tp1_pp1_isl128_osl64_bs8",
-    }
-    assert sweep(found, space) == []
-    assert all(map(space.has, distinct(new)))
-    assert leftovers(distinct(new), space) == []
-
-
-def test_a_name_whose_artifact_is_deleted_goes_too(planned: Planning, space: Workspace) -> None:
-    make(space, *planned())
-    fp16 = planned(precisions=["fp16"])
-    sweep(leftovers(distinct(fp16), space), space)
-    names = sorted(path.name for path in (space.root / "engines").iterdir())
-    assert names == [each.cell.name for each in fp16]
-
-
-def test_what_a_killed_build_left_is_swept_and_the_artifact_beside_it_stays(
-    planned: Planning, space: Workspace
-) -> None:
-    each = planned()[0]
-    make(space, each)
-    engine = space.artifact(each.engine)
-    half = engine.with_name(f".{engine.name}.tmp-12345678")
-    half.mkdir()
-    (half / "rank0.engine").write_text("half")
-    download = space.downloads / ("0" * 32)
-    download.mkdir(parents=True)
-    found = leftovers(distinct([each]), space)
-    assert [item.path for item in found] == [half, download]
-    sweep(found, space)
-    assert not half.exists()
-    assert not download.exists()
-    assert space.has(each.engine)
-
-
-def test_what_is_just_being_made_is_not_swept(planned: Planning, space: Workspace) -> None:
-    stage = planned()[0].fetch
-    with being_made(stage, space):
-        found = leftovers([], space)
-        stayed = sweep(found, space)
-    assert stayed == found != []
-    assert space.has(stage)
-
-
 def manifest(stage: Stage, seconds: float, **changed: object) -> dict[str, object]:
     cell = replace(stage.cell, **changed)  # type: ignore[arg-type]
     return {"stage": stage.kind, "seconds": seconds, "about": about(replace(stage, cell=cell))}
@@ -223,19 +103,6 @@ def test_stages_of_another_kind_or_backend_say_nothing(planned: Planning) -> Non
     checkpoint = manifest(planned()[2].checkpoint, 12)
     elsewhere = {**manifest(stage, 13), "about": {**about(stage), "backend": "tensorrt"}}
     assert estimate([stage], [checkpoint, elsewhere]) == {}
-
-
-def test_a_workspace_knows_the_files_that_were_built_and_still_exist(
-    tmp_path: Path, space: Workspace
-) -> None:
-    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
-    assert space.deployment_files() == []
-    for file in (one, two, one):
-        file.touch()
-        space.remember(file)
-    assert space.deployment_files() == [one, two]
-    one.unlink()
-    assert space.deployment_files() == [two]
 
 
 def test_a_workspace_whose_locks_cannot_be_opened_is_still_readable(
