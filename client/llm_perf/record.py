@@ -18,7 +18,7 @@ from llm_perf.workload.workload import Prompt
 _AT_ONCE = 10_000  # messages
 _MOST_TOKENS = 2**24
 _MOST = 2**63  # a fact that is no 64-bit number is none
-_UNCOUNTED = (
+UNCOUNTED = (
     "the server counts no tokens, and there is no tokenizer (--tokenizer-path) to count them"
 )
 
@@ -224,7 +224,7 @@ def _record(
     if status is Status.OK and not (chunk_ns or counted or any(chunk.acts for chunk in chunks)):
         status, error = Status.EMPTY, "the answer is empty: it ended without a text or a token"
     if status is Status.OK and counted is None and count is None:
-        status, error = Status.ERROR, _UNCOUNTED
+        status, error = Status.ERROR, UNCOUNTED
     return Record(
         prompt=prompt,
         request_id=seen.request_id,

@@ -21,6 +21,7 @@ import tritonclient.grpc as grpc
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from llm_perf import Concurrency, Endpoint, load_workload, measure
 from llm_perf.errors import UserError
 from trtllm_deploy.serve.launch import TritonServer
 from trtllm_deploy.serve.ports import free_ports
@@ -236,6 +237,23 @@ def test_without_streaming_one_response_has_the_whole_answer(
     assert bare.pieces == [decoded(answer).encode()]
     assert bare.last.as_numpy("num_input_tokens").tolist() == [[len(TOKENIZER.encode(CHINESE).ids)]]
     assert bare.last.as_numpy("num_output_tokens").tolist() == [[len(answer)]]
+
+
+@pytest.mark.parametrize(("protocol", "port"), [("grpc", "grpc_url"), ("http", "http_url")])
+def test_a_prompt_is_counted_by_the_server_where_the_client_has_no_tokenizer(
+    streaming: TritonServer, tmp_path: Path, protocol: str, port: str
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"text_input": ENGLISH}) + "\n")
+    endpoint = Endpoint(getattr(streaming, port), protocol, "ensemble")
+    known, unknown = (
+        measure(endpoint, load_workload(file, tokenizer, MAX_TOKENS), Concurrency(1)).records[0]
+        for tokenizer in (EXAMPLE / "model", None)
+    )
+    assert unknown.ok and unknown.input_tokens == known.input_tokens == len(
+        TOKENIZER.encode(ENGLISH)
+    )
+    assert unknown.output_tokens == known.output_tokens == known.tokenizer_tokens
 
 
 def test_a_stop_word_ends_a_stream(streaming: TritonServer) -> None:

@@ -127,16 +127,20 @@ def read_conditions(
     from llm_perf.api import Conditions
     from llm_perf.figures.metrics import parse_goodput
 
-    ids = {name: flags[name] for name in ("end_id", "pad_id") if flags[name] is not None}
     return Conditions(
         **{name: flags[name] for name in _AS_THEY_ARE},
         extent=extent,
         journal=None if flags["ray"] else journal,
         interruptible=True,
-        defaults=ids,
+        defaults=read_ids(flags),
         goodput=parse_goodput(flags["goodput"]) if flags["goodput"] else None,
         server_metrics_url=metrics_url,
     )
+
+
+def read_ids(flags: Flags) -> dict[str, int]:
+    """Name the tokens that end and pad, as far as they are given."""
+    return {name: flags[name] for name in ("end_id", "pad_id") if flags[name] is not None}
 
 
 def read_extras(flags: Flags) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llm_perf.api import Conditions, Endpoint, Extent, Load, Run, Workload
 
 _SUBCOMMANDS: Final = {
+    "ask": "llm_perf.cli.ask:ask_command",
     "compare": "llm_perf.results.compare:compare_command",
     "selftest": "llm_perf.selftest.selftest:selftest_command",
 }
@@ -50,8 +51,9 @@ class _Command(ThemedCommand):
     cls=_Command,
     params=[option for options in THEMES.values() for option in options],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Other commands: llm_perf selftest (how exact and how fast this machine is as a "
-    "client), llm_perf compare A B (two runs of one workload). Each has its own --help.",
+    epilog="Other commands: llm_perf ask QUESTION (an answer as it comes), llm_perf selftest (how "
+    "exact and how fast this machine is as a client), llm_perf compare A B (two runs of one "
+    "workload). Each has its own --help.",
 )
 @click.version_option(__version__, prog_name="llm_perf")
 def command(**flags: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -135,6 +135,10 @@ class Transport(Protocol):
 
         Fills ``sent_ns``, ``messages``, ``end_ns`` and ``failure``; a failure never raises.
         """
+        ...
+
+    def so_far(self, seen: Exchange) -> Sequence[bytes]:
+        """The messages that have come of a stream that has not ended yet."""
         ...
 
     async def close(self) -> None:

@@ -72,6 +72,10 @@ class GrpcTransport:
             timer.cancel()
             call.hang_up()
 
+    def so_far(self, seen: Exchange) -> list[bytes]:
+        """See ``Transport.so_far``."""
+        return [message for _, message in seen.messages]
+
     async def close(self) -> None:
         """See ``Transport.close``."""
         for connection in self._connections:

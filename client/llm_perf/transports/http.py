@@ -52,7 +52,7 @@ class HttpTransport:
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
-        pieces: Stamped = []
+        pieces = seen.messages  # until the stream has ended
         seen.sent_ns = perf_counter_ns()
         try:
             while not await self._try(request, pieces, seen, timeout_s):
@@ -64,7 +64,7 @@ class HttpTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             seen.failure = Status.ERROR, f"connection lost: {error or type(error).__name__}"
         seen.end_ns = seen.end_ns or perf_counter_ns()
-        came = seen.failure is None
+        came, seen.messages = seen.failure is None, []
         if pieces and _EVENTS.match(_all(pieces[:_MARK_BYTES])):
             seen.messages = cut_events(pieces, came)
         elif came and pieces:
@@ -76,6 +76,11 @@ class HttpTransport:
             seen.failure = Status.ERROR, f"the answer has no end; last came: {last}"
         if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
             seen.failure = Status.CUT, seen.failure[1]
+
+    def so_far(self, seen: Exchange) -> list[bytes]:
+        """See ``Transport.so_far``; of an answer that is no event stream nothing."""
+        begun = _EVENTS.match(_all(seen.messages[:_MARK_BYTES]))
+        return [data for _, data in cut_events(seen.messages, whole=False)] if begun else []
 
     async def _try(self, request: bytes, pieces: Stamped, seen: Exchange, timeout_s: float) -> bool:
         """Send once; ``False`` when it met a connection that the server had closed while it idled.
@@ -101,7 +106,6 @@ class HttpTransport:
                     seen.retry_after_s = retry_after(answer)
                     status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
                     seen.failure = status, f"HTTP {answer.status}: {_said(_all(pieces))}"
-                    pieces = []
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if answered or not used or isinstance(error, aiohttp.ClientConnectorError):
                 raise

@@ -64,6 +64,10 @@ class GrpcTransport:
         if code is not grpc.StatusCode.OK:
             fail(seen, code, await call.details() or "")
 
+    def so_far(self, seen: Exchange) -> list[bytes]:
+        """See ``Transport.so_far``."""
+        return [message for _, message in seen.messages]
+
     async def close(self) -> None:
         """See ``Transport.close``."""
         for channel in self._channels:
@@ -102,6 +106,10 @@ class StockTransport:
         seen.messages = [(at, _message(*answer)) for at, answer in answers]
         if failure is not None:
             fail(seen, *failure)
+
+    def so_far(self, seen: Exchange) -> list[bytes]:
+        """See ``Transport.so_far``."""
+        return [message for _, message in seen.messages]
 
     async def close(self) -> None:
         """See ``Transport.close``."""

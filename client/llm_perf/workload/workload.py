@@ -84,7 +84,31 @@ def load_workload(
     Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
     """
     tokenizer = _load(tokenizer_path)
-    lines = _in_trace_order(read_lines(path)[:limit], path)
+    return workload_of(
+        read_lines(path)[:limit],
+        str(path),
+        tokenizer,
+        max_tokens,
+        output_tokens=output_tokens,
+        sampling=sampling,
+        chat_template=chat_template,
+        seed=seed,
+    )
+
+
+def workload_of(
+    lines: list[Line],
+    source: str,
+    tokenizer: Tokenizer | None,
+    max_tokens: int | None = None,
+    *,
+    output_tokens: Lengths | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    chat_template: bool = False,
+    seed: int = 0,
+) -> Workload:
+    """Make the workload of lines that were read already; see ``load_workload``."""
+    lines = _in_trace_order(lines, source)
     random = np.random.default_rng(seed)
     bare = [line for line in lines if not line.text]
     if bare:
@@ -95,7 +119,7 @@ def load_workload(
     lengths = output_tokens.draw(len(lines), random) if output_tokens else None
     prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {})
     drawn = seed if output_tokens or bare else None
-    return Workload(str(path), prompts, _hash(prompts), tokenizer, drawn)
+    return Workload(source, prompts, _hash(prompts), tokenizer, drawn)
 
 
 def synthetic_workload(
