@@ -94,7 +94,8 @@ def measure(
     records = Records(read, prompts, journal.parent if journal else None)
     # a burst has no due times to be late for
     burst = isinstance(load, Rate) and isinf(load.per_s)
-    metrics = compute_metrics(records, open_loop=not isinstance(load, Concurrency))
+    closed = load.n if isinstance(load, Concurrency) else None
+    metrics = compute_metrics(records, open_loop=closed is None, concurrency=closed)
     if conditions.goodput:
         metrics["request_goodput"] = conditions.goodput.metric(records)
     return Run(

@@ -52,6 +52,7 @@ def make_run(
     records: Sequence[Record], load: Load = FOUR, scorer: str = "exact", **more: Any
 ) -> Run:
     """The run of these records."""
+    closed = load.n if isinstance(load, Concurrency) else None
     prompts = tuple(record.prompt for record in records)
     sha256 = hashlib.sha256(repr(prompts).encode()).hexdigest()
     return Run(
@@ -60,7 +61,7 @@ def make_run(
         load=load,
         started_at="2026-01-02T03:04:05+00:00",
         records=tuple(records),
-        metrics=compute_metrics(records, open_loop=not isinstance(load, Concurrency)),
+        metrics=compute_metrics(records, open_loop=closed is None, concurrency=closed),
         accuracy=score_records(records, scorer),
         **more,
     )

@@ -125,7 +125,7 @@ def read_conditions(
 ) -> Conditions:
     """Say how to measure."""
     from llm_perf.api import Conditions
-    from llm_perf.figures.metrics import parse_goodput
+    from llm_perf.figures.goodput import parse_goodput
 
     return Conditions(
         **{name: flags[name] for name in _AS_THEY_ARE},

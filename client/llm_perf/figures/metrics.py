@@ -4,14 +4,12 @@ Every metric is a row of ``DEFINITIONS``, with the formula that ``--explain`` pr
 docs/metrics.md holds. Names and units are those of genai-perf's
 ``profile_export_genai_perf.json``. Only answered requests count; percentiles interpolate
 linearly, ``std`` is the population's: numpy's defaults. Where requests failed, ``adjusted_p…``
-take each of them as infinitely late (nearest rank: infinity has no middle). Goodput counts the
-requests that keep limits.
+take each of them as infinitely late (nearest rank: infinity has no middle).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,25 +17,12 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from llm_perf.errors import UserError
-from llm_perf.figures.confidence import wilson
+from llm_perf.figures.flight import Flights, flights, served
 from llm_perf.record import Record
 
 Metric: TypeAlias = dict[str, float | int | str | None]
 PERCENTILES: Final = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 ADJUSTED: Final = (50, 90, 99)
-_SHORT: Final = {
-    "ttft": "time_to_first_token",
-    "ttft_from_schedule": "time_to_first_token_from_schedule",
-    "itl": "inter_token_latency",
-    "tpot": "inter_token_latency",
-    "latency": "request_latency",
-    "e2el": "request_latency",
-    "latency_from_schedule": "request_latency_from_schedule",
-}
-_MS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
-
 _NIM = "NVIDIA NIM LLM benchmarking guide, Metrics"
 _GENAI_PERF = "genai-perf 0.0.16, llm_profile_data_parser.py"
 _LOADGEN = "MLPerf loadgen's latency"
@@ -67,7 +52,8 @@ def _ms(*nanoseconds: float | None) -> list[float]:
     return [each * 1e-6 for each in nanoseconds if each is not None]
 
 
-def _rate(amount: int, nanoseconds: float | None) -> float | None:
+def rate(amount: float, nanoseconds: float | None) -> float | None:
+    """So much a second."""
     return amount / (nanoseconds * 1e-9) if nanoseconds else None
 
 
@@ -118,7 +104,7 @@ DEFINITIONS: Final = {each.key: each for each in (
     Definition("output_token_throughput_per_user", "tokens/sec/user", "1 / ITL",
                _GENAI_PERF, lambda r: _known(_pace(r.itl_ns))),
     Definition("output_token_throughput_per_user_e2e", "tokens/sec/user", "OSL / request latency",
-               _NIM, lambda r: _known(_rate(r.output_tokens, r.latency_ns))),
+               _NIM, lambda r: _known(rate(r.output_tokens, r.latency_ns))),
     Definition("server_queue_time", "ms", "first scheduled − arrival, on the server's clock",
                _TRTLLM, lambda r: _ms(r.queue_ns), optional=True),
     Definition("server_prefill_time", "ms", "first token − first scheduled, on the server's clock",
@@ -139,6 +125,10 @@ DEFINITIONS: Final = {each.key: each for each in (
     Definition("request_throughput", "requests/sec",
                "answered requests / (last response − first send)", _NIM),
     Definition("request_count", "count", "their number", _GENAI_PERF),
+    Definition("requests_in_flight", "requests",
+               "Σ (end − sent) of all requests, failed ones too / (last response − first send): "
+               "how many were in flight on average",
+               "Little 1961, doi:10.1287/opre.9.3.383"),
     Definition("request_goodput", "requests/sec",
                "answered requests that keep every limit of --goodput (an answer without a token "
                "keeps none, one of a single token any of ITL) / (last response − first send); "
@@ -148,12 +138,16 @@ DEFINITIONS: Final = {each.key: each for each in (
 # fmt: on
 
 
-def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> dict[str, Metric]:
+def compute_metrics(
+    records: Sequence[Record], *, open_loop: bool = False, concurrency: int | None = None
+) -> dict[str, Metric]:
     """Compute all metrics of one load; those from the schedule only of an ``open_loop``.
 
     Distributions are ``{unit, count, avg, min, max, std, p1 … p99}``, throughputs ``{unit, avg}``;
-    a figure that nothing was seen for is ``None``. Where requests failed there is also
-    ``adjusted_p50 … p99``; infinity is spelled ``"inf"``, as JSON has none.
+    a figure that nothing was seen for is ``None``. Throughputs of a closed loop that keeps
+    ``concurrency`` in flight also have ``steady``, over the part of the window in which it did
+    (``llm_perf.figures.flight``), and ``steady_share``, how large that is. Where requests failed
+    there is also ``adjusted_p50 … p99``; infinity is spelled ``"inf"``, as JSON has none.
     """
     shown = [each for each in DEFINITIONS.values() if each.values]
     columns = {each: array("d") for each in shown if open_loop or not each.open_loop}
@@ -166,15 +160,21 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
             for each, values in columns.items():
                 values.extend(each.of(record))
     failed = len(records) - ok
-    window = window_ns(records)
-    known = window if counted == ok else None  # what some prompts lack, all together have not
+    flown = flights(records)
+    length = flown.window_ns
+    known = length if counted == ok else None  # what some prompts lack, all together have not
     metrics: dict[str, Metric] = {
-        "request_throughput": {"unit": "requests/sec", "avg": _rate(ok, window)},
-        "output_token_throughput": {"unit": "tokens/sec", "avg": _rate(tokens, window)},
-        "input_token_throughput": {"unit": "tokens/sec", "avg": _rate(read, known)},
-        "total_token_throughput": {"unit": "tokens/sec", "avg": _rate(read + tokens, known)},
+        "request_throughput": {"unit": "requests/sec", "avg": rate(ok, length)},
+        "output_token_throughput": {"unit": "tokens/sec", "avg": rate(tokens, length)},
+        "input_token_throughput": {"unit": "tokens/sec", "avg": rate(read, known)},
+        "total_token_throughput": {"unit": "tokens/sec", "avg": rate(read + tokens, known)},
         "request_count": {"unit": "count", "avg": ok},
+        "requests_in_flight": {"unit": "requests", "avg": flown.mean},
     }
+    if concurrency is not None and length:
+        for key, steady in _steady(records, flown, concurrency).items():
+            if metrics[key]["avg"] is not None:
+                metrics[key] |= steady
     for each, values in columns.items():
         if values or not each.optional:
             late = _adjusted(values, failed) if each.late and failed else {}
@@ -184,13 +184,25 @@ def compute_metrics(records: Sequence[Record], *, open_loop: bool = False) -> di
 
 def window_ns(records: Sequence[Record]) -> int | None:
     """Length of the run: last response − first send, over all requests, failed ones too."""
-    first, last = math.inf, 0
-    for record in records:
-        if record.sent_ns or record.chunk_ns:  # one that found no connection was never sent
-            first = min(first, record.sent_ns)
-        if record.chunk_ns:
-            last = max(last, record.chunk_ns[-1])
-    return last - int(first) if last else None
+    return flights(records).window_ns
+
+
+def _steady(records: Sequence[Record], flown: Flights, concurrency: int) -> dict[str, Metric]:
+    """Throughputs over the part in which a closed loop was full; none where it never was."""
+    if (part := flown.steady(concurrency)) is None:
+        return {}
+    seen, length = served(records, *part), part[1] - part[0]
+    amounts = {
+        "request_throughput": seen.requests,
+        "output_token_throughput": seen.output_tokens,
+        "input_token_throughput": seen.input_tokens,
+        "total_token_throughput": seen.input_tokens + seen.output_tokens,
+    }
+    share = min(length / (flown.window_ns or length), 1.0)
+    return {
+        key: {"steady": rate(amount, length), "steady_share": share}
+        for key, amount in amounts.items()
+    }
 
 
 def _adjusted(values: array[float], failed: int) -> Metric:
@@ -217,54 +229,3 @@ def _distribution(values: array[float]) -> Metric:
 def spelt(value: float) -> float | str | None:
     """As JSON can have it: infinity in letters; nothing for what two of them leave undefined."""
     return None if math.isnan(value) else str(value) if math.isinf(value) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Goodput:
-    """Limits in ms by metric key; a request is good when it keeps each of them."""
-
-    limits: tuple[tuple[str, float], ...]
-
-    def keeps(self, record: Record) -> bool:
-        """Whether an answered request keeps all limits.
-
-        One token has no ITL and keeps its limit; what brought no token has no TTFT and keeps none.
-        """
-        return record.ok and all(
-            bool(record.chunk_ns) and all(v <= limit for v in DEFINITIONS[key].of(record))
-            for key, limit in self.limits
-        )
-
-    def metric(self, records: Sequence[Record]) -> Metric:
-        """Compute ``request_goodput``: the rate of good requests, and their share of all.
-
-        ``share_low`` and ``share_high`` are Wilson's 95 % interval.
-        """
-        good = sum(self.keeps(record) for record in records)
-        low, high = wilson(good, len(records))
-        return {
-            "unit": "requests/sec",
-            "avg": _rate(good, window_ns(records)),
-            "good": good,
-            "count": len(records),
-            "share": good / len(records) if records else None,
-            "share_low": low,
-            "share_high": high,
-            "limits": ", ".join(f"{key} <= {limit:g} ms" for key, limit in self.limits),
-        }
-
-
-def parse_goodput(text: str) -> Goodput:
-    """Read ``ttft:1s,itl:50ms``; raises ``UserError`` for anything else."""
-    limits = []
-    for word in text.split(","):
-        match = _LIMIT.fullmatch(word.strip())
-        key = match and _SHORT.get(match[1], match[1])
-        if match is None or key not in _SHORT.values():
-            raise UserError(
-                f"{word.strip()!r} is no limit",
-                where="--goodput",
-                fix=f"write ttft:1s,itl:50ms with any of {', '.join(_SHORT)} and us, ms or s",
-            )
-        limits.append((str(key), float(match[2]) * _MS[match[3]]))
-    return Goodput(tuple(limits))

@@ -17,7 +17,7 @@ from llm_perf.errors import UserError
 from llm_perf.load.progress import Watch
 
 if TYPE_CHECKING:
-    from llm_perf.figures.metrics import Goodput
+    from llm_perf.figures.goodput import Goodput
 
 ARRIVALS = ("constant", "poisson", "gamma")
 

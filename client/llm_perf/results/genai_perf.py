@@ -106,7 +106,7 @@ def csv_text(run: Run) -> str:
         ("Setting", "Value"),
         ("Model", run.endpoint.model),
         ("URL", run.endpoint.url),
-        ("Load", run.load.title),
+        ("Load", run.title),
         ("Workload SHA-256", run.workload.sha256),
         ("Workload Seed", run.workload.seed),
         ("Started", run.started_at),

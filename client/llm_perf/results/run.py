@@ -12,7 +12,7 @@ from llm_perf.figures.accuracy import Score
 from llm_perf.figures.metrics import Metric
 from llm_perf.figures.notes import TokenCounts, answer_notes, count_tokens, failure_notes
 from llm_perf.load.health import Health
-from llm_perf.load.load import ONCE, Extent, Load
+from llm_perf.load.load import ONCE, Concurrency, Extent, Load
 from llm_perf.record import Record
 from llm_perf.transports import Endpoint
 from llm_perf.workload.workload import Workload
@@ -44,6 +44,14 @@ class Run:
     def answers(self) -> tuple[str, ...]:
         """What the server answered, in the workload's order; of failed requests what came."""
         return tuple(record.answer for record in self.records)
+
+    @property
+    def title(self) -> str:
+        """The load as it was: a closed loop that never had its number in flight says how many."""
+        most = self.max_in_flight_seen
+        if isinstance(self.load, Concurrency) and most is not None and most < self.load.n:
+            return f"{self.load.title} (at most {most} in flight)"
+        return self.load.title
 
     @property
     def score(self) -> float | None:

@@ -39,6 +39,7 @@ _ACROSS: Final = (
     ("ITL avg ms", "inter_token_latency", "avg"),
     ("latency p99 ms", "request_latency", "p99"),
 )
+_STEADY_SHOWN: Final = 0.02  # of the whole window's figure: what differs by more is shown
 _PLAIN_WIDTH: Final = 160  # a file or a pipe has no width of its own
 _LEAST_WIDTH: Final = 120  # narrower, the figures of a row would fold
 
@@ -50,7 +51,7 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
     """
     where = f"{run.endpoint.model} at {run.endpoint.url}"
     print_table(
-        f"llm_perf | {where} | {run.load.title}",
+        f"llm_perf | {where} | {run.title}",
         ("Statistic", *_COLUMNS, "n / failed"),
         _rows(run),
         (*_foot(run), *(explanations(run) if explain else ())),
@@ -64,7 +65,7 @@ def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
     heads = ("load", *(head for head, _, _ in shown), "ok / failed")
     rows = [
         (
-            run.load.title,
+            run.title,
             *(_figure(run.metrics.get(key, {}), statistic) for _, key, statistic in shown),
             f"{run.requests_ok} / {run.requests_failed}",
         )
@@ -123,7 +124,9 @@ def _foot(run: Run) -> Iterator[str]:
         ("total_token_throughput", "Total token throughput (tokens/s)"),
         ("request_throughput", "Request throughput (requests/s)"),
     ):
-        yield f"{label}: {_figure(run.metrics[key], 'avg')}"
+        yield f"{label}: {_figure(run.metrics[key], 'avg')}{_steady(run.metrics[key])}"
+    most = "" if run.max_in_flight_seen is None else f", at most {run.max_in_flight_seen}"
+    yield f"Requests in flight: mean {_figure(run.metrics['requests_in_flight'], 'avg')}{most}"
     yield f"Requests ok / failed: {run.requests_ok} / {run.requests_failed}"
     yield from _adjusted(run)
     yield from _goodput(run)
@@ -134,6 +137,17 @@ def _foot(run: Run) -> Iterator[str]:
         yield f"Server: {server}"
     for note in run.notes:
         yield f"Note: {note}"
+
+
+def _steady(metric: Metric) -> str:
+    """What it was while the load was full, where that says something else."""
+    whole, steady, share = (metric.get(key) for key in ("avg", "steady", "steady_share"))
+    if not all(isinstance(each, float) for each in (whole, steady, share)):
+        return ""
+    assert isinstance(whole, float) and isinstance(steady, float)
+    if abs(steady - whole) <= _STEADY_SHOWN * whole:
+        return ""
+    return f"; {steady:,.2f} while the load was full, {share:.0%} of the window"
 
 
 def _adjusted(run: Run) -> Iterator[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llm_perf.errors import UserError
-from llm_perf.figures.metrics import Goodput, parse_goodput
+from llm_perf.figures.goodput import Goodput, parse_goodput
 from llm_perf.record import Record, Status
 
 from .test_metrics import record

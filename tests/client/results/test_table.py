@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from llm_perf.figures.metrics import DEFINITIONS, parse_goodput
+from llm_perf.figures.goodput import parse_goodput
+from llm_perf.figures.metrics import DEFINITIONS
 from llm_perf.load.load import Concurrency, Rate
 from llm_perf.record import Status
 from llm_perf.results.run import Run

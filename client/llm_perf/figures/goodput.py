@@ -1,0 +1,76 @@
+"""Goodput: the rate of requests that keep limits, and how sure their share is. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llm_perf.errors import UserError
+from llm_perf.figures.confidence import wilson
+from llm_perf.figures.metrics import DEFINITIONS, Metric, rate, window_ns
+from llm_perf.record import Record
+
+_SHORT: Final = {
+    "ttft": "time_to_first_token",
+    "ttft_from_schedule": "time_to_first_token_from_schedule",
+    "itl": "inter_token_latency",
+    "tpot": "inter_token_latency",
+    "latency": "request_latency",
+    "e2el": "request_latency",
+    "latency_from_schedule": "request_latency_from_schedule",
+}
+_MS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Limits in ms by metric key; a request is good when it keeps each of them."""
+
+    limits: tuple[tuple[str, float], ...]
+
+    def keeps(self, record: Record) -> bool:
+        """Whether an answered request keeps all limits.
+
+        One token has no ITL and keeps its limit; what brought no token has no TTFT and keeps none.
+        """
+        return record.ok and all(
+            bool(record.chunk_ns) and all(v <= limit for v in DEFINITIONS[key].of(record))
+            for key, limit in self.limits
+        )
+
+    def metric(self, records: Sequence[Record]) -> Metric:
+        """Compute ``request_goodput``: the rate of good requests, and their share of all.
+
+        ``share_low`` and ``share_high`` are Wilson's 95 % interval.
+        """
+        good = sum(self.keeps(record) for record in records)
+        low, high = wilson(good, len(records))
+        return {
+            "unit": "requests/sec",
+            "avg": rate(good, window_ns(records)),
+            "good": good,
+            "count": len(records),
+            "share": good / len(records) if records else None,
+            "share_low": low,
+            "share_high": high,
+            "limits": ", ".join(f"{key} <= {limit:g} ms" for key, limit in self.limits),
+        }
+
+
+def parse_goodput(text: str) -> Goodput:
+    """Read ``ttft:1s,itl:50ms``; raises ``UserError`` for anything else."""
+    limits = []
+    for word in text.split(","):
+        match = _LIMIT.fullmatch(word.strip())
+        key = match and _SHORT.get(match[1], match[1])
+        if match is None or key not in _SHORT.values():
+            raise UserError(
+                f"{word.strip()!r} is no limit",
+                where="--goodput",
+                fix=f"write ttft:1s,itl:50ms with any of {', '.join(_SHORT)} and us, ms or s",
+            )
+        limits.append((str(key), float(match[2]) * _MS[match[3]]))
+    return Goodput(tuple(limits))

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_perf.api import Concurrency, Extent, Run
+from llm_perf.figures.flight import flights, served
+from llm_perf.figures.metrics import compute_metrics
+from llm_perf.record import Record, Status
+from llm_perf.results.table import print_run
+from tests.client.runs import MS, asked, make_run
+from tests.client.scripted import FINAL, Say, ScriptedTriton
+
+
+def streamed(sent_ms: int, length_ms: int = 100, **more) -> Record:
+    """Ten tokens, one every tenth of the length."""
+    times = [sent_ms + length_ms * (i + 1) // 10 for i in range(10)]
+    return asked(sent_ms, chunks_ms=times, tokens=10, sent_ms=sent_ms, **more)
+
+
+def loop(slots: int, requests: int, offset_ms: int = 0) -> list[Record]:
+    """A closed loop whose slots start one after the other; who is free takes the next request."""
+    free = [1000 + slot * offset_ms for slot in range(slots)]
+    records = []
+    for _ in range(requests):
+        at = heapq.heappop(free)
+        records.append(streamed(at))
+        heapq.heappush(free, at + 100)
+    return records
+
+
+def test_the_steady_part_has_the_rate_of_the_full_load() -> None:
+    # four slots, 50 ms apart: full from 150 ms on, short from 450 ms on, over at 500 ms
+    metrics = compute_metrics(loop(4, 16, offset_ms=50), concurrency=4)
+    tokens = metrics["output_token_throughput"]
+    assert tokens["avg"] == pytest.approx(160 / 0.5)
+    assert tokens["steady"] == pytest.approx(4 * 10 / 0.1)
+    assert tokens["steady_share"] == pytest.approx(300 / 500)
+    assert metrics["request_throughput"]["steady"] == pytest.approx(4 / 0.1)
+    assert metrics["input_token_throughput"]["steady"] == pytest.approx(3 * 4 / 0.1)
+    assert metrics["total_token_throughput"]["steady"] == pytest.approx(13 * 4 / 0.1)
+
+
+def test_a_load_that_is_full_all_the_time_is_all_steady() -> None:
+    tokens = compute_metrics(loop(4, 20), concurrency=4)["output_token_throughput"]
+    assert tokens["steady"] == pytest.approx(tokens["avg"])
+    assert tokens["steady_share"] == 1
+
+
+def test_an_answer_in_one_piece_counts_by_its_time() -> None:
+    whole = asked(chunks_ms=(200,), sent_ms=100, tokens=8)
+    seen = served([whole], 150 * MS, 200 * MS)
+    assert (seen.requests, seen.output_tokens, seen.input_tokens) == (0.5, 4, 1.5)
+
+
+def test_a_slot_that_pauses_ends_the_steady_part() -> None:
+    refused = asked(9, status=Status.THROTTLED, chunks_ms=(), sent_ms=1200)
+    assert flights(loop(2, 8)).steady(2) == (1000 * MS, 1400 * MS)
+    assert flights([*loop(2, 8), refused]).steady(2) == (1000 * MS, 1200 * MS)
+
+
+def test_an_open_loop_and_a_run_without_answers_have_no_steady_part() -> None:
+    assert "steady" not in compute_metrics(loop(2, 8), open_loop=True)["request_throughput"]
+    failed = [asked(status=Status.REFUSED, chunks_ms=())]
+    assert "steady" not in compute_metrics(failed, concurrency=4)["request_throughput"]
+
+
+def test_mean_in_flight_is_littles() -> None:
+    # two of 100 ms and one of 50 ms in a window of 200 ms
+    records = [streamed(0), streamed(100), streamed(20, 50)]
+    assert compute_metrics(records)["requests_in_flight"]["avg"] == pytest.approx(250 / 200)
+
+
+def test_what_is_waited_for_in_vain_counts_within_the_window_only() -> None:
+    lost = asked(1, status=Status.TIMEOUT, chunks_ms=(), sent_ms=0)
+    hung = replace(lost, sent_ns=1, end_ns=10_000 * MS)
+    assert flights([streamed(0), hung]).mean == pytest.approx(2)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(10, 3000)), min_size=1, max_size=30))
+def test_the_steady_part_lies_within_and_has_no_more_than_the_whole(
+    spans: list[tuple[int, int]],
+) -> None:
+    records = [streamed(sent, length) for sent, length in spans]
+    flown = flights(records)
+    assert flown.window_ns is not None and flown.mean is not None
+    assert 0 < flown.mean <= len(records)
+    if part := flown.steady(4):
+        assert flown.first_ns <= part[0] < part[1]
+        assert served(records, *part).output_tokens <= 10 * len(records)
+
+
+def printed(run: Run) -> str:
+    file = io.StringIO()
+    print_run(run, file)
+    return file.getvalue()
+
+
+def test_the_table_says_what_differs_and_over_how_much() -> None:
+    text = printed(make_run(loop(4, 16, offset_ms=50)))
+    assert (
+        "Output token throughput (tokens/s): 320.00; 400.00 while the load was full, "
+        "60% of the window" in text
+    )
+    assert "Requests in flight: mean 3.20" in text
+    assert "while the load was full" not in printed(make_run(loop(4, 20)))
+
+
+def test_the_label_is_the_load(ask: Callable[..., Run]) -> None:
+    with ScriptedTriton(lambda prompt: (Say("one", 1), FINAL), hold=3) as server:
+        few = ask(server, *"abc", load=Concurrency(8))
+        enough = ask(server, *"ab", load=Concurrency(2), extent=Extent(requests=9))
+    text = printed(few)
+    assert "| concurrency 8 (at most 3 in flight)" in text
+    assert "Requests in flight: mean " in text and ", at most 3\n" in text
+    assert few.to_json()["max_in_flight_seen"] == 3
+    assert 0 < few.to_json()["requests_in_flight"]["avg"] <= 3
+    assert enough.title == "concurrency 2"
