@@ -34,7 +34,6 @@ _SAME = (  # fields of transformers' config too
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "mlp_bias"),
 )
-_NORMS = {"input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,7 @@ class CheckpointTensors:
     def __init__(self, directory: Path) -> None:
         self.fields = check_checkpoint(directory)
         self.config = hf_config(self.fields)
+        self._architecture = ARCHITECTURES[self.config.architectures[0]]
         shards = [_Shard(file) for file in rank_files(directory, self.fields)]
         tp = self.fields["mapping"]["tp_size"]
         self._stages = [shards[first : first + tp] for first in range(0, len(shards), tp)]
@@ -110,7 +110,7 @@ class CheckpointTensors:
         ranks, ours = self._place(index)
         weights = {
             f"{theirs}.weight": ranks[0].tensor(f"{ours}.{norm}.weight").float()
-            for norm, theirs in _NORMS.items()
+            for norm, theirs in self._architecture.norms.items()
         }
         for linear, (names, by_output) in _LINEARS.items():
             weights |= _join_linear(ranks, f"{ours}.{linear}", names, by_output, self.fields)
@@ -167,6 +167,7 @@ def hf_config(config: Mapping[str, Any]) -> Any:
         rope_parameters={**rope, "rope_theta": config["rotary_base"]},
         attention_bias=config["attn_bias"],
         tie_word_embeddings=False,
+        sliding_window=None,  # Mistral's would be 4096 by default
     )
 
 

@@ -109,7 +109,7 @@ def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_size": (config.get("hidden_size") or 0) // heads,
         "logits_dtype": "float32",
         "rotary_scaling": None,
-        "attn_bias": name == "Qwen2ForCausalLM",
+        "attn_bias": bool(known and known.attn_bias),
         "mlp_bias": False,
         **({**known.marks, **known.extra} if known else {}),
         **config,
@@ -148,12 +148,12 @@ def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_model(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that modelopt leaves out or may get wrong."""
+    ours = ARCHITECTURES[hf_config["architectures"][0]]
+    biased = bool(hf_config.get("attention_bias", False))
     return {
         "norm_epsilon": hf_config["rms_norm_eps"],
         "rotary_base": float(_rope(hf_config)["rope_theta"]),
-        # Qwen2 has biases on q, k, v whatever its config says; Llama says it
-        "attn_bias": hf_config["architectures"][0] == "Qwen2ForCausalLM"
-        or bool(hf_config.get("attention_bias", False)),
+        "attn_bias": biased if ours.attn_bias is None else ours.attn_bias,
         "mlp_bias": bool(hf_config.get("mlp_bias", False)),
     }
 

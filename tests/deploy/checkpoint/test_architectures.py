@@ -1,0 +1,96 @@
+"""Every architecture: what is exported reads back to the model, and verification holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_perf.errors import UserError
+from tests.deploy.tiny_models import save_tiny
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, check_job
+from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
+from trtllm_deploy.checkpoint.readback import load_model
+from trtllm_deploy.checkpoint.verify import Task, verify_checkpoint
+from trtllm_deploy.spec.precision import find_precision
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.parametrize("name", ARCHITECTURES),
+]
+
+IDS = torch.arange(1, 91).reshape(3, 30)
+# for each split another of what models have: odd vocabulary, ties, head sizes, repeated heads
+ODD: dict[tuple[int, int], dict[str, Any]] = {
+    (1, 1): {"vocab_size": 131, "head_dim": 48, "eos_token_id": [0, 3]},
+    (2, 2): {"tie_word_embeddings": True},
+    (4, 1): {"num_attention_heads": 8, "head_dim": 32},
+}
+
+Model = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    made: dict[str, Path] = {}
+
+    def find(name: str, **change: Any) -> Path:
+        key = f"{name}{change}"
+        if key not in made:
+            made[key] = save_tiny(tmp_path_factory.mktemp(name), name, **change)
+        return made[key]
+
+    return find
+
+
+def export(
+    folder: Path, target: Path, precision: str, tp: int = 1, pp: int = 1, **more: Any
+) -> Any:
+    calibration = Calibration(folder / "prompts.jsonl", 3, 32)
+    job = CheckpointJob(folder, target, precision, tp, pp, calibration, **more)
+    check_job(job)
+    return export_checkpoint(job, lambda _: None)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def original(folder: Path) -> torch.Tensor:
+    return logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@pytest.mark.parametrize(("tp", "pp"), ODD)
+def test_fp16_reads_back_to_the_model_whatever_the_split(
+    model: Model, tmp_path: Path, name: str, tp: int, pp: int
+) -> None:
+    folder = model(name, **ODD[tp, pp])
+    export(folder, tmp_path / "made", "fp16", tp, pp)
+    assert torch.allclose(logits(load_model(tmp_path / "made")), original(folder), atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8_wo"])
+def test_a_quantized_checkpoint_is_verified_and_swapped_ranks_are_found(
+    model: Model, tmp_path: Path, name: str, precision: str
+) -> None:
+    folder, made = model(name), tmp_path / "made"
+    kv = "fp8" if precision == "fp8" else None
+    measured = export(folder, made, precision, 2, 1, kv_cache_dtype=kv)
+    task = Task(
+        folder, made, find_precision(precision), IDS.tolist(), 0.6, measured, kv_cache_dtype=kv
+    )
+    report = verify_checkpoint(task)
+    assert report["worst_weight"]["error"] < 0.05
+    first, second = (made / f"rank{rank}.safetensors" for rank in (0, 1))
+    first.rename(made / "aside")
+    second.rename(first)
+    (made / "aside").rename(second)
+    with pytest.raises(UserError, match="ranks are swapped"):
+        verify_checkpoint(task)
