@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from llm_perf.errors import UserError
-from llm_perf.figures.confidence import bootstrap, wilson
+from llm_perf.figures.confidence import bootstrap, share_interval
 from llm_perf.record import Record
 from llm_perf.workload.workload import Prompt
 
@@ -128,27 +128,31 @@ def score_records(records: Sequence[Record], scorer: str = "exact") -> Score | N
     Failed requests gave no answer and don't count. ``check_scorer`` comes before.
     """
     values: list[float | None] = []
-    seen: list[float] = []
-    parts: dict[str, list[float]] = defaultdict(list)
+    seen: list[tuple[float, int]] = []
+    parts: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for record in records:
         reference, category = record.prompt.reference, record.prompt.category
         if not record.ok or reference is None:
             values.append(None)
             continue
-        seen.append(SCORERS[scorer](record.answer, reference))
-        values.append(seen[-1])
+        seen.append((SCORERS[scorer](record.answer, reference), record.prompt.index))
+        values.append(seen[-1][0])
         if category is not None:
             parts[category].append(seen[-1])
     by_category = {name: _mean(part, scorer) for name, part in parts.items()}
     return _mean(seen, scorer, by_category, tuple(values)) if seen else None
 
 
-def _mean(values: Sequence[float], scorer: str, *details: Any) -> Score:
+def _mean(seen: Sequence[tuple[float, int]], scorer: str, *details: Any) -> Score:
+    """Average (score, prompt)s."""
+    values, prompts = zip(*seen, strict=True)
     n = len(values)
-    if scorer in GRADED:
-        low, high = bootstrap([values], lambda drawn: drawn[:, 0].mean(axis=-1))
+    if scorer in GRADED and len(set(prompts)) < 2:
+        low, high = 0.0, 1.0  # one prompt says nothing of others
+    elif scorer in GRADED:
+        low, high = bootstrap([values], lambda drawn: drawn[:, 0].mean(axis=-1), prompts)
     else:
-        low, high = wilson(round(sum(values)), n)
+        low, high = share_interval(values, prompts)
     return Score(scorer, sum(values) / n, n, low, high, *details)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llm_perf.errors import UserError
-from llm_perf.figures.confidence import wilson
+from llm_perf.figures.confidence import share_interval
 from llm_perf.figures.metrics import DEFINITIONS, Metric, rate, window_ns
 from llm_perf.record import Record
 
@@ -44,10 +44,11 @@ class Goodput:
     def metric(self, records: Sequence[Record]) -> Metric:
         """Compute ``request_goodput``: the rate of good requests, and their share of all.
 
-        ``share_low`` and ``share_high`` are Wilson's 95 % interval.
+        ``share_low`` and ``share_high`` are its 95 % interval, by prompts.
         """
-        good = sum(self.keeps(record) for record in records)
-        low, high = wilson(good, len(records))
+        kept = [(self.keeps(record), record.prompt.index) for record in records]
+        good = sum(keeps for keeps, _ in kept)
+        low, high = share_interval([keeps for keeps, _ in kept], [index for _, index in kept])
         return {
             "unit": "requests/sec",
             "avg": rate(good, window_ns(records)),

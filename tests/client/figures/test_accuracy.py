@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +25,14 @@ from llm_perf.workload.workload import Prompt
 _words = st.lists(st.sampled_from(["red", "green", "blue", "up", "down", "四"]), max_size=12)
 
 
+NUMBERS = itertools.count()  # each record is of another prompt
+
+
 def record(
     answer: str, reference: str | None, category: str | None = None, status: Status = Status.OK
 ) -> Record:
     return Record(
-        prompt=Prompt(0, "p", 1, 9, reference=reference, category=category),
+        prompt=Prompt(next(NUMBERS), "p", 1, 9, reference=reference, category=category),
         request_id="r",
         status=status,
         error=None,
@@ -161,8 +166,19 @@ def test_scores_count_answered_requests_that_have_a_reference() -> None:
     assert score.to_json()["correct"] == 3
 
 
+@pytest.mark.parametrize("scorer", ["exact", "f1"])
+def test_repeats_of_a_prompt_do_not_narrow_the_interval_of_a_score(scorer: str) -> None:
+    once = [record("a", "a" if i < 15 else "b") for i in range(20)]
+    one, ten = score_records(once, scorer), score_records(once * 10, scorer)
+    assert one is not None and ten is not None and ten.n == 200
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=0.02)
+    alone = score_records(once[:1] * 10, scorer)
+    assert alone is not None and alone.low < 0.3
+
+
 def test_graded_scores_have_a_bootstrap_interval() -> None:
-    records = [record("red", "red blue"), record("red", "red"), record("up", "down")] * 10
+    pairs = [("red", "red blue"), ("red", "red"), ("up", "down")] * 10
+    records = [record(*pair) for pair in pairs]
     score = score_records(records, "f1")
     assert score is not None
     assert score.value == pytest.approx((2 / 3 + 1 + 0) / 3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llm_perf.errors import UserError
@@ -55,7 +57,11 @@ def test_a_request_is_good_when_it_keeps_every_limit_it_has(
 
 
 def test_goodput_is_a_rate_and_a_share_of_all_requests() -> None:
-    metric = parse_goodput("ttft:1s,itl:50ms").metric([FAST, LATE, SLOW, SHORT, FAILED])
+    asked = [
+        replace(each, prompt=replace(each.prompt, index=index))
+        for index, each in enumerate([FAST, LATE, SLOW, SHORT, FAILED])
+    ]
+    metric = parse_goodput("ttft:1s,itl:50ms").metric(asked)
     assert metric["avg"] == pytest.approx(2 / 2.0)  # until the last response, at 2 s
     assert (metric["good"], metric["count"], metric["share"]) == (2, 5, 0.4)
     assert metric["share_low"] == pytest.approx(0.1176, abs=1e-4)  # Wilson, 2 of 5
