@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.backends.llmapi import LlmApiBackend
+from trtllm_deploy.backends.model_refusals import Configs
 from trtllm_deploy.backends.reference import ReferenceBackend
 from trtllm_deploy.backends.tensorrt import TensorrtBackend
 from trtllm_deploy.machine.gpu import Gpu
@@ -25,8 +26,15 @@ class Backend(Protocol):
     compiles: bool
     """an engine is built on the GPUs that will serve it, and is for their kind only"""
 
-    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+    def check(
+        self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
+    ) -> None:
         """Refuse what can't work, before anything is made. Raises UserError with line and fix."""
+
+    def settings(
+        self, file: DeploymentFile, cell: Cell, config: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """``triton:`` settings that follow from the model's config.json."""
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
         """What an engine is made with; part of its key."""

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from trtllm_deploy.backends.jobs import EngineJob
 from trtllm_deploy.machine.json_files import read_json_object, write_json
+from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
 
 class LinkedEngine:
     """An engine that is no more than its config.json and a link to its checkpoint."""
 
     compiles = False
+
+    def settings(
+        self,
+        file: DeploymentFile,  # noqa: ARG002
+        cell: Cell,  # noqa: ARG002
+        config: Mapping[str, Any],  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        """None: the checkpoint is a model's own."""
+        return {}
 
     def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
         """None: two files are written."""

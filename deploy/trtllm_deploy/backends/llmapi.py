@@ -20,7 +20,8 @@ import yaml
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.linked_engine import LinkedEngine
-from trtllm_deploy.backends.refusals import refuse_fp8
+from trtllm_deploy.backends.model_refusals import Configs, refuse_models
+from trtllm_deploy.backends.refusals import refuse_gpus
 from trtllm_deploy.backends.repository import check_config
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
@@ -35,11 +36,13 @@ class LlmApiBackend(LinkedEngine):
 
     checkpoint_kind: Literal["trtllm", "hf"] = "hf"
 
-    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+    def check(
+        self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
+    ) -> None:
         """Refuse what the LLM API can't load.
 
         Raises UserError: a precision without a Hugging Face form, the container's scripts, which
-        write TensorRT-LLM checkpoints only, or a setting of the C++ backend's.
+        write TensorRT-LLM checkpoints only, a setting of the C++ backend's, or a quantized model.
         """
         if file.deployment.checkpoint_with == "scripts":
             raise file.error(
@@ -59,7 +62,8 @@ class LlmApiBackend(LinkedEngine):
                 "llmapi has no such setting",
                 f"it has {', '.join(sorted(_TAKEN))}",
             )
-        refuse_fp8(file, cells, gpus)
+        refuse_gpus(file, cells, gpus)
+        refuse_models(file, configs, self.checkpoint_kind)
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
         """The limits, under the names that both trtllm-build and ``LLM()`` use."""

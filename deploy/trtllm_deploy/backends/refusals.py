@@ -2,18 +2,15 @@
 
 In: the deployment file, its cells and the GPUs. Out: nothing, or what is wrong and how to mend it.
 Sources: TensorRT-LLM issues 2166 and 2894 (reuse needs paged context FMHA; not with an int8 KV
-cache in 0.11.0), 2702 (prompts longer than max_num_tokens). Rotary scaling: TensorRT-LLM's
-layers/attention.py and functional.py (RopeEmbeddingUtils) of 0.11.0 to 0.16.0 and 1.0.0.
+cache in 0.11.0), 2702 (prompts longer than max_num_tokens).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from llm_perf.errors import UserError
 from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.located import KeyPath
@@ -25,11 +22,6 @@ FP8_SM = 89
 BF16_SM = 80
 """The first compute capability with bfloat16 matrix units, that of Ampere."""
 
-_ROPE_SINCE = {"default": (0, 11), "linear": (0, 11), "llama3": (0, 12)}
-# The first release that computes a kind. Others fail there or, worse, build and answer garbage:
-# dynamic and longrope fall into inv_freq x factor, and so does yarn before 1.0.0, whose table has
-# yarn's frequencies; that its kernels also use yarn's attention factor is unproven.
-
 
 def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
     """Check every cell. Raises UserError with the line of the key that asks for what can't be."""
@@ -39,8 +31,7 @@ def refuse(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> 
             f"these GPUs are of different kinds: {kinds}", fix="choose some of one kind with --gpus"
         )
     _refuse_kv_cache(file)
-    refuse_fp8(file, cells, gpus)
-    _refuse_rope(file)
+    refuse_gpus(file, cells, gpus)
     for cell in cells:
         _refuse_context(file, cell)
         _refuse_small_limits(file, cell)
@@ -57,7 +48,7 @@ def _least_sm(precision: str, kv_cache_dtype: str | None) -> int:
     return BF16_SM if PRECISIONS[precision].dtype == "bfloat16" else 0
 
 
-def refuse_fp8(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+def refuse_gpus(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
     """Raises UserError for fp8, an fp8 KV cache, or bf16 on a GPU that can't."""
     for precision in {cell.precision for cell in cells}:
         kv_cache_dtype = file.deployment.kv_cache_dtype.get(precision)
@@ -70,42 +61,6 @@ def refuse_fp8(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu])
             f"{precision} needs compute {least}, {gpu.name} has {gpu.capability}",
             "remove it, or write 'fallback: fp16'",
         )
-
-
-def rope_fault(config: Mapping[str, Any], release: str) -> str | None:
-    """Why a release's engine would turn positions another way than the model does; None: it won't.
-
-    ``config`` is the model's config.json, of transformers 4 or 5, or a checkpoint's.
-    """
-    names = ("rope_parameters", "rope_scaling", "rotary_scaling")
-    scaling: Any = next((config[name] for name in names if config.get(name)), {})
-    if not isinstance(scaling, Mapping):
-        return "its rotary scaling is no object"
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-    if kind == "dynamic" and "alpha" in scaling:
-        return None
-    since = _ROPE_SINCE.get(kind)
-    if since is None:
-        without = " without alpha" if kind == "dynamic" else ""
-        return f"engines of TensorRT-LLM don't compute rotary scaling '{kind}'{without}"
-    if tuple(int(part) for part in release.split(".")[:2]) < since:
-        first = ".".join(map(str, since))
-        return f"TensorRT-LLM {release} has no rotary scaling '{kind}', {first} is the first"
-    return None
-
-
-def _refuse_rope(file: DeploymentFile) -> None:
-    """Of models whose config.json is on this machine; of others, once their checkpoint is."""
-    for name, model in file.deployment.models.items():
-        for place in (file.resolve(model.source) / "config.json", model.shape):
-            path = file.resolve(str(place)) if place else None
-            if path is not None and path.is_file():
-                if fault := rope_fault(read_json_object(path), file.deployment.release):
-                    raise file.error(("models", name, "source"), fault, ROPE_FIX)
-                break
-
-
-ROPE_FIX = "write 'backend: llmapi', or choose a release or a model that fits"
 
 
 def _refuse_kv_cache(file: DeploymentFile) -> None:

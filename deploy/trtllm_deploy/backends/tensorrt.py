@@ -11,7 +11,16 @@ from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import read_engine
 from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.backends.judge import refuse_unless_accepted
-from trtllm_deploy.backends.refusals import ROPE_FIX, refuse, rope_fault
+from trtllm_deploy.backends.model_refusals import (
+    ROPE_FIX,
+    Configs,
+    carried_window,
+    refuse_models,
+    refuse_rope,
+    refuse_windows,
+    rope_fault,
+)
+from trtllm_deploy.backends.refusals import refuse
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.machine.child import CommandFailedError, run_command
 from trtllm_deploy.machine.gpu import Gpu
@@ -26,9 +35,20 @@ class TensorrtBackend:
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
     compiles = True
 
-    def check(self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
+    def check(
+        self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
+    ) -> None:
         """Refuse combinations that the build, the load or the first request would fail on."""
         refuse(file, cells, gpus)
+        refuse_models(file, configs, self.checkpoint_kind)
+        refuse_rope(file, configs)
+        refuse_windows(file, cells, configs)
+
+    def settings(
+        self, file: DeploymentFile, cell: Cell, config: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The model's sliding windows, which only Triton's parameter tells an engine."""
+        return carried_window(file, cell, config)
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
         """Exactly the flags that are said on the command line; a step as trtllm-build clips it."""

@@ -67,7 +67,7 @@ class _Script:
         else:
             engine, model = (str(self.places[key]) for key in stage.inputs)
             where = (str(self.file.path.absolute()), str(stage.made_from["max_batch_size"]))
-            changed = self.facts.overrides.get(stage.cell.name)
+            changed = self.facts.changed(stage.cell, self.file)
             also = [json.dumps(changed)] if changed else []
             yield shlex.join([*_STEP, "repository", *where, engine, model, str(folder), *also])
 

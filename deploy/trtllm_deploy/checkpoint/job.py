@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.calibration import choose, read_prompts
-from trtllm_deploy.checkpoint.fetch import check_weights
-from trtllm_deploy.checkpoint.trtllm_format import CONFIG, check_architecture
-from trtllm_deploy.machine.json_files import read_json_object
-from trtllm_deploy.spec.divisible import indivisible
+from trtllm_deploy.checkpoint.source_faults import CheckpointKind, source_fault
+from trtllm_deploy.checkpoint.source_files import check_weights, model_config
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG
 from trtllm_deploy.spec.precision import PRECISIONS, find_precision
-
-CheckpointKind = Literal["trtllm", "hf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +125,16 @@ def check_job(job: CheckpointJob) -> None:
     file = job.model_dir / CONFIG
     if not file.is_file():
         raise UserError("is no Hugging Face model: it has no config.json", where=job.model_dir)
-    config = read_json_object(file)
-    architectures = config.get("architectures") or ["none"]
-    check_architecture(architectures[0], file)
+    config = model_config(job.model_dir)
     if job.kind == "hf" and not precision.as_hf:
         known = ", ".join(each.name for each in PRECISIONS.values() if each.as_hf)
         raise UserError(f"the LLM API takes no {precision.name} checkpoint", fix=f"use {known}")
     try:
-        wrong = indivisible(config, precision, job.tp, job.pp)
+        fault = source_fault(config, job.kind, precision, job.tp, job.pp)
     except KeyError as error:
         raise UserError(f"required field {error} is missing", where=file) from None
-    if wrong:
-        raise UserError(wrong, where=file, fix="choose other 'tp:' and 'pp:'")
+    if fault is not None:
+        raise UserError(fault.what, where=file, fix=fault.fix)
     check_weights(job.model_dir)
     _check_calibration(job)
 

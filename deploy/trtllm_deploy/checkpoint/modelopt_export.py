@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
-from trtllm_deploy.checkpoint.fetch import TOKENIZER_FILES
 from trtllm_deploy.checkpoint.job import CheckpointJob
+from trtllm_deploy.checkpoint.source_files import TOKENIZER_FILES
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG, complete_config
 from trtllm_deploy.spec.precision import Precision, find_precision
 

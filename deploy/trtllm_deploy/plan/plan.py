@@ -18,7 +18,7 @@ from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.refusals import can_do
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.plan.shape import ModelShape
+from trtllm_deploy.plan.shape import ModelShape, read_shape
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.overrides import overridden
 from trtllm_deploy.spec.precision import PRECISIONS
@@ -80,15 +80,27 @@ class Facts:
     """absolute: a repository holds absolute paths into it"""
     gpus: tuple[Gpu, ...] = ()
     """those that engines are built for; none where they aren't known"""
-    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
-    """by model name, where known"""
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """what config.json says, by model name, where known"""
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    """by model name: why its config.json isn't known"""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """by cell name: triton settings in place of the file's"""
 
+    @property
+    def shapes(self) -> Mapping[str, ModelShape]:
+        """Sizes by model name, of the models whose sizes follow from their config."""
+        read = {name: read_shape(config) for name, config in self.configs.items()}
+        return {name: shape for name, shape in read.items() if shape is not None}
+
+    def changed(self, cell: Cell, file: DeploymentFile) -> Mapping[str, Any]:
+        """Triton settings in place of the file's: what the model asks for, ``overrides``."""
+        backend, config = BACKENDS[file.deployment.backend], self.configs.get(cell.model, {})
+        return {**backend.settings(file, cell, config), **self.overrides.get(cell.name, {})}
+
     def file_for(self, cell: Cell, file: DeploymentFile) -> DeploymentFile:
         """The deployment file as it is for one cell. Raises UserError for a wrong setting."""
-        kept = self.workspace / "settings.json"
-        return overridden(file, self.overrides.get(cell.name, {}), kept)
+        return overridden(file, self.changed(cell, file), self.workspace / "settings.json")
 
 
 def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
@@ -98,10 +110,10 @@ def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
     """
     cells = _settled(file, facts.gpus)
     check = BACKENDS[file.deployment.backend].check
-    check(file, cells, facts.gpus)
+    check(file, cells, facts.gpus, facts.configs)
     for cell in cells:
         if cell.name in facts.overrides:
-            check(facts.file_for(cell, file), [cell], facts.gpus)
+            check(facts.file_for(cell, file), [cell], facts.gpus, facts.configs)
     planner = _planner(file, facts)
     return [planner(cell) for cell in cells]
 
@@ -150,7 +162,7 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
     shared = spec.triton.model_dump(exclude_none=True)
 
     def triton(cell: Cell) -> Mapping[str, Any]:
-        if cell.name not in facts.overrides:
+        if not facts.changed(cell, file):
             return shared
         return facts.file_for(cell, file).deployment.triton.model_dump(exclude_none=True)
 
@@ -202,9 +214,14 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
     return planned
 
 
+def fetched_from(file: DeploymentFile, source: Source, model: str) -> dict[str, Any]:
+    """What the fetch stage of a model is made from."""
+    trusted = file.deployment.models[model].trust_remote_code
+    return {**source.identity, "remote_code": trusted}
+
+
 def _fetch(file: DeploymentFile, facts: Facts, cell: Cell) -> Stage:
-    trusted = file.deployment.models[cell.model].trust_remote_code
-    made_from = {**facts.sources[cell.model].identity, "remote_code": trusted}
+    made_from = fetched_from(file, facts.sources[cell.model], cell.model)
     return Stage("fetch", content_key(made_from), made_from, cell, cell.model)
 
 

@@ -7,14 +7,8 @@ Out: a frozen shape and its parameter count. Knows nothing of GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from llm_perf.errors import UserError
-from trtllm_deploy.machine.json_files import read_json_object
-from trtllm_deploy.spec.deployment_file import DeploymentFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,37 +63,4 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape | None:
             architecture=architecture,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        return None
-
-
-def model_shapes(file: DeploymentFile) -> dict[str, ModelShape]:
-    """Shapes by model name: from the local folder, from ``shape:``, else from the hub.
-
-    A model whose config can't be read has none.
-    """
-    found = {name: _shape(file, name) for name in file.deployment.models}
-    return {name: shape for name, shape in found.items() if shape is not None}
-
-
-def _shape(file: DeploymentFile, name: str) -> ModelShape | None:
-    model = file.deployment.models[name]
-    for place in (file.resolve(model.source) / "config.json", model.shape):
-        path = file.resolve(str(place)) if place else None
-        if path is not None and path.is_file():
-            return _read(path)
-    return _from_hub(model.source, model.revision)
-
-
-def _read(path: Path) -> ModelShape | None:
-    with suppress(UserError):
-        return read_shape(read_json_object(path))
-    return None
-
-
-def _from_hub(repo: str, revision: str) -> ModelShape | None:
-    from huggingface_hub import hf_hub_download  # 0.2 s to import
-
-    try:
-        return _read(Path(hf_hub_download(repo, "config.json", revision=revision)))
-    except Exception:  # no network, no access: the plan goes on without a verdict
         return None

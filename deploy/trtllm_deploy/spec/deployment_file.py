@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm_perf.errors import UserError
-from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.commands import Scalar
 from trtllm_deploy.releases.release import load_release, release_names
-from trtllm_deploy.spec.divisible import indivisible
 from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
-from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
 from trtllm_deploy.spec.settings import lacking
 
@@ -234,19 +230,9 @@ def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:
                 f"the folder {folder} has no config.json",
                 "name the folder of a Hugging Face checkpoint",
             )
-        _check_division(file, name, model, folder)
     elif model.source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model.source):
         raise file.error(
             (*key, "source"),
             f"there is no folder {folder}, and {model.source!r} is no Hugging Face id",
             "name a folder, or an id such as Qwen/Qwen2-7B-Instruct",
         )
-
-
-def _check_division(file: DeploymentFile, name: str, model: ModelSpec, folder: Path) -> None:
-    config = read_json_object(folder / "config.json")
-    for precision in file.deployment.precisions:
-        with suppress(KeyError):  # the checkpoint stage says what its config lacks
-            wrong = indivisible(config, PRECISIONS[precision], model.tp, model.pp)
-            if wrong:
-                raise file.error(("models", name), wrong, "choose other 'tp:' and 'pp:'")

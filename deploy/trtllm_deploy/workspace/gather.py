@@ -6,17 +6,23 @@ Here disk, network and nvidia-smi are asked; the answers are values.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.fetch import Source, resolve_folder, resolve_hub
-from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.plan.plan import Facts
-from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.backends.repository import templates_digest
-from trtllm_deploy.plan.shape import model_shapes
+from trtllm_deploy.checkpoint.fetch import Source, resolve_folder, resolve_hub
+from trtllm_deploy.checkpoint.hub import UnreachableError, hub_config
+from trtllm_deploy.checkpoint.source_files import model_config
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.machine.json_files import read_json_object
+from trtllm_deploy.plan.plan import Facts, fetched_from
+from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import DeploymentFile
+from trtllm_deploy.store.store import content_key
 from trtllm_deploy.workspace.folder import Workspace
 
 _TOOLS = ("nvidia-modelopt", "transformers", "torch")
@@ -35,14 +41,17 @@ def gather(
     UserError: a source can't be resolved.
     """
     spec = file.deployment
+    sources = {name: _resolve(file, name, workspace, offline_ok) for name in spec.models}
+    configs, unjudged = _configs(file, sources, workspace, offline_ok)
     return Facts(
-        sources={name: _resolve(file, name, workspace, offline_ok) for name in spec.models},
+        sources=sources,
         calibration_digest=_identity(file.calibration_data()),
         tools={name: _version(name) for name in _TOOLS},
         templates_digest=templates_digest(load_release(spec.release)),
         workspace=workspace.root,
         gpus=gpus,
-        shapes=model_shapes(file),
+        configs=configs,
+        unjudged=unjudged,
         overrides=workspace.overrides,
     )
 
@@ -58,6 +67,42 @@ def _resolve(file: DeploymentFile, name: str, workspace: Workspace, offline_ok: 
     except UserError as error:
         nowhere = f"there is no folder {folder}, and as a Hugging Face id: {error}"
         raise file.error(("models", name, "source"), nowhere) from None
+
+
+def _configs(
+    file: DeploymentFile, sources: Mapping[str, Source], workspace: Workspace, offline_ok: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """config.json by model name; and why it isn't known: no hub, or what a plan can do without."""
+    found: dict[str, dict[str, Any]] = {}
+    unknown: dict[str, str] = {}
+    for name, source in sources.items():
+        try:
+            found[name] = _config(file, name, source, workspace)
+        except UserError as error:
+            if not offline_ok and not isinstance(error, UnreachableError):
+                raise file.error(("models", name, "source"), str(error)) from None
+            unknown[name] = str(error)
+    return found, unknown
+
+
+def _config(
+    file: DeploymentFile, name: str, source: Source, workspace: Workspace
+) -> dict[str, Any]:
+    """From a local folder, ``shape:``, what was fetched before, or the hub; no weights are moved.
+
+    Raises UserError: it can't be read, or isn't there; UnreachableError: the hub isn't.
+    """
+    shape = file.deployment.models[name].shape
+    fetched = workspace.store.path("fetch", content_key(fetched_from(file, source, name)))
+    if source.folder is not None:
+        return model_config(source.folder)
+    if shape is not None:
+        return read_json_object(file.resolve(shape))
+    if (fetched / CONFIG).is_file():
+        return model_config(fetched)
+    if source.unresolved:
+        raise UnreachableError("the Hugging Face hub can't be reached")
+    return hub_config(source.identity["repo"], source.identity["commit"])
 
 
 def _identity(data: Path | str) -> str:

@@ -142,4 +142,4 @@ def test_what_the_llm_api_cannot_load_is_refused(
 ) -> None:
     file = load(tmp_path, **changed)
     with pytest.raises(UserError, match=says):
-        BACKEND.check(file, file.cells(), ())
+        BACKEND.check(file, file.cells(), (), {})

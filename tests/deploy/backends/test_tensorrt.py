@@ -42,7 +42,7 @@ def load(folder: Path, **changed: object) -> DeploymentFile:
 
 def check(folder: Path, gpus: tuple[Gpu, ...] = (), **changed: object) -> None:
     file = load(folder, **changed)
-    BACKENDS[file.deployment.backend].check(file, file.cells(), gpus)
+    BACKENDS[file.deployment.backend].check(file, file.cells(), gpus, {})
 
 
 def engine_job(folder: Path, release: str = "1.2", **changed: object) -> EngineJob:
@@ -288,31 +288,6 @@ def test_bf16_is_refused_on_a_gpu_that_has_none_by_name(folder: Path) -> None:
     with pytest.raises(UserError, match=r"bf16 needs .* 8\.0 or more, Tesla T4 has 7\.5"):
         check(folder, (turing,), precisions=["bf16"])
     check(folder, (turing,), precisions=["fp16"])
-
-
-@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize(
-    ("scaling", "release", "said"),
-    [
-        ({"rope_type": "llama3", "factor": 8.0}, "0.11.0", "no rotary scaling 'llama3', 0.12"),
-        ({"rope_type": "llama3", "factor": 8.0}, "1.2", None),
-        ({"type": "linear", "factor": 2.0}, "0.11.0", None),
-        ({"rope_type": "yarn", "factor": 4.0}, "0.11.0", "don't compute rotary scaling 'yarn'"),
-        ({"type": "longrope"}, "1.2", "don't compute rotary scaling 'longrope'"),
-        ({"type": "dynamic", "factor": 2.0}, "1.2", "'dynamic' without alpha"),
-        ({"type": "dynamic", "alpha": 1000.0}, "1.2", None),
-        ({"rope_type": "default", "rope_theta": 10000.0}, "0.11.0", None),
-    ],
-)
-def test_a_rotary_scaling_that_the_release_gets_wrong_is_refused(
-    folder: Path, key: str, scaling: dict[str, object], release: str, said: str | None
-) -> None:
-    (folder / "model" / "config.json").write_text(json.dumps({key: scaling}))
-    if said is None:
-        check(folder, release=release)
-        return
-    with pytest.raises(UserError, match=said):
-        check(folder, release=release)
 
 
 def test_a_rotary_scaling_of_a_downloaded_model_is_refused_before_its_build(folder: Path) -> None:

@@ -21,13 +21,20 @@ from trtllm_deploy.builds.dry_run import dry_run_script, main
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.cli.main import command
 from trtllm_deploy.plan.plan import Facts, distinct, plan
-from trtllm_deploy.plan.shape import model_shapes
-from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
 from trtllm_deploy.workspace.folder import Workspace
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL = EXAMPLES / "number-words" / "model"
 COMMANDS = {"quantize.py": "quantize", "convert_checkpoint.py": "convert_checkpoint-qwen"}
+
+
+def config_of(file: DeploymentFile, name: str) -> dict[str, Any]:
+    """config.json of a local model, or of its shape; empty where there is neither."""
+    model = file.deployment.models[name]
+    places = (file.resolve(model.source) / "config.json", file.resolve(model.shape or "nothing"))
+    found = next((each for each in places if each.is_file()), None)
+    return json.loads(found.read_text()) if found else {}
 
 
 def script(file: Path, workspace: Path, **changed: Any) -> tuple[str, int]:
@@ -50,7 +57,7 @@ def script(file: Path, workspace: Path, **changed: Any) -> tuple[str, int]:
         tools={},
         templates_digest="templates",
         workspace=workspace,
-        shapes=model_shapes(deployment),
+        configs={name: config_of(deployment, name) for name in deployment.deployment.models},
     )
     plans = plan(deployment, facts)
     return dry_run_script(deployment, plans, facts, Workspace(workspace)), len(distinct(plans))

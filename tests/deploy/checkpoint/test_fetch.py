@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from llm_perf.errors import UserError
+from tests.deploy.hub import COMMIT, Hub, serving
 from trtllm_deploy.checkpoint.fetch import fetch, resolve_folder
 
-COMMIT = "c" * 40
 HEADER = json.dumps(
     {"weight": {"dtype": "U8", "shape": [300_000], "data_offsets": [0, 300_000]}}
 ).encode()
@@ -28,79 +25,16 @@ FILES = {
     "tokenizer.json": b"{}",
     "pytorch_model.bin": b"not needed",
     "README.md": b"not needed",
+    "consolidated.safetensors": WEIGHTS,
+    "original/model.safetensors": WEIGHTS,
+    "model-of-nothing.safetensors": WEIGHTS,
 }
-
-
-@dataclass
-class Hub:
-    """What the server answers, and what it was asked."""
-
-    url: str = ""
-    status: int = 200
-    error_code: str = ""
-    cut_after: int | None = None
-    tokens: set[str | None] = field(default_factory=set)
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: HubServer
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        hub = self.server.hub
-        hub.tokens.add(self.headers.get("Authorization"))
-        if hub.status != 200:
-            self.send(hub.status, {"X-Error-Code": hub.error_code}, b"")
-        elif "/api/models/" in self.path:
-            names = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": name}
-                for name, data in FILES.items()
-            ]
-            info = {"id": "acme/tiny", "sha": COMMIT, "siblings": names}
-            self.send(200, {}, json.dumps(tree if "/tree/" in self.path else info).encode())
-        else:
-            self.send_file(FILES[self.path.rpartition("/")[2]])
-
-    def send_file(self, data: bytes) -> None:
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        headers = {"ETag": f'"{len(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.send(206 if start else 200, headers, data[start:])
-
-    def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[: self.server.hub.cut_after])
-            self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class HubServer(ThreadingHTTPServer):
-    hub: Hub
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = HubServer(("127.0.0.1", 0), Handler)
-    server.hub = Hub(url=f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server.hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(FILES) as hub:
+        yield hub
 
 
 CHILD = """
@@ -119,21 +53,12 @@ except UserError as error:
 """
 
 
-def run(hub: Hub, root: Path, revision: str = "main") -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(root / "hf"),
-        "HF_TOKEN": "hf_secretsecretsecret",
-        "HF_HUB_ETAG_TIMEOUT": "2",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_DEBUG": "0",
-    }
+def run(
+    hub: Hub, root: Path, revision: str = "main", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", CHILD, str(root), revision],
-        env=environment,
+        env=hub.environment(root, **environment),
         capture_output=True,
         text=True,
         timeout=100,
@@ -150,6 +75,18 @@ def test_a_hub_id_is_resolved_to_its_commit_and_only_needed_files_come(
     assert set(there) == {"config.json", "model.safetensors", "tokenizer.json"}
     assert there["model.safetensors"] == FILES["model.safetensors"]
     assert not (tmp_path / "partial").exists()
+    weights = {name: hub.asked[name] for name in hub.asked if name.endswith(".safetensors")}
+    assert set(weights) == {"model.safetensors"}
+
+
+def test_of_a_model_in_parts_those_of_the_index_come(hub: Hub, tmp_path: Path) -> None:
+    parts = {f"model-0000{part}-of-00002.safetensors": WEIGHTS for part in (1, 2)}
+    del hub.files["model.safetensors"]
+    index = json.dumps({"weight_map": {name: name for name in parts}}).encode()
+    hub.files |= {**parts, "model.safetensors.index.json": index}
+    assert run(hub, tmp_path).returncode == 0
+    there = {path.name for path in (tmp_path / "target").glob("*.safetensors")}
+    assert there == set(parts)
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path) -> None:
@@ -190,15 +127,44 @@ def test_an_unreachable_hub_is_one_line_unless_the_commit_is_known(
     gone = Hub(url="http://127.0.0.1:9")  # discard: nobody listens
     done = run(gone, tmp_path)
     assert "can't be reached for acme/tiny" in done.stderr.splitlines()[-1]
+    assert "run the same command again" not in done.stderr  # it wouldn't help
     assert run(hub, tmp_path).returncode == 0
-    again = run(gone, tmp_path)
-    assert "the download of acme/tiny was cut" in again.stderr.splitlines()[-1]
+    again = run(gone, tmp_path)  # the commit is known, the files aren't
+    assert "can't be reached for acme/tiny" in again.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_without_the_hub_a_model_that_is_whole_in_the_cache_is_used(
+    hub: Hub, tmp_path: Path, revision: str, offline: str
+) -> None:
+    cache = tmp_path / "hf" / "hub" / "models--acme--tiny"
+    snapshot = cache / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (cache / "blobs" / name).write_bytes(FILES[name])
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    gone = Hub(url="http://127.0.0.1:9")
+    done = run(gone, tmp_path, revision, HF_HUB_OFFLINE=offline)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "target" / "model.safetensors").read_bytes() == WEIGHTS
+    (snapshot / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "target")
+    less = run(gone, tmp_path, revision, HF_HUB_OFFLINE=offline)
+    why = "HF_HUB_OFFLINE is set" if offline == "1" else "can't be reached"
+    assert why in less.stderr.splitlines()[-1]
+    assert "run the same command again" not in less.stderr
+    assert hub.asked == {}
 
 
 def test_a_cut_download_goes_on_where_it_ended(hub: Hub, tmp_path: Path) -> None:
     hub.cut_after = 100_000
     first = run(hub, tmp_path)
     assert first.returncode == 1
+    assert "run the same command again" in first.stderr.splitlines()[-1]
     assert not list((tmp_path / "target").iterdir())
     hub.cut_after = None
     second = run(hub, tmp_path)
@@ -211,6 +177,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     for name, data in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     (folder / "custom.py").write_text("raise SystemExit")
     return folder

@@ -83,7 +83,7 @@ def test_a_folder_without_a_config_is_no_model(job: CheckpointJob, tmp_path: Pat
     ("change", "split", "message"),
     [
         ({"architectures": ["BloomForCausalLM"]}, {}, "BloomForCausalLM.*one of: Qwen2ForCausalLM"),
-        ({"architectures": None}, {}, "'none'"),
+        ({"architectures": None}, {}, "'architectures' is missing"),
         ({"num_attention_heads": None}, {}, "num_attention_heads.*missing"),
         ({}, {"tp": 3}, "tp 3 doesn't divide num_attention_heads 4"),
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, {"tp": 2}, "num_key_value_heads 3"),

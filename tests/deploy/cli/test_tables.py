@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.cli.tables import changes, print_plan, print_releases
 from trtllm_deploy.plan.memory import memory_plans, parse_size
 from trtllm_deploy.plan.plan import Facts, plan
-from trtllm_deploy.plan.shape import model_shapes
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import load_deployment
 from trtllm_deploy.workspace.folder import Workspace
@@ -33,7 +33,9 @@ def test_a_plan_shows_what_a_gpu_has_to_hold_and_what_is_left_to_make(tmp_path: 
         tools={},
         templates_digest="",
         workspace=tmp_path,
-        shapes=model_shapes(file),
+        configs={
+            name: json.loads(file.resolve(str(model.shape)).read_text()) for name, model in models
+        },
     )
     plans = plan(file, facts)
     memory = memory_plans(file, [each.cell for each in plans], facts.shapes, parse_size("36GiB"))

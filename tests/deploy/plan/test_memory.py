@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from trtllm_deploy.plan.memory import (
     plan_memory,
     weight_bytes,
 )
-from trtllm_deploy.plan.shape import ModelShape, model_shapes, read_shape
+from trtllm_deploy.plan.shape import ModelShape, read_shape
 from trtllm_deploy.spec.deployment_file import load_deployment
 from trtllm_deploy.spec.precision import PRECISIONS
 
@@ -86,17 +87,23 @@ def test_every_precision_has_a_weight_size() -> None:
     assert {each.quant_algo for each in PRECISIONS.values()} <= set(WEIGHT_BYTES)
 
 
+def example_shape(name: str) -> ModelShape:
+    shape = read_shape(json.loads((EXAMPLES / "shapes" / f"{name}.json").read_text()))
+    assert shape is not None
+    return shape
+
+
 def memory(folder: Path, size: str, **changed: object) -> MemoryPlan:
     spec = {
-        "models": {"m": {"source": "Qwen/Qwen2-7B", "shape": "shape.json"}},
+        "models": {"m": {"source": "Qwen/Qwen2-7B", "tp": 1}},
         "precisions": "fp16",
         "matrix": {"max_batch_size": 64, "isl_osl": "2048,2048"},
         **changed,
     }
-    (folder / "shape.json").write_text((EXAMPLES / "shapes" / "qwen2-7b.json").read_text())
     (folder / "d.yaml").write_text(yaml.safe_dump(spec))
     file = load_deployment(folder / "d.yaml")
-    return plan_memory(file, file.cells()[0], model_shapes(file)["m"], parse_size(size))
+    shape = example_shape("qwen2-7b")
+    return plan_memory(file, file.cells()[0], shape, parse_size(size))
 
 
 def test_a_model_that_fills_the_gpu_does_not_fit(tmp_path: Path) -> None:
@@ -127,9 +134,8 @@ def test_a_limit_on_cache_tokens_throttles_whatever_the_gpu(tmp_path: Path) -> N
 
 
 def test_the_shapes_of_the_example_are_those_of_the_models() -> None:
-    shapes = model_shapes(load_deployment(EXAMPLES / "qwen2.yaml"))
-    assert shapes["qwen2_7b"] == QWEN2_7B
-    assert shapes["qwen2_72b"] == shapes["qwen2_72b_tp4pp2"] == QWEN2_72B
+    assert example_shape("qwen2-7b") == QWEN2_7B
+    assert example_shape("qwen2-72b") == QWEN2_72B
 
 
 def test_a_config_without_sizes_has_no_shape() -> None:
@@ -151,18 +157,3 @@ def test_any_text_is_a_size_or_a_user_error(text: str) -> None:
         assert parse_size(text) >= 0
     except UserError as error:
         assert "write it as 80GiB" in str(error)
-
-
-def test_a_model_whose_config_cannot_be_had_has_no_shape(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    spec = {
-        "models": {"m": {"source": "nobody/nothing-of-that-name"}},
-        "precisions": "fp16",
-        "matrix": {"max_batch_size": 1, "isl_osl": "8,8"},
-    }
-    (tmp_path / "d.yaml").write_text(yaml.safe_dump(spec))
-    assert model_shapes(load_deployment(tmp_path / "d.yaml")) == {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.plan.plan import CellPlan, Facts, distinct, find_plan, plan
-from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.spec.deployment_file import load_deployment
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 SPEC = {
     "models": {"tiny": {"source": "model"}},
     "precisions": ["fp16", "fp8", "int8_wo"],
@@ -131,10 +132,10 @@ def test_stages_name_what_they_need_and_how_many_gpus(folder: Path) -> None:
 
 def test_calibration_takes_as_many_gpus_as_the_model_fills(folder: Path) -> None:
     models = {"tiny": {"source": "model", "tp": 4}}
-    shape = ModelShape(80, 8192, 64, 8, 128, 29568, 152064, tied=False, biases=True)  # 145 GB
+    config = json.loads((EXAMPLES / "shapes" / "qwen2-72b.json").read_text())  # 145 GB
 
     def gpus(memory: int) -> int:
-        facts = replace(FACTS, gpus=(gpu("9.0", memory),), shapes={"tiny": shape})
+        facts = replace(FACTS, gpus=(gpu("9.0", memory),), configs={"tiny": config})
         chosen = plans(folder, facts, models=models, precisions=["fp8"])
         return chosen[0].checkpoint.gpus
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -216,16 +215,3 @@ def test_any_bytes_are_a_value_or_a_user_error(
 def test_a_scalar_that_is_no_value_is_one_line(folder: Path, scalar: str) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
         load_deployment(write(folder, f"{GOOD}more: {scalar}\n"))
-
-
-def test_a_tp_that_does_not_divide_the_model_is_said_before_anything_is_made(folder: Path) -> None:
-    config = {
-        "num_attention_heads": 4,
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-    }
-    (folder / "model" / "config.json").write_text(json.dumps(config))
-    file = write(folder, GOOD.replace("tp: 2", "tp: 3"))
-    with pytest.raises(UserError, match=r":3: models\.tiny: tp 3 doesn't divide .* 4; choose"):
-        load_deployment(file)
