@@ -37,8 +37,11 @@ async def _by_grpc(endpoint: Endpoint) -> Any:
 
 
 async def _by_http(endpoint: Endpoint) -> Any:
-    from llm_perf.transports.http import ask, open_session
+    from llm_perf.transports.http import Server
 
-    async with open_session(endpoint) as session:
-        status, answer = await ask(session, endpoint, _PATHS[endpoint.protocol])
+    server = Server(endpoint)
+    try:
+        status, answer = await server.ask(endpoint.target(_PATHS[endpoint.protocol], root=True))
+    finally:
+        server.pool.close()
     return answer if status == 200 else {}

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk, Exchange
@@ -31,7 +32,10 @@ _MODULES: Final[dict[str, dict[str, str]]] = {
 }
 Headers = tuple[tuple[str, str], ...]
 _PLACE = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
-_BASE = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+_BASE = re.compile(r"https?://[^\s/?#\\]+(/[^\s?#]*)?(\?[^\s#]*)?")
+_SECRET = re.compile(r"key|token|secret|passw|sig|credential|auth", re.IGNORECASE)
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,9 @@ class Tls:
 class Endpoint:
     """Where a server listens, what it speaks there, and which of its models is meant.
 
-    ``url`` is HOST:PORT; over HTTP it may be a base like ``https://host/v1``. ``headers`` go with
-    every request (gRPC: metadata); ``api_key_env`` names the environment variable of the key.
+    ``url`` is HOST:PORT; over HTTP it may be a base like ``https://host/v1?api-version=2``, under
+    whose path is asked and whose query goes along. ``headers`` go with every request (gRPC:
+    metadata); ``api_key_env`` names the environment variable of the key.
     """
 
     url: str
@@ -64,14 +69,15 @@ class Endpoint:
         if self.protocol not in _MODULES:
             known = ", ".join(_MODULES)
             raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
-        if "@" in self.url:
+        if "@" in self.url.partition("?")[0] or any(
+            _SECRET.search(each.partition("=")[0])
+            for each in re.split("[?&;]", self.url.partition("?")[2])
+        ):
             raise UserError(
-                "the server's URL holds a user name or a password",
+                "the server's URL holds a user name, a password or a key",
                 fix="leave it out; give a key with --api-key-env, or a header",
             )
-        place = _PLACE.fullmatch(self.url)
-        right = place is not None and 0 < int(place["port"]) < 65536
-        if not right and (self.protocol == "grpc" or not _BASE.fullmatch(self.url)):
+        if not _is_place(self.url) and (self.protocol == "grpc" or not _is_base(self.url)):
             raise UserError(f"{self.url!r} is no HOST:PORT", fix="write it like localhost:8001")
         if self.transport is not None and self.transport not in _MODULES[self.protocol]:
             raise UserError(
@@ -92,21 +98,51 @@ class Endpoint:
     def base(self) -> str:
         """Where HTTP paths begin, without a slash at the end."""
         if _BASE.fullmatch(self.url):
-            return self.url.rstrip("/")
+            return self.url.partition("?")[0].rstrip("/")
         return f"{'http' if self.tls is None else 'https'}://{self.url}"
+
+    def target(self, path: str, *, root: bool = False) -> str:
+        """What to ask for: a path under the base, with the base's query.
+
+        ``root``: beside an API's ``/v1``, not under it.
+        """
+        before = urlsplit(self.base).path
+        _, mark, query = self.url.partition("?")
+        return (before.removesuffix("/v1") if root else before) + path + mark + query
+
+
+def _is_place(url: str) -> bool:
+    place = _PLACE.fullmatch(url)
+    return place is not None and 0 < int(place["port"]) < 65536
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(_BASE.fullmatch(url) and parts.hostname) and parts.port != 0
+    except ValueError:  # of a port, or brackets
+        return False
 
 
 def extra_headers(endpoint: Endpoint) -> Headers:
     """The user's headers, and the key from the environment as a bearer token; names in lower case.
 
-    Raises ``UserError`` when the variable isn't set.
+    Raises ``UserError`` when the variable isn't set, or a header holds what none can.
     """
     headers = tuple((name.lower(), value) for name, value in endpoint.headers)
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise UserError(
+                f"{name!r} is no header, or its value holds a line end",
+                fix="write it like 'x-team: a'",
+            )
     if endpoint.api_key_env is None:
         return headers
     key = os.environ.get(endpoint.api_key_env)
     if not key:
         raise UserError(f"the environment variable {endpoint.api_key_env} is not set")
+    if not _VALUE.fullmatch(key):
+        raise UserError(f"the key in {endpoint.api_key_env} holds a line end", fix="take it out")
     return (*headers, ("authorization", f"Bearer {key}"))
 
 

@@ -8,7 +8,6 @@ Plaintext only: TLS is the stock library's.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter_ns
@@ -23,9 +22,9 @@ from llm_perf.transports.frames import Fields, encode_fields
 from llm_perf.transports.http2 import Connection, open_connection
 from llm_perf.transports.triton import TritonModel
 from llm_perf.transports.triton_rpc import SERVICE, describe
+from llm_perf.transports.turns import Turns
 
 _STREAMS_PER_CONNECTION = 64  # a socket read then carries several answers, at one time of reading
-_SENDS_AT_ONCE = 8  # some 0.2 ms
 _PATIENCE_S = 10.0
 _PREFIX = 5  # bytes before each message: compressed or not, and its length
 _STATUSES = {str(status.value[0]): status.name for status in grpc.StatusCode}
@@ -42,7 +41,7 @@ class GrpcTransport:
         self._connections = connections
         self._turn = 0
         self._opening = [asyncio.Lock() for _ in connections]
-        self._sends = _Sends()
+        self._turns = Turns()
         fields = {
             **{":method": "POST", ":scheme": "http", ":path": SERVICE + "ModelStreamInfer"},
             **{":authority": url, "te": "trailers"},
@@ -58,7 +57,7 @@ class GrpcTransport:
         seen.sent_ns = perf_counter_ns()
         timer = loop.call_later(timeout_s, call.give_up, timeout_s)
         try:
-            await self._sends.turn()
+            await self._turns.turn()
             connection = await self._connection(timeout_s)
             if not call.done.done():
                 seen.sent_ns = perf_counter_ns()
@@ -101,43 +100,6 @@ class GrpcTransport:
             await connection.slot()
             if connection.failure is None:
                 return connection
-
-
-class _Sends:
-    """Lets only a few requests out between two looks at the sockets.
-
-    Hundreds of streams that begin or end together would else keep the loop from reading the first
-    answers until the last request is sent, and those would be stamped late.
-    """
-
-    def __init__(self) -> None:
-        self._left = _SENDS_AT_ONCE
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._due = False
-
-    async def turn(self) -> None:
-        """Wait until it is this request's turn."""
-        loop = asyncio.get_running_loop()
-        if not self._due:
-            self._due = True
-            loop.call_soon(self._next, loop)
-        if self._left > 0:
-            self._left -= 1
-            return
-        waiter = loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
-
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._left = _SENDS_AT_ONCE
-        while self._waiting and self._left > 0:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                self._left -= 1
-        self._due = bool(self._waiting)
-        if self._due:
-            loop.call_soon(self._next, loop)
 
 
 class _Call:

@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk
 from llm_perf.transports import Endpoint, no_model
-from llm_perf.transports.http import (
-    UNREADABLE,
-    HttpTransport,
-    as_it_came,
-    ask,
-    error_text,
-    open_session,
-    warm,
-    whole,
-)
+from llm_perf.transports.events import UNREADABLE, as_it_came, error_text, whole
+from llm_perf.transports.http import HttpTransport, Server
 from llm_perf.workload.workload import Prompt
 
 # Our names of sampling parameters and the API's; those after seed are extensions that vLLM and
@@ -128,17 +121,17 @@ def _text(said: Any) -> str:
 async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:
     """See ``transports.connect``; such a server knows by itself where an answer ends."""
     del defaults
-    endpoint = replace(endpoint, url=endpoint.url.rstrip("/").removesuffix("/v1"))
-    chat = endpoint.chosen == "chat"
-    session = open_session(endpoint)
+    server = Server(endpoint)
+    version = "" if urlsplit(endpoint.base).path else "/v1"  # a base with a path holds it already
     try:
-        _check(endpoint, *await ask(session, endpoint, "/v1/models"))
-        await warm(session, endpoint, "/health", streams)
+        _check(endpoint, *await server.ask(endpoint.target(f"{version}/models")))
+        await server.pool.warm(streams)
     except BaseException:
-        await session.close()
+        server.pool.close()
         raise
-    path = "/v1/chat/completions" if chat else "/v1/completions"
-    return HttpTransport(session, endpoint.base + path, OpenAI(endpoint.model, chat))
+    chat = endpoint.chosen == "chat"
+    target = endpoint.target(f"{version}/{'chat/' if chat else ''}completions")
+    return HttpTransport(server, target, OpenAI(endpoint.model, chat))
 
 
 def _check(endpoint: Endpoint, status: int, answer: object) -> None:

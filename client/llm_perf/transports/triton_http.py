@@ -18,16 +18,8 @@ from tritonclient.grpc import model_config_pb2
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk
 from llm_perf.transports import Endpoint, no_model
-from llm_perf.transports.http import (
-    UNREADABLE,
-    HttpTransport,
-    as_it_came,
-    ask,
-    error_text,
-    open_session,
-    warm,
-    whole,
-)
+from llm_perf.transports.events import UNREADABLE, as_it_came, error_text, whole
+from llm_perf.transports.http import HttpTransport, Server
 from llm_perf.transports.triton import TritonModel, model_from_config
 from llm_perf.workload.workload import Prompt
 
@@ -81,24 +73,24 @@ def _elements(value: Any) -> list[Any]:
 
 async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:
     """See ``transports.connect``."""
-    session = open_session(endpoint)
+    server = Server(endpoint)
     path = f"/v2/models/{quote(endpoint.model, safe='')}"
     try:
-        status, config = await ask(session, endpoint, f"{path}/config")
+        status, config = await server.ask(endpoint.target(f"{path}/config"))
         if status != 200:
-            _, models = await ask(session, endpoint, "/v2/repository/index", "POST")
+            _, models = await server.ask(endpoint.target("/v2/repository/index"), "POST")
             raise _no_model(endpoint, config, models)
         try:
             parsed = ParseDict(config, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
         except (ParseError, TypeError, AttributeError) as error:
             raise _no_triton(endpoint) from error
         model = model_from_config(parsed, defaults)
-        await warm(session, endpoint, "/v2/health/ready", streams)
+        await server.pool.warm(streams)
     except BaseException:
-        await session.close()
+        server.pool.close()
         raise
     verb = "generate_stream" if model.decoupled else "generate"
-    return HttpTransport(session, f"{endpoint.base}{path}/{verb}", GenerateModel(model))
+    return HttpTransport(server, endpoint.target(f"{path}/{verb}"), GenerateModel(model))
 
 
 def _no_model(endpoint: Endpoint, answer: object, models: object) -> UserError:

@@ -8,14 +8,15 @@ import pytest
 
 from llm_perf.record import Exchange, Status
 from llm_perf.transports import Endpoint
-from llm_perf.transports.http import HttpTransport, open_session
+from llm_perf.transports.http import HttpTransport, Server
 from llm_perf.transports.openai import OpenAI
+from tests.client.listening import listening, read_request
 
 BODY = b'{"choices": [{"text": "a", "finish_reason": "stop"}]}'
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 
 
-class Server:
+class Flighty:
     """Answers ``fresh`` requests of each connection; hangs up when it has read the next one."""
 
     def __init__(self, fresh: int) -> None:
@@ -26,40 +27,33 @@ class Server:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
         for number in range(self.fresh + 1):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
+            await read_request(reader)
             self.asked += 1
             if number < self.fresh:
                 writer.write(ANSWER)
-        writer.close()
 
 
-async def ask(server: Server, requests: int) -> list[Exchange]:
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    url = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    session = open_session(Endpoint(url, "openai", "m"))
-    transport = HttpTransport(session, f"http://{url}/", OpenAI("m", chat=False))
-    seen = [Exchange(str(number)) for number in range(requests)]
-    try:
+async def ask(flighty: Flighty, requests: int) -> list[Exchange]:
+    async with listening(flighty.serve) as url:
+        server = Server(Endpoint(url, "openai", "m"))
+        transport = HttpTransport(server, "/", OpenAI("m", chat=False))
+        seen = [Exchange(str(number)) for number in range(requests)]
         for each in seen:
             await transport.stream(b"{}", each, 5.0)
-    finally:
         await transport.close()
-        listening.close()
     return seen
 
 
 @pytest.mark.parametrize("fresh", [1, 2])
 def test_a_connection_closed_while_it_idled_is_reopened(fresh: int) -> None:
-    server = Server(fresh)
+    server = Flighty(fresh)
     seen = asyncio.run(ask(server, 4))
     assert [each.failure for each in seen] == [None] * 4
     assert server.opened == 4 // fresh
 
 
 def test_a_server_that_hangs_up_on_a_new_connection_is_asked_once() -> None:
-    server = Server(0)
+    server = Flighty(0)
     (seen,) = asyncio.run(ask(server, 1))
     assert seen.failure is not None and seen.failure[0] is Status.ERROR
     assert server.asked == 1

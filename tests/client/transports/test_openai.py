@@ -10,7 +10,7 @@ import pytest
 from llm_perf.errors import UserError
 from llm_perf.record import Exchange, Status, read_records
 from llm_perf.transports import Endpoint
-from llm_perf.transports.http import cut_events
+from llm_perf.transports.events import cut_events
 from llm_perf.transports.openai import OpenAI, _check
 from llm_perf.workload.tokens import load_tokenizer
 from llm_perf.workload.workload import Prompt

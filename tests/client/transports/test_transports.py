@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from hypothesis import strategies as st
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk, Exchange
 from llm_perf.transports import Endpoint, Tls, connect, extra_headers
-from llm_perf.transports.grpc_h2 import _SENDS_AT_ONCE, _Call, _Sends
-from llm_perf.transports.http import cut_events
+from llm_perf.transports.events import cut_events
+from llm_perf.transports.grpc_h2 import _Call
 from llm_perf.transports.openai import OpenAI
 from llm_perf.transports.triton_http import GenerateModel
+from llm_perf.transports.turns import AT_ONCE, Turns
 from llm_perf.workload.workload import Prompt
 from tests.client.faulty import FaultyServer
 from tests.client.scripted import FINAL, Say, ScriptedTriton, Wait
-from tests.needs import skip_unless
 
 from .test_triton import LATE, model
 
@@ -90,11 +89,11 @@ def test_more_streams_than_a_connection_takes_wait_their_turn() -> None:
 
 def test_between_two_looks_at_the_sockets_only_a_few_requests_go_out() -> None:
     async def run() -> list[int]:
-        sends, sent, looks = _Sends(), 0, []
+        turns, sent, looks = Turns(), 0, []
 
         async def send() -> None:
             nonlocal sent
-            await sends.turn()
+            await turns.turn()
             sent += 1
 
         tasks = [asyncio.create_task(send()) for _ in range(100)]
@@ -106,7 +105,7 @@ def test_between_two_looks_at_the_sockets_only_a_few_requests_go_out() -> None:
         assert sent == 99
         return looks
 
-    assert max(asyncio.run(run())) <= 2 * _SENDS_AT_ONCE
+    assert max(asyncio.run(run())) <= 2 * AT_ONCE
 
 
 @settings(max_examples=200, deadline=None)
@@ -206,18 +205,6 @@ def test_headers_and_the_key_reach_the_server(monkeypatch: pytest.MonkeyPatch) -
         extra_headers(Endpoint("a:1", "grpc", "m", api_key_env="SOME_KEY"))
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that signs itself, and its key."""
-    skip_unless("openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
-    where = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
-    subprocess.run(["openssl", *new, *where], check=True, capture_output=True)
-    return cert, key
-
-
 @pytest.mark.parametrize("transport", [None, "grpc.aio"])
 def test_tls_is_the_stock_librarys_and_needs_the_right_authority(
     certificate: tuple[Path, Path], transport: str | None
@@ -249,6 +236,13 @@ def test_our_reader_refuses_tls_in_words() -> None:
         ("localhost:0", "http", False),
         ("localhost:65536", "openai", False),
         ("https://api.example.com/v1", "openai", True),
+        ("http://h/v1beta/openai?api-version=2", "openai", True),
+        ("http://h:0/v1", "openai", False),
+        ("http://h:99999/v1", "openai", False),
+        ("http://h:x/v1", "openai", False),
+        ("http://[::1/v1", "openai", False),
+        ("http:///v1", "openai", False),
+        ("http://h/v1#part", "openai", False),
         ("localhost:8000", "openai", True),
     ],
 )
@@ -258,6 +252,41 @@ def test_a_place_is_checked(url: str, protocol: str, right: bool) -> None:
     else:
         with pytest.raises(UserError, match="HOST:PORT"):
             Endpoint(url, protocol, "m")
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "root"),
+    [
+        ("h:1", "/x", "/x"),
+        ("http://h/v1/", "/v1/x", "/x"),
+        ("http://h/v1beta/openai?api-version=2", *["/v1beta/openai/x?api-version=2"] * 2),
+    ],
+)
+def test_a_path_goes_under_the_base_and_its_query_along(url: str, target: str, root: str) -> None:
+    endpoint = Endpoint(url, "openai", "m")
+    assert (endpoint.target("/x"), endpoint.target("/x", root=True)) == (target, root)
+
+
+@pytest.mark.parametrize("query", ["key=s3cret", "a=b&api_key=s3cret", "Access-Token=s3cret"])
+def test_a_key_in_a_url_is_refused_and_not_repeated(query: str) -> None:
+    with pytest.raises(UserError, match="holds a user name, a password or a key") as caught:
+        Endpoint(f"http://h/v1?{query}", "openai", "m")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header", [("x", "a\r\ny: b"), ("x y", "a"), ("x\n", "a"), ("", "a"), ("x", "a\x00")]
+)
+def test_a_header_that_would_be_two_is_refused(header: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match="is no header"):
+        extra_headers(Endpoint("h:1", "openai", "m", headers=(header,)))
+
+
+def test_a_key_with_a_line_end_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "s3cret\n")
+    with pytest.raises(UserError, match="the key in SOME_KEY holds a line end") as caught:
+        extra_headers(Endpoint("h:1", "openai", "m", api_key_env="SOME_KEY"))
+    assert "s3cret" not in str(caught.value)
 
 
 def test_openai_requests_say_what_the_prompt_says() -> None:
