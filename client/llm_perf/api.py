@@ -108,7 +108,7 @@ def measure(
         accuracy=score_records(records, conditions.score),
         extent=conditions.extent,
         health=judge(came.samples, [] if burst else came.send_lags_ns),
-        remarks=(*_shortfall(load, came), *came.remarks),
+        remarks=(*_shortfall(load, came), *came.remarks, *came.dialect.remarks, *workload.remarks),
         max_in_flight_seen=came.kept.most_in_flight,
         stopped=came.stopped,
         server=server,

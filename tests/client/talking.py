@@ -18,6 +18,7 @@ class TalkingServer:
     words: tuple[str, ...] = ("one", " two", " three")
     refuses: frozenset[str] = frozenset()
     counts: bool = True
+    silent_for: str | None = None  # the prompt whose tokens aren't counted
     models: tuple[str, ...] = ("m",)
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -38,12 +39,12 @@ class TalkingServer:
         self._server.server_close()
 
     def events(self, body: dict[str, Any], chat: bool) -> Iterator[dict[str, Any]]:
-        words = self.words[: body.get("max_tokens", len(self.words))]
+        words = self.words[: body.get("max_tokens")]
         for number, word in enumerate(words):
             said = {"delta": {"content": word}} if chat else {"text": word}
             end = "stop" if number == len(words) - 1 else None
             yield {"choices": [{**said, "finish_reason": end}]}
-        if self.counts and body.get("stream_options"):
+        if self.counts and body.get("stream_options") and body.get("prompt") != self.silent_for:
             count = {"prompt_tokens": 7, "completion_tokens": len(words)}
             yield {"choices": [], "usage": count}
 

@@ -28,7 +28,15 @@ _LOOK_EVERY_S: Final = 0.03
 _ROOM: Final = 2**24  # bytes of an answer
 _SHARED: Final = (
     *(option.name for option in THEMES["Server"]),
-    *("tokenizer_path", "max_tokens", "chat_template", "sampling", "end_id", "pad_id"),
+    *(
+        "tokenizer_path",
+        "max_tokens",
+        "chat_template",
+        "sampling",
+        "extra_body",
+        "end_id",
+        "pad_id",
+    ),
     "request_timeout_s",
 )
 
@@ -66,8 +74,8 @@ def ask_command(question: str, **flags: Any) -> int:
     return 0
 
 
-def _prompt(text: str, tokenizer: Tokenizer | None, flags: Mapping[str, Any]) -> Prompt:
-    from llm_perf.workload.datasets import parse_sampling, read_object
+def _prompt(text: str, tokenizer: Tokenizer | None, flags: dict[str, Any]) -> Prompt:
+    from llm_perf.workload.datasets import read_object
     from llm_perf.workload.workload import workload_of
 
     line = read_object({"text_input": text}, "QUESTION")
@@ -76,7 +84,7 @@ def _prompt(text: str, tokenizer: Tokenizer | None, flags: Mapping[str, Any]) ->
         "QUESTION",
         tokenizer,
         flags["max_tokens"],
-        sampling=parse_sampling(flags["sampling"]),
+        **asked.read_shape(flags),
         chat_template=flags["chat_template"],
     )
     return workload.prompts[0]

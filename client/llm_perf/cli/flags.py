@@ -22,6 +22,7 @@ _AS_THEY_ARE: Final = (
     *("give_up_after_s", "resume_anyway", "max_answer_bytes", "score", "server_metrics_every_s"),
 )
 _LOADS: Final = ("concurrency", "request_rate", "trace_replay")
+_OPENAI: Final = ("endpoint_type", "extra_body", "max_tokens_field", "no_stream_options")
 _TOGETHER: Final = (
     ("input_data", "isl"),
     ("max_tokens", "output_tokens"),
@@ -37,8 +38,9 @@ def read_endpoint(flags: Flags) -> Endpoint:
     """Say where the server is and how it is spoken to."""
     from llm_perf.transports import Endpoint, Tls
 
-    if flags["endpoint_type"] and flags["protocol"] != "openai":
-        raise UserError("--endpoint-type is for -i openai", fix="leave it out")
+    for name in _OPENAI if flags["protocol"] != "openai" else ():
+        if flags[name]:
+            raise UserError(f"{_flag(name)} is for -i openai", fix="leave it out")
     files = {name: flags[f"ssl_{name}"] for name in ("ca", "cert", "key")}
     return Endpoint(
         flags["url"] or f"localhost:{8001 if flags['protocol'] == 'grpc' else 8000}",
@@ -48,6 +50,8 @@ def read_endpoint(flags: Flags) -> Endpoint:
         headers=flags["headers"],
         tls=Tls(**files) if any(files.values()) else None,
         api_key_env=flags["api_key_env"],
+        max_tokens_field=flags["max_tokens_field"] or "max_tokens",
+        stream_options=not flags["no_stream_options"],
     )
 
 
@@ -81,12 +85,11 @@ def read_extent(flags: Flags, prompts: int) -> Extent:
 
 def read_workload(flags: Flags) -> Workload:
     """Load or make up the prompts."""
-    from llm_perf.workload.datasets import parse_sampling
     from llm_perf.workload.synthetic import parse_lengths
     from llm_perf.workload.workload import load_workload, synthetic_workload
 
     _check_data(flags)
-    sampling = parse_sampling(flags["sampling"])
+    shape = read_shape(flags)
     if flags["isl"] is not None:
         return synthetic_workload(
             flags["tokenizer_path"],
@@ -94,7 +97,7 @@ def read_workload(flags: Flags) -> Workload:
             parse_lengths(flags["osl"], "--osl"),
             flags["num_prompts"] or DEFAULT_PROMPTS,
             shared_prefix_tokens=flags["shared_prefix_tokens"],
-            sampling=sampling,
+            **shape,
             seed=flags["seed"],
         )
     fixed = flags["output_tokens"]
@@ -104,10 +107,21 @@ def read_workload(flags: Flags) -> Workload:
         flags["max_tokens"],
         flags["num_prompts"],
         output_tokens=None if fixed is None else parse_lengths(fixed, "--output-tokens"),
-        sampling=sampling,
+        **shape,
         chat_template=flags["chat_template"],
         seed=flags["seed"],
     )
+
+
+def read_shape(flags: Flags) -> dict[str, Any]:
+    """Say what every request has besides, as ``load_workload`` takes it."""
+    from llm_perf.workload.datasets import parse_extra_body, parse_sampling
+
+    extra = flags["extra_body"]
+    return {
+        "sampling": parse_sampling(flags["sampling"]),
+        "extra_body": None if extra is None else parse_extra_body(extra),
+    }
 
 
 def _check_data(flags: Flags) -> None:

@@ -73,6 +73,10 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 "[default: the protocol's own; tritonclient with --ssl-…]"),
         _option("--endpoint-type", "With -i openai: what is asked.  [default: completions]",
                 click.Choice(["completions", "chat"])),
+        _option("--max-tokens-field", "With -i openai: the key that the limit of output tokens is "
+                "sent as.  [default: max_tokens]", metavar="KEY"),
+        _option("--no-stream-options", "With -i openai: don't ask for usage with stream_options, "
+                "for servers that refuse it.", is_flag=True),
         _option("-H --header headers", "Sent with every request, as HTTP header or gRPC metadata. "
                 "Can be repeated.", multiple=True, metavar="NAME:VALUE", callback=_pairs),
         _option("--api-key-env", "Environment variable that holds the API key.", metavar="NAME"),
@@ -102,6 +106,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--sampling", "Sampling parameter of every request, like temperature=0 or "
                 "stop_words='[\"END\"]'; overrides the prompts' own. Can be repeated.",
                 multiple=True, metavar="NAME=VALUE"),
+        _option("--extra-body", "With -i openai: put into every request's body as it is; overrides "
+                "the prompts' own extra_body.", metavar="JSON"),
         _option("--end-id", "Token that ends an answer, for prompts that name none.", int),
         _option("--pad-id", "Token that pads, for prompts that name none.", int),
     ],

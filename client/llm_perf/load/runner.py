@@ -76,7 +76,8 @@ async def carry_out(
     """
     stop = stop or asyncio.get_running_loop().create_future()
     conditions = job.conditions
-    transport = await connect(job.endpoint, _streams_ahead(job), conditions.defaults)
+    trial = next((each for each in job.prompts if each.min_tokens is not None), job.prompts[0])
+    transport = await connect(job.endpoint, _streams_ahead(job), conditions.defaults, trial)
     try:
         with Journal(conditions.journal) if conditions.journal else nullcontext() as journal:
             ledger = Ledger(transport, job.prompts, conditions, stop, journal)

@@ -35,7 +35,7 @@ _ROOM: Final = 2**20  # bytes: a disk that hasn't got them is full
 _HERE: Final = "here the requests stand"
 EXTRAS: Final = ("answers", "genai-perf")
 Line: TypeAlias = dict[str, Any]
-_ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling")
+_ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling", "extra_body")
 _SEEN: Final = (
     *("request_id", "status", "error", "answer", "input_tokens", "server_input_tokens"),
     *("output_tokens", "server_tokens", "tokenizer_tokens"),

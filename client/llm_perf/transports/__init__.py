@@ -53,7 +53,9 @@ class Endpoint:
 
     ``url`` is HOST:PORT; over HTTP it may be a base like ``https://host/v1?api-version=2``, under
     whose path is asked and whose query goes along. ``headers`` go with every request (gRPC:
-    metadata); ``api_key_env`` names the environment variable of the key.
+    metadata); ``api_key_env`` names the environment variable of the key. Of OpenAI-style requests
+    ``max_tokens_field`` is the limit's name, and ``stream_options`` (which asks for usage) may be
+    left out.
     """
 
     url: str
@@ -63,6 +65,8 @@ class Endpoint:
     headers: Headers = ()
     tls: Tls | None = None
     api_key_env: str | None = None
+    max_tokens_field: str = "max_tokens"
+    stream_options: bool = True
 
     def __post_init__(self) -> None:
         """Check the place, the protocol and the transport; raises ``UserError``."""
@@ -149,6 +153,11 @@ def extra_headers(endpoint: Endpoint) -> Headers:
 class Dialect(Protocol):
     """How requests are written and responses read. Pure; no network, no clock."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the figures should know of how it was asked."""
+        ...
+
     def request(self, prompt: Prompt, request_id: str) -> bytes:
         """Serialize one request; raises ``UserError`` for what this server can't be asked."""
         ...
@@ -199,14 +208,18 @@ def no_model(endpoint: Endpoint, known: Mapping[str, object]) -> UserError:
 
 
 async def connect(
-    endpoint: Endpoint, streams: int, defaults: Mapping[str, int] | None = None
+    endpoint: Endpoint,
+    streams: int,
+    defaults: Mapping[str, int] | None = None,
+    trial: Prompt | None = None,
 ) -> Transport:
     """Connect and warm up for ``streams`` requests at once.
 
     ``defaults`` are sampling parameters (``end_id``, ``pad_id``) for prompts that leave them out,
-    sent where the server takes them.
+    sent where the server takes them. ``trial`` asks for all that the prompts of a run do: a server
+    that may refuse some of it is tried with it, for one token of another text.
     Raises ``UserError`` when nothing answers there, or the model is unknown or unfit.
     """
     module = importlib.import_module(_MODULES[endpoint.protocol][endpoint.chosen])
-    transport: Transport = await module.connect(endpoint, streams, defaults or {})
+    transport: Transport = await module.connect(endpoint, streams, defaults or {}, trial)
     return transport

@@ -23,6 +23,7 @@ from llm_perf.transports.http2 import Connection, open_connection
 from llm_perf.transports.triton import TritonModel
 from llm_perf.transports.triton_rpc import SERVICE, describe
 from llm_perf.transports.turns import Turns
+from llm_perf.workload.workload import Prompt
 
 _STREAMS_PER_CONNECTION = 64  # a socket read then carries several answers, at one time of reading
 _PATIENCE_S = 10.0
@@ -191,8 +192,11 @@ async def _open(url: str) -> Connection:
     return await open_connection(host.strip("[]"), int(port), _PATIENCE_S)
 
 
-async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> GrpcTransport:
-    """See ``transports.connect``."""
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int], trial: Prompt | None
+) -> GrpcTransport:
+    """See ``transports.connect``; a Triton declares what it takes."""
+    del trial
     dialect = await describe(endpoint, defaults)
     try:
         first = await _open(endpoint.url)

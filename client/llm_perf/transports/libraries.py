@@ -23,6 +23,7 @@ from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, Headers, Transport, extra_headers
 from llm_perf.transports.triton import TritonModel
 from llm_perf.transports.triton_rpc import CHANNEL_OPTIONS, SERVICE, describe, fail, open_channel
+from llm_perf.workload.workload import Prompt
 
 _STREAMS_PER_CHANNEL = 32  # one HTTP/2 connection is one socket and one flow-control window
 
@@ -117,8 +118,11 @@ class StockTransport:
             await client.close()
 
 
-async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> Transport:
-    """See ``transports.connect``."""
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int], trial: Prompt | None
+) -> Transport:
+    """See ``transports.connect``; a Triton declares what it takes."""
+    del trial
     dialect, headers = await describe(endpoint, defaults), extra_headers(endpoint)
     channels = range(-(-streams // _STREAMS_PER_CHANNEL))
     if endpoint.chosen == "grpc.aio":

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
-from llm_perf.record import Chunk
+from llm_perf.record import Chunk, Exchange
 from llm_perf.transports import Endpoint, no_model
 from llm_perf.transports.events import UNREADABLE, as_it_came, error_text, whole
 from llm_perf.transports.http import HttpTransport, Server
@@ -30,15 +31,31 @@ _NAMES: Final[dict[str, str]] = {
 # finish reasons of whole answers; the last two are text-generation-inference's
 _ENDS: Final = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
 _COUNTS: Final = {"completion_tokens": "total_tokens", "prompt_tokens": "num_input_tokens"}
+_USAGE: Final = {"include_usage": True}
 _NO_LIST: Final = (404, 405, 500, 501)
+
+
+# What makes an answer no shorter than asked for, both extensions; servers that check their
+# requests' keys may refuse one or both. In the order in which they are tried.
+_FIXED: Final = (("min_tokens", "ignore_eos"), ("ignore_eos",), ("min_tokens",), ())
+_REFUSED: Final = re.compile(r"HTTP (400|422)\b")
+_TRIAL_S: Final = 60.0  # a server may have to load the model first
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
-    """A ``Dialect``: how to ask one model, to complete a text or (``chat``) to answer messages."""
+    """A ``Dialect``: how to ask one model, to complete a text or (``chat``) to answer messages.
+
+    ``max_tokens`` is the limit's name; ``usage`` asks for counts with ``stream_options``; ``least``
+    are the keys sent for a shortest length.
+    """
 
     model: str
     chat: bool
+    max_tokens: str = "max_tokens"
+    usage: bool = True
+    least: tuple[str, ...] = _FIXED[0]
+    remarks: tuple[str, ...] = ()
 
     def request(self, prompt: Prompt, request_id: str) -> bytes:
         """Write one request; raises ``UserError`` for a parameter that the API doesn't have.
@@ -49,21 +66,21 @@ class OpenAI:
         if lost := prompt.sampling.keys() - _NAMES.keys():
             raise UserError(
                 f"OpenAI-style servers have no {', '.join(sorted(lost))}",
-                fix="leave it out of the options and the prompts",
+                fix="leave it out, or give it as --extra-body under the server's own name",
             )
         sampling = {_NAMES[name]: value for name, value in prompt.sampling.items()}
         if "stop_token_ids" in sampling:
             sampling["stop_token_ids"] = [sampling["stop_token_ids"]]
-        if prompt.min_tokens is not None:
-            sampling["min_tokens"] = prompt.min_tokens
-            if prompt.min_tokens == prompt.max_tokens:
-                sampling["ignore_eos"] = True
+        least = {"min_tokens": prompt.min_tokens}
+        if prompt.fixed_length:
+            least["ignore_eos"] = True
+        sampling |= {key: least[key] for key in self.least if least.get(key) is not None}
         content: dict[str, Any] = {"prompt": prompt.text}
         if self.chat:
             content = {"messages": prompt.messages or [{"role": "user", "content": prompt.text}]}
-        fixed = {"stream": True, "stream_options": {"include_usage": True}}
-        asked = {"model": self.model, **content, "max_tokens": prompt.max_tokens, **fixed}
-        return json.dumps({**asked, **sampling}).encode()
+        fixed = {"stream": True} | ({"stream_options": _USAGE} if self.usage else {})
+        asked = {"model": self.model, **content, self.max_tokens: prompt.max_tokens, **fixed}
+        return json.dumps({**asked, **sampling, **prompt.extra_body}).encode()
 
     def parse(self, message: bytes) -> Chunk:
         """Read one event's data. Never raises: what can't be read is that request's error."""
@@ -118,7 +135,9 @@ def _text(said: Any) -> str:
     raise TypeError("text of another kind")
 
 
-async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int], trial: Prompt | None
+) -> HttpTransport:
     """See ``transports.connect``; such a server knows by itself where an answer ends."""
     del defaults
     server = Server(endpoint)
@@ -131,7 +150,43 @@ async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int])
         raise
     chat = endpoint.chosen == "chat"
     target = endpoint.target(f"{version}/{'chat/' if chat else ''}completions")
-    return HttpTransport(server, target, OpenAI(endpoint.model, chat))
+    dialect = OpenAI(endpoint.model, chat, endpoint.max_tokens_field, endpoint.stream_options)
+    transport = HttpTransport(server, target, dialect)
+    try:
+        transport.dialect = dialect if trial is None else await _tried(transport, dialect, trial)
+    except BaseException:
+        await transport.close()
+        raise
+    return transport
+
+
+async def _tried(transport: HttpTransport, dialect: OpenAI, trial: Prompt) -> OpenAI:
+    """The dialect with what the server takes of the keys for a shortest length.
+
+    Another failure than a refusal is the run's to tell. Raises ``UserError`` when nobody counts
+    tokens.
+    """
+    if trial.min_tokens is None and trial.input_tokens is not None:
+        return dialect
+    least = None if trial.min_tokens is None else 1
+    prompt = replace(trial, text="Hi", messages=None, max_tokens=1, min_tokens=least)
+    said = ""
+    for keys in dict.fromkeys(_FIXED if least else _FIXED[:1]):
+        tried = replace(dialect, least=keys)
+        seen = Exchange("trial")
+        await transport.stream(tried.request(prompt, seen.request_id), seen, _TRIAL_S)
+        if seen.failure is None:
+            counted = any("total_tokens" in tried.parse(each).facts for _, each in seen.messages)
+            if trial.input_tokens is None and not counted:
+                raise UserError("the server counts no tokens", fix="give --tokenizer-path")
+            lost = " and ".join(key for key in _FIXED[0] if key not in keys)
+            left = "" if keys else ", so that answers may be shorter than asked for"
+            note = f"the server refuses {lost} ({said}): it is not sent{left}"
+            return replace(tried, remarks=(note,) if lost else ())
+        if not _REFUSED.match(seen.failure[1]):
+            break
+        said = said or seen.failure[1]
+    return dialect
 
 
 def _check(endpoint: Endpoint, status: int, answer: object) -> None:

@@ -91,6 +91,7 @@ class TritonModel:
     ids_output: bool
     facts: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
     counts_input: bool = False
 
     def values(self, prompt: Prompt) -> list[tuple[Tensor, Any]]:
@@ -99,6 +100,8 @@ class TritonModel:
         Raises ``UserError`` when the prompt sets a parameter that the model has no input for, or
         leaves out one that it requires, or when nobody counts tokens.
         """
+        if prompt.extra_body:
+            raise UserError("Triton's requests have no extra body", fix="use it with -i openai")
         if prompt.input_tokens is None and not (self.count_output or self.ids_output):
             raise UserError(f"model {self.name!r} counts no tokens", fix="give --tokenizer-path")
         asked = {

@@ -29,6 +29,7 @@ class GenerateModel:
     """A ``Dialect`` of ``/v2/models/M/generate`` and ``generate_stream``."""
 
     model: TritonModel
+    remarks: tuple[str, ...] = ()
 
     def request(self, prompt: Prompt, request_id: str) -> bytes:
         """Write one request; raises ``UserError`` as ``TritonModel.values`` does."""
@@ -71,8 +72,11 @@ def _elements(value: Any) -> list[Any]:
     return [each for part in value for each in _elements(part)]
 
 
-async def connect(endpoint: Endpoint, streams: int, defaults: Mapping[str, int]) -> HttpTransport:
-    """See ``transports.connect``."""
+async def connect(
+    endpoint: Endpoint, streams: int, defaults: Mapping[str, int], trial: Prompt | None
+) -> HttpTransport:
+    """See ``transports.connect``; a Triton declares what it takes."""
+    del trial
     server = Server(endpoint)
     path = f"/v2/models/{quote(endpoint.model, safe='')}"
     try:

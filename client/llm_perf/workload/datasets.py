@@ -42,6 +42,7 @@ class Line:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int | None = None
     blocks: Sequence[int] = ()
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Key(NamedTuple):
@@ -60,6 +61,13 @@ def _is_text(value: object) -> bool:
 def _is_words(value: object) -> bool:
     words = value if isinstance(value, list) else [value]
     return all(_is_text(word) and word for word in words)
+
+
+def _is_body(value: object) -> bool:
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False).encode())
+    except (ValueError, RecursionError):  # NaN, or deeper than can be written
+        return False
 
 
 def _is_numbers(value: object) -> bool:
@@ -87,6 +95,7 @@ _FIELDS: Final = {
     "min_tokens": _Key(("min_tokens", "min_length"), _WHOLE, _is_whole(0)),
     "reference": _Key(("reference",), "text", _is_text),
     "category": _Key(("category",), "text", _is_text),
+    "extra_body": _Key(("extra_body",), "a JSON object", _is_body),
     "timestamp_ms": _Key(("timestamp",), "a number of milliseconds, 0 or more", _is_number(0)),
 }
 _LENGTHS: Final = {
@@ -243,6 +252,20 @@ def parse_sampling(words: tuple[str, ...]) -> dict[str, Any]:
             value = text
         given |= _sampling({name: text if value is None else value}, wrong)
     return given
+
+
+def parse_extra_body(text: str) -> dict[str, Any]:
+    """Read ``--extra-body``; raises ``UserError`` for anything but a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not _is_body(value):
+        raise UserError(
+            "is not a JSON object", where="--extra-body", fix="""write it like '{"n": 1}'"""
+        )
+    body: dict[str, Any] = value
+    return body
 
 
 def _messages(value: object, wrong: _Wrong) -> tuple[tuple[dict[str, str], ...], str | None]:

@@ -30,7 +30,8 @@ class Prompt:
 
     It is ``None`` without a tokenizer: the server is asked to count.
     ``sampling`` has canonical keys (``datasets.SAMPLING``), ``at_s`` is when a trace sent it,
-    in seconds from the trace's start; ``messages`` are the chat it came from, if any.
+    in seconds from the trace's start; ``messages`` are the chat it came from, if any;
+    ``extra_body`` goes into the request's JSON as it is.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Prompt:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     at_s: float | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fixed_length(self) -> bool:
@@ -54,7 +56,8 @@ class Prompt:
 class Workload:
     """The prompts, in the order they are sent; ``sha256`` is over everything that is sent.
 
-    ``source`` says where they came from, ``seed`` what was drawn with it, if anything was.
+    ``source`` says where they came from, ``seed`` what was drawn with it, if anything was,
+    ``remarks`` what of the data isn't used.
     """
 
     source: str
@@ -62,6 +65,7 @@ class Workload:
     sha256: str
     tokenizer: Tokenizer | None = field(repr=False, compare=False)
     seed: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def load_workload(
@@ -72,13 +76,14 @@ def load_workload(
     *,
     output_tokens: Lengths | None = None,
     sampling: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
     chat_template: bool = False,
     seed: int = 0,
 ) -> Workload:
     """Read, check and tokenize the prompts; only the first ``limit`` of them when given.
 
-    ``max_tokens`` and ``sampling`` override the lines' own; where no limit is given it is
-    ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
+    ``max_tokens``, ``sampling`` and ``extra_body`` override the lines' own; where no limit is given
+    it is ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
     ``seed``. ``chat_template`` renders each prompt as a chat of the model. Without a tokenizer
     the server has to count, and nothing can be made up or rendered.
     Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
@@ -91,6 +96,7 @@ def load_workload(
         max_tokens,
         output_tokens=output_tokens,
         sampling=sampling,
+        extra_body=extra_body,
         chat_template=chat_template,
         seed=seed,
     )
@@ -104,6 +110,7 @@ def workload_of(
     *,
     output_tokens: Lengths | None = None,
     sampling: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
     chat_template: bool = False,
     seed: int = 0,
 ) -> Workload:
@@ -117,7 +124,7 @@ def workload_of(
         tokenizer = _needed(tokenizer, "--chat-template")
         lines = _as_chats(lines, tokenizer)
     lengths = output_tokens.draw(len(lines), random) if output_tokens else None
-    prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {})
+    prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {}, extra_body or {})
     drawn = seed if output_tokens or bare else None
     return Workload(source, prompts, _hash(prompts), tokenizer, drawn)
 
@@ -130,6 +137,7 @@ def synthetic_workload(
     *,
     shared_prefix_tokens: int = 0,
     sampling: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Workload:
     """Make up ``n`` prompts of exactly ``isl`` tokens that ask for exactly ``osl``.
@@ -150,7 +158,7 @@ def synthetic_workload(
     prefix = [(0, shared_prefix_tokens)] if shared_prefix_tokens else []
     texts = make_texts(tokenizer, [(length, prefix) for length in wanted], random)
     lines = [Line(text) for text in texts]
-    prompts = _prompts(lines, tokenizer, None, lengths, sampling or {})
+    prompts = _prompts(lines, tokenizer, None, lengths, sampling or {}, extra_body or {})
     shared = f", shared prefix {shared_prefix_tokens}" if shared_prefix_tokens else ""
     source = f"synthetic: ISL {isl}, OSL {osl}{shared}"
     return Workload(source, prompts, _hash(prompts), tokenizer, seed)
@@ -173,6 +181,7 @@ def _prompts(
     max_tokens: int | None,
     lengths: Sequence[int] | None,
     sampling: Mapping[str, Any],
+    extra_body: Mapping[str, Any],
 ) -> tuple[Prompt, ...]:
     texts = [line.text for line in lines]
     counts = tokenizer.count(texts, special=True) if tokenizer else [None] * len(texts)
@@ -194,6 +203,7 @@ def _prompts(
                 sampling={**line.sampling, **sampling},
                 at_s=None if at_ms is None else (at_ms - start_ms) / 1000,
                 messages=line.messages,
+                extra_body={**line.extra_body, **extra_body},
             )
         )
     return tuple(prompts)
@@ -250,6 +260,7 @@ def _hash(prompts: tuple[Prompt, ...]) -> str:
         sent = [
             *(prompt.text, prompt.max_tokens, prompt.min_tokens, prompt.reference),
             *(prompt.category, prompt.sampling, prompt.at_s, prompt.messages),
+            *([prompt.extra_body] if prompt.extra_body else []),
         ]
         digest.update(json.dumps(sent, ensure_ascii=False, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

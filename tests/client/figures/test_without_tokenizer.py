@@ -31,14 +31,22 @@ def test_isl_and_osl_are_the_servers(write_prompts: Write) -> None:
     assert "ISL and OSL are the server's: there was no tokenizer" in done.notes
 
 
-def test_a_server_that_counts_nothing_is_told_apart_from_one_that_does(
-    write_prompts: Write,
-) -> None:
-    with TalkingServer(counts=False) as server:
-        done = run(server.url, "openai", "m", write_prompts("a"))
-    (record,) = done.records
-    assert record.status is Status.ERROR
-    assert record.error is not None and "--tokenizer-path" in record.error
+def test_a_server_that_counts_nothing_is_refused_before_the_start(write_prompts: Write) -> None:
+    with (
+        TalkingServer(counts=False) as server,
+        pytest.raises(UserError, match="the server counts no tokens; give --tokenizer-path"),
+    ):
+        run(server.url, "openai", "m", write_prompts("a"))
+    assert [body["max_tokens"] for body in server.asked] == [1]
+
+
+def test_an_answer_that_nobody_has_counted_is_no_answer(write_prompts: Write) -> None:
+    with TalkingServer() as server:
+        server.silent_for = "a"
+        done = run(server.url, "openai", "m", write_prompts("a", "b"))
+    first, second = done.records
+    assert (first.status, second.status) == (Status.ERROR, Status.OK)
+    assert first.error is not None and "--tokenizer-path" in first.error
 
 
 def test_triton_counts_the_answer_and_the_prompt_where_it_can(write_prompts: Write) -> None:
