@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
@@ -91,7 +91,8 @@ class Record:
     """One request, over. ``chunk_ns`` are the times of the responses that carry counted tokens.
 
     Output tokens were counted by the server and by the tokenizer, as far as there are both;
-    ``server_input_tokens`` is the server's count of the prompt; ``end_counted`` says that the
+    ``server_input_tokens`` is the server's count of the prompt, ``cached_tokens`` of those of it
+    that the server had computed before; ``end_counted`` says that the
     server counts the end token, whose response is then the last of ``chunk_ns``. ``first_text_ns``
     is the time of the first response with text. The server splits its share of TTFT: ``queue_ns`` =
     first scheduled − arrival, ``prefill_ns`` = first token − first scheduled (TensorRT-LLM's
@@ -115,6 +116,7 @@ class Record:
     first_text_ns: int | None = None
     end_counted: bool = False
     server_input_tokens: int | None = None
+    cached_tokens: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -243,6 +245,7 @@ def _record(
         first_text_ns=next((at for at, chunk in stamped if chunk.text), None),
         end_counted=end_counted,
         server_input_tokens=_believed(facts.get("num_input_tokens")),
+        cached_tokens=_believed(facts.get("cached_tokens")),
     )
 
 
@@ -292,14 +295,3 @@ def _outcome(exchange: Exchange, chunks: Sequence[Chunk]) -> tuple[Status, str |
     if not chunks:
         return Status.ERROR, "the stream ended without a response"
     return Status.OK, None
-
-
-def shifted(seen: Exchange, by_ns: int) -> Exchange:
-    """The same exchange on a clock that is ``by_ns`` ahead."""
-    return replace(
-        seen,
-        scheduled_ns=seen.scheduled_ns + by_ns,
-        sent_ns=seen.sent_ns + by_ns,
-        end_ns=seen.end_ns + by_ns,
-        messages=[(at + by_ns, message) for at, message in seen.messages],
-    )

@@ -45,6 +45,7 @@ def asked(
         answer=answer,
         server_tokens=tokens,
         tokenizer_tokens=tokenizer_tokens,
+        first_text_ns=chunks_ms[0] * MS if chunks_ms and answer else None,
     )
 
 

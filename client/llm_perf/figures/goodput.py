@@ -9,6 +9,7 @@ from typing import Final
 
 from llm_perf.errors import UserError
 from llm_perf.figures.confidence import share_interval
+from llm_perf.figures.delivery import came_in_one_piece
 from llm_perf.figures.metrics import DEFINITIONS, Metric, rate, window_ns
 from llm_perf.record import Record
 
@@ -21,6 +22,7 @@ _SHORT: Final = {
     "e2el": "request_latency",
     "latency_from_schedule": "request_latency_from_schedule",
 }
+_TTFT: Final = (_SHORT["ttft"], _SHORT["ttft_from_schedule"])
 _MS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
 
@@ -34,10 +36,14 @@ class Goodput:
     def keeps(self, record: Record) -> bool:
         """Whether an answered request keeps all limits.
 
-        One token has no ITL and keeps its limit; what brought no token has no TTFT and keeps none.
+        One token has no ITL and keeps its limit; what brought no token keeps none. An answer in one
+        piece, or without a text, as a tool call is, has no TTFT, and keeps no limit of it.
         """
-        return record.ok and all(
-            bool(record.chunk_ns) and all(v <= limit for v in DEFINITIONS[key].of(record))
+        if not (record.ok and record.chunk_ns):
+            return False
+        begins = record.first_text_ns is not None and not came_in_one_piece(record)
+        return all(
+            (begins or key not in _TTFT) and all(v <= limit for v in DEFINITIONS[key].of(record))
             for key, limit in self.limits
         )
 

@@ -131,7 +131,8 @@ DEFINITIONS: Final = {each.key: each for each in (
                "Little 1961, doi:10.1287/opre.9.3.383"),
     Definition("request_goodput", "requests/sec",
                "answered requests that keep every limit of --goodput (an answer without a token "
-               "keeps none, one of a single token any of ITL) / (last response − first send); "
+               "keeps none, one of a single token any of ITL, one in one piece or without text "
+               "none of TTFT) / (last response − first send); "
                "share = those / all requests, failed ones too",
                "DistServe, arXiv:2401.09670"),
 )}

@@ -16,6 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from time import sleep
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from llm_perf.background import Background
 from llm_perf.errors import UserError
-from llm_perf.record import Exchange, Status, shifted
+from llm_perf.record import Exchange, Status
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 _TIMES: Final = ("scheduled_ns", "sent_ns", "end_ns")
@@ -67,6 +68,17 @@ def decode(raw: bytes) -> tuple[int, Exchange]:
         **{name: line[name] for name in _TIMES},
         messages=list(zip(line["message_ns"], parts, strict=True)),
         failure=failure and (Status(failure[0]), failure[1]),
+    )
+
+
+def shifted(seen: Exchange, by_ns: int) -> Exchange:
+    """The same exchange on a clock that is ``by_ns`` ahead."""
+    return replace(
+        seen,
+        scheduled_ns=seen.scheduled_ns + by_ns,
+        sent_ns=seen.sent_ns + by_ns,
+        end_ns=seen.end_ns + by_ns,
+        messages=[(at + by_ns, message) for at, message in seen.messages],
     )
 
 

@@ -18,9 +18,9 @@ from time import perf_counter_ns
 from typing import Any
 
 from llm_perf.errors import UserError
+from llm_perf.load.journal import shifted
 from llm_perf.load.runner import Job, Outcome
 from llm_perf.load.workers import Foreman, shares, work
-from llm_perf.record import shifted
 
 _LISTEN_S = 0.05
 _START_AFTER_NS = 200_000_000

@@ -16,6 +16,7 @@ import click
 
 from llm_perf.results.change import Change, Comparison, compare, pairs
 from llm_perf.results.rule import judge, parse_rule
+from llm_perf.results.table import ENOUGH_FOR_P99, FEW, few_note, print_table
 from llm_perf.results.written import Side, read_side
 
 CHECK_FAILED: Final = 3  # exit code
@@ -53,8 +54,6 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
     bootstrap (95 %) over the prompts that both runs answered. Where they answered none in common,
     the exit code is 3 too.
     """
-    from llm_perf.results.table import print_table
-
     checks = [parse_rule(rule) for rule in rules]
     before, after = read_side(a), read_side(b)
     seen = compare(before, after, force=force)
@@ -69,7 +68,9 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
     else:
         said = map(str, verdicts) if both else (f"FAILED: {each}" for each in failed)
         title = f"llm_perf compare | A {a} | B {b}"
-        print_table(title, _HEADS, map(_row, seen.changes), (*_foot(seen, before, after), *said))
+        rows = list(map(_row, seen.changes))
+        marked = few_note(name for name, *_ in rows)
+        print_table(title, _HEADS, rows, (*marked, *_foot(seen, before, after), *said))
     return CHECK_FAILED if failed else 0
 
 
@@ -83,7 +84,8 @@ def _nothing(a: Side, b: Side) -> str:
 def _row(change: Change) -> tuple[str, ...]:
     percent = "-" if change.percent is None else f"{change.percent:+.1f}"
     figures = (f"{change.a:,.3f}", f"{change.b:,.3f}", _signed(change.difference))
-    name = f"{change.metric}.{change.statistic}"
+    few = change.statistic == "p99" and 0 < change.n < ENOUGH_FOR_P99
+    name = f"{change.metric}.{change.statistic}{FEW if few else ''}"
     return (name, *figures, percent, _interval(change), str(change.n) if change.n else "-")
 
 

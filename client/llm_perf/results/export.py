@@ -37,7 +37,8 @@ EXTRAS: Final = ("answers", "genai-perf")
 Line: TypeAlias = dict[str, Any]
 _ASKED: Final = ("reference", "category", "min_tokens", "max_tokens", "sampling", "extra_body")
 _SEEN: Final = (
-    *("request_id", "status", "error", "answer", "input_tokens", "server_input_tokens"),
+    *("request_id", "status", "error", "answer"),
+    *("input_tokens", "server_input_tokens", "cached_tokens"),
     *("output_tokens", "server_tokens", "tokenizer_tokens"),
     *("scheduled_ns", "sent_ns", "chunk_ns", "end_ns"),
 )

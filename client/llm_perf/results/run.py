@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from llm_perf.figures.accuracy import Score
+from llm_perf.figures.delivery import delivery_notes
 from llm_perf.figures.metrics import Metric
 from llm_perf.figures.notes import TokenCounts, answer_notes, count_tokens, failure_notes
 from llm_perf.load.health import Health
@@ -76,7 +77,8 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures should know, a sentence each."""
-        return (*self.remarks, *failure_notes(self.records), *answer_notes(self.records))
+        found = (failure_notes, answer_notes, delivery_notes)
+        return (*self.remarks, *(note for notes in found for note in notes(self.records)))
 
     def to_json(self) -> dict[str, Any]:
         """Give everything but the records: genai-perf's metric keys and what was measured how."""

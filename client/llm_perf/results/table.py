@@ -40,6 +40,8 @@ _ACROSS: Final = (
     ("latency p99 ms", "request_latency", "p99"),
 )
 _STEADY_SHOWN: Final = 0.02  # of the whole window's figure: what differs by more is shown
+ENOUGH_FOR_P99: Final = 100
+FEW: Final = "~"
 _PLAIN_WIDTH: Final = 160  # a file or a pipe has no width of its own
 _LEAST_WIDTH: Final = 120  # narrower, the figures of a row would fold
 
@@ -50,11 +52,13 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
     ``explain`` adds the formula, source and n of every figure.
     """
     where = f"{run.endpoint.model} at {run.endpoint.url}"
+    rows = list(_rows(run))
+    marked = few_note(cell for row in rows for cell in row)
     print_table(
         f"llm_perf | {where} | {run.title}",
         ("Statistic", *_COLUMNS, "n / failed"),
-        _rows(run),
-        (*_foot(run), *(explanations(run) if explain else ())),
+        rows,
+        (*marked, *_foot(run), *(explanations(run) if explain else ())),
         file,
     )
 
@@ -71,7 +75,8 @@ def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
         )
         for run in runs
     ]
-    print_table("llm_perf | all loads", heads, rows, (), file)
+    marked = few_note(cell for row in rows for cell in row)
+    print_table("llm_perf | all loads", heads, rows, marked, file)
 
 
 def print_table(
@@ -180,5 +185,14 @@ def _scores(run: Run) -> Iterator[str]:
 
 
 def _figure(metric: Metric, column: str) -> str:
-    value = metric.get(column)
-    return "-" if value is None else value if isinstance(value, str) else f"{value:,.2f}"
+    value, n = metric.get(column), metric.get("count")
+    if value is None or isinstance(value, str):
+        return value or "-"
+    few = column == "p99" and isinstance(n, int) and n < ENOUGH_FOR_P99
+    return f"{value:,.2f}{FEW if few else ''}"
+
+
+def few_note(cells: Iterable[str]) -> Iterator[str]:
+    """Explain the mark where it is."""
+    if any(cell.endswith(FEW) for cell in cells):
+        yield f"{FEW} p99 of fewer than {ENOUGH_FOR_P99} values: as good as their maximum"

@@ -116,6 +116,8 @@ def _parse(answer: Any) -> Chunk:
         silent = silent or final or "role" not in said or acts
     usage = answer.get("usage") or {}
     counts = {fact: whole(usage.get(key)) for key, fact in _COUNTS.items()}
+    details = usage.get("prompt_tokens_details") or {}
+    counts["cached_tokens"] = whole(details.get("cached_tokens"))
     facts = {fact: count for fact, count in counts.items() if count is not None}
     return Chunk(
         text.encode(errors="replace"),

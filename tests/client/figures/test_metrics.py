@@ -35,6 +35,7 @@ def record(
         answer="a",
         server_tokens=tokens,
         tokenizer_tokens=99,
+        first_text_ns=chunks_ms[0] * MS if chunks_ms else None,
         **more,
     )
 

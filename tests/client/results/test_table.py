@@ -36,13 +36,20 @@ def test_the_table_has_the_columns_and_the_n_of_each_row() -> None:
     # TTFT 50 and 200 ms
     assert row(text, "Time to first token (ms)") == [
         *("Time to first token (ms)", "125.00", "50.00", "200.00", "75.00"),
-        *("198.50", "185.00", "162.50", "125.00", "87.50", "2 / 1"),
+        *("198.50~", "185.00", "162.50", "125.00", "87.50", "2 / 1"),
     ]
     assert row(text, "Inter token latency (ms)")[1] == "10.00"
     assert row(text, "Inter token latency (ms)")[-1] == "1 / 1"
     assert "Requests ok / failed: 2 / 1" in text
     assert "Time to first token (ms), failures as infinity: p50 200.00, p90 inf, p99 inf" in text
     assert "from schedule" not in text and "Server:" not in text
+
+
+def test_a_p99_of_fewer_than_100_is_marked() -> None:
+    few, enough = (printed(make_run([asked(i) for i in range(n)])) for n in (99, 100))
+    assert row(few, "Time to first token (ms)")[5] == "50.00~"
+    assert "~ p99 of fewer than 100 values: as good as their maximum" in few
+    assert "~" not in enough
 
 
 def test_an_open_loop_shows_both_clocks() -> None:
