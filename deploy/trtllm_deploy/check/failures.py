@@ -7,7 +7,7 @@ in ``failures.yaml``. It knows nothing of who wrote the log, or of the machine h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,13 +27,20 @@ _ERROR = re.compile(
 )
 # errors that mean nothing: of a machine without a GPU, and of a server that was told to stop
 _HARMLESS = ("CudaDriverHelper", "unable to create stream", "failed to stop server")
+# A table's row whose first cells are blank, after what a container or mpirun writes before it; and
+# the end of a cell that is full: where more than one blank is left, its text ended with a new line.
+_CONTINUED = re.compile(r"[^|]*(?:\| )?(?:\| {2,})+\| (?P<text>.*\|)$")
+_BORDER = re.compile(r"(?<!  ) \|$")
 _READ = 2000  # characters of a line; backtraces and tables make them endless
 _SHOWN = 300  # characters of a matched value, or of a line
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One known cause. ``what`` and ``fix`` may have ``{group}`` of the pattern that matched."""
+    """One known cause. ``what`` and ``fix`` may have ``{group}`` of the pattern that matched.
+
+    It isn't told beside one of ``unless``, which say the same more exactly.
+    """
 
     name: str
     says: tuple[str, ...]
@@ -43,6 +50,7 @@ class Failure:
     source: str
     level: Level = "error"
     consequence: bool = False
+    unless: tuple[str, ...] = ()
 
     def first(self, text: str) -> re.Match[str] | None:
         """Where ``text`` says so first."""
@@ -54,7 +62,10 @@ class Failure:
 def failures() -> tuple[Failure, ...]:
     """All that is known."""
     entries = load_data("check/failures.yaml")
-    return tuple(Failure(**{**entry, "says": tuple(entry["says"])}) for entry in entries)
+    tuples = ({key: tuple(entry.get(key, ())) for key in ("says", "unless")} for entry in entries)
+    return tuple(
+        Failure(**{**entry, **lists}) for entry, lists in zip(entries, tuples, strict=True)
+    )
 
 
 def diagnose(text: Iterable[str], log: str = "log") -> list[Finding]:
@@ -63,10 +74,33 @@ def diagnose(text: Iterable[str], log: str = "log") -> list[Finding]:
     One finding for a cause, however many lines say it; ``where`` is ``log`` and the number of the
     first. Root causes come before what follows from them, earlier lines before later ones.
     """
-    whole = "\n".join(line.rstrip("\r\n")[:_READ] for line in text)
+    whole = "\n".join(line[:_READ] for line in unwrapped(text))
     found = [(each, match) for each in failures() if (match := each.first(whole))]
+    names = {each.name for each, _ in found}
+    found = [(each, match) for each, match in found if names.isdisjoint(each.unless)]
     found.sort(key=lambda pair: (pair[0].consequence, pair[1].start()))
     return [_finding(each, match, whole, log) for each, match in found]
+
+
+def unwrapped(text: Iterable[str]) -> Iterator[str]:
+    """The lines of a log, those of tables that Triton wraps in a cell joined again.
+
+    As many lines as there were, the joined one in the place of its first. Triton's table printer
+    cuts a cell where its column ends, in the midst of a word, and at each end of a line.
+    """
+    waiting: list[str] = []
+    for line in (line.rstrip("\r\n") for line in text):
+        more = _CONTINUED.match(line) if waiting else None
+        if more is None:
+            yield from waiting
+            waiting = [line]
+        elif border := _BORDER.search(waiting[0]):
+            waiting[0] = waiting[0][: min(border.start(), _READ)] + more["text"]
+            waiting.append("")
+        else:  # the cell's own text went on to a new line
+            yield from waiting
+            waiting = [more["text"]]
+    yield from waiting
 
 
 def diagnose_logs(files: Iterable[Path]) -> list[Finding]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_deploy.check.failures import diagnose, failures, first_errors
+from trtllm_deploy.check.failures import diagnose, failures, first_errors, unwrapped
 
 EXCERPTS = [
-    (tuple(names.split(", ")), text.splitlines())
+    (tuple(names.split(", ")) if names != "nothing" else (), text.splitlines())
     for names, text in re.findall(
         r"^=== (.+)\n([\s\S]*?)(?=^=== |\Z)",
         Path(__file__).with_name("failure_logs.txt").read_text(encoding="utf-8"),
@@ -48,7 +48,7 @@ def test_a_log_is_told_by_its_causes_roots_first(names: tuple[str, ...], lines: 
 
 def test_every_pattern_matches_an_excerpt_of_its_cause() -> None:
     for failure in failures():
-        logs = ["\n".join(lines) for names, lines in EXCERPTS if failure.name in names]
+        logs = ["\n".join(unwrapped(lines)) for names, lines in EXCERPTS if failure.name in names]
         for pattern in failure.says:
             assert any(re.search(pattern, log, re.MULTILINE) for log in logs), pattern
 
@@ -75,6 +75,30 @@ def test_a_finding_says_where_and_what_with_the_values_of_the_log() -> None:
 def test_the_log_of_a_server_that_runs_tells_nothing() -> None:
     assert diagnose(NORMAL) == []
     assert diagnose([]) == []
+
+
+def test_a_wrapped_table_is_read_as_one_line_in_its_place() -> None:
+    table = [
+        "| Model | Version | Status                |",
+        "| a     | 1       | UNAVAILABLE: no kerne |",
+        "|       |         | l image is available  |",
+        "|       |         | for execution on the  |",
+        "|       |         | device                |",
+        "|       |         | 1  0x7f92 a backtrace |",
+        "| b     | 1       | READY                 |",
+    ]
+    read = list(unwrapped(table))
+    assert len(read) == len(table)
+    assert "no kernel image is available for execution on the device " in read[1]
+    assert read[2:5] == ["", "", ""]
+    assert read[5].startswith("1  0x7f92")
+    (found,) = diagnose(table, "log")
+    assert found.where == "log:2"
+
+
+@given(st.lists(st.text(alphabet="| a1\n", max_size=12), max_size=12))
+def test_unwrapping_leaves_as_many_lines_as_there_were(lines: list[str]) -> None:
+    assert len(list(unwrapped(lines))) == len(lines)
 
 
 def test_a_consequence_comes_after_its_cause_also_where_it_was_logged_first() -> None:
