@@ -35,11 +35,18 @@ def pids(launcher: psutil.Process, text: str) -> list[int]:
     ]
 
 
-VICTIMS: dict[str, Callable[[psutil.Process], int]] = {
-    "serve": lambda launcher: launcher.pid,
-    "the supervisor": lambda launcher: launcher.children()[0].pid,
-    "tritonserver": lambda launcher: pids(launcher, "bin/tritonserver")[0],
-    "a python stub": lambda launcher: pids(launcher, STUB)[-1],
+def but_stubs(launcher: psutil.Process) -> list[int]:
+    family = [launcher, *launcher.children(recursive=True)]
+    stubs = pids(launcher, STUB)
+    return [each.pid for each in family if each.pid not in stubs]
+
+
+VICTIMS: dict[str, Callable[[psutil.Process], list[int]]] = {
+    "serve": lambda launcher: [launcher.pid],
+    "serve and the supervisor": lambda launcher: [launcher.pid, launcher.children()[0].pid],
+    "all but the stubs": but_stubs,
+    "tritonserver": lambda launcher: pids(launcher, "bin/tritonserver")[:1],
+    "a python stub": lambda launcher: pids(launcher, STUB)[-1:],
 }
 
 
@@ -67,10 +74,15 @@ def test_nothing_of_triton_outlives_a_kill_and_the_next_start_works(
         launcher = psutil.Process(server.pid)
         family = [launcher, *launcher.children(recursive=True)]
         assert len(family) >= 7, said  # the supervisor, Triton, a stub for each model but one
-        regions = list(Path("/dev/shm").glob(f"trtllm-deploy-{server.pid}-*"))
+        regions = list(Path("/dev/shm").glob(f"trtllm-deploy-*-{server.pid}-*"))
         assert regions
         began = time.monotonic()
-        os.kill(VICTIMS[victim](launcher), signal.SIGKILL)
+        for pid in VICTIMS[victim](launcher):
+            os.kill(pid, signal.SIGKILL)
+        if victim == "all but the stubs":
+            told = subprocess.run([COMMAND, "ps"], cwd=tmp_path, capture_output=True, text=True)
+            assert "MiB of shared memory; 'stop' or the next start ends that" in told.stdout
+            subprocess.run([COMMAND, "stop"], cwd=tmp_path, check=True)
         rest = server.stdout.read()
         assert server.wait(30) not in (0, 2)
         _, alive = psutil.wait_procs(family, timeout=30)

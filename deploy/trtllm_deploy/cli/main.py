@@ -117,10 +117,12 @@ def _build(asked: Planned, fail_fast: bool) -> Outcome:
     """Make what is missing; what couldn't be made is told on stderr, a line for each error."""
     from trtllm_deploy.builds.build import build as build_plans
     from trtllm_deploy.builds.progress import BuildProgress
+    from trtllm_deploy.machine.remains import scratch_folder, sweep_remains
     from trtllm_deploy.plan.plan import distinct
 
     asked.workspace.remember(asked.file.path.absolute(), distinct(asked.plans))
-    with BuildProgress(console()) as progress:
+    sweep_remains()
+    with scratch_folder(), BuildProgress(console()) as progress:
         outcome = build_plans(
             asked.plans, asked.workspace, asked.executor, progress, fail_fast=fail_fast
         )

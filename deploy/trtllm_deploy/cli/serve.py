@@ -19,6 +19,7 @@ from trtllm_deploy.machine.console import console
 from trtllm_deploy.workspace.folder import Workspace
 
 if TYPE_CHECKING:
+    from trtllm_deploy.machine.remains import Remains
     from trtllm_deploy.serve.processes import Processes
     from trtllm_deploy.serve.serving import Target
 
@@ -92,6 +93,7 @@ def serve(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
 ) -> int:
     """Serve the built CELL of FILE with Triton until Ctrl-C."""
+    from trtllm_deploy.machine.remains import sweep_remains
     from trtllm_deploy.serve.launch import TritonServer
     from trtllm_deploy.serve.ports import Ports, claimed
     from trtllm_deploy.serve.serving import in_background, keep_serving
@@ -115,6 +117,7 @@ def serve(
         return 0
     if not _preflight(target, processes) and not chosen["force"]:
         raise UserError("preflight found errors; nothing was started", fix="--force goes on")
+    sweep_remains()  # one that was left may listen there
     with claimed(ports, chosen["address"]):
         if chosen["detach"]:
             code = in_background(target.workspace, log_file.with_suffix(".out"))
@@ -175,7 +178,8 @@ def _preflight(target: Target, processes: Processes) -> bool:
 @click.command()
 @workspace_folder
 def ps(workspace: Path) -> None:
-    """List the cells that are served from this workspace."""
+    """List the cells that are served from this workspace, and what killed commands left here."""
+    from trtllm_deploy.machine.remains import remains
     from trtllm_deploy.serve.running import running
 
     table = Table()
@@ -186,25 +190,42 @@ def ps(workspace: Path) -> None:
         since = datetime.fromisoformat(each.since).astimezone().strftime("%F %T")
         table.add_row(each.cell, each.state, str(each.pid), *ports, str(each.world_size), since)
     console().print(table)
+    for left in remains():
+        click.echo(f"a killed command left {_told(left)}; 'stop' or the next start ends that")
+
+
+def _told(left: Remains) -> str:
+    pids = ", ".join(map(str, left.processes))
+    processes = f"{len(left.processes)} processes ({pids})" if pids else "no process"
+    return f"{processes}, {left.memory / 2**20:.1f} MiB of shared memory"
 
 
 @click.command()
 @click.argument("cell", required=False)
 @workspace_folder
 def stop(cell: str | None, workspace: Path) -> None:
-    """Stop the server of CELL; without it, all that are served from this workspace."""
+    """Stop the server of CELL; without it, all that are served from this workspace.
+
+    What killed commands of this user left on this machine ends as well.
+    """
+    from trtllm_deploy.machine.remains import remains
+    from trtllm_deploy.machine.supervise import sweep
     from trtllm_deploy.serve.running import running
     from trtllm_deploy.serve.running import stop as end
 
     served = running(Workspace(workspace.resolve()))
     chosen = [each for each in served if cell in (None, each.cell)]
-    if not chosen:
+    left = remains()
+    for each in left:
+        sweep(each.name)
+        click.echo(f"ended what a killed command left: {_told(each)}")
+    if not chosen and (cell or not left):
         what = f"{cell} isn't" if cell else "nothing is"
         raise UserError(f"{what} served from {workspace}", fix="see trtllm-deploy ps")
-    for each in chosen:
-        click.echo(f"stopping {each.cell}; requests in flight get {each.exit_seconds} s")
-        end(each)
-        click.echo(f"stopped {each.cell}")
+    for server in chosen:
+        click.echo(f"stopping {server.cell}; requests in flight get {server.exit_seconds} s")
+        end(server)
+        click.echo(f"stopped {server.cell}")
 
 
 COMMANDS = (serve, ps, stop)

@@ -6,10 +6,10 @@ It starts the command and waits for the first of four ends: the command exits; s
 closes or SIGTERM comes, a wish to stop; the launcher dies, also by ``kill -9``; a process called
 VITAL is killed, which the command need not notice. Then the command gets SIGTERM and time, after a
 wish GRACE_SECONDS, else little; what is left of it gets SIGKILL, its shared memory and its scratch
-folder go. Its
+folders go. Its
 processes are known by NAME in their environment, wherever they moved: mpirun puts each rank into
 a process group of its own. Exits with the command's exit code, 128 + N when signal N ended it,
-or so for the vital process. It knows nothing of Triton.
+or so for the vital process. Where it is killed itself, a process that it forked does the rest.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-_NAME_VARIABLE = "TRTLLM_DEPLOY_SERVER"
+NAME_VARIABLE = "TRTLLM_DEPLOY_SERVER"
+"""In the environment of all that runs in a name."""
 _SHORT_GRACE = 5.0  # seconds for a server that nobody owns, or that is broken
 _LOOK_SECONDS = 1.0  # between looks for a vital process that was killed
 _COMM_LENGTH = 15  # of a process's name, TASK_COMM_LEN without its end
-_STATE, _PARENT, _EXIT_CODE = 0, 1, 49  # of proc(5)'s fields after the name
+_PYTHON_BACKEND = b"libtriton_python.so"
+_STATE, _PARENT, _START, _EXIT_CODE = 0, 1, 19, 49  # of proc(5)'s fields after the name
 
 
 def main(launcher: int, grace: float, name: str, vital: str, command: list[str]) -> int:
     """Run the command to one of its ends; returns the exit code to leave with."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    guard = _guard(name)
     told, tell = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(tell, b"."))
@@ -46,7 +49,7 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=ending_with_parent(),
-        env={**os.environ, _NAME_VARIABLE: name},
+        env={**os.environ, NAME_VARIABLE: name},
     )
     ended = os.pidfd_open(child.pid)
     lost = _until_an_end((ended, told, sys.stdin.fileno()), launcher, name, vital)
@@ -56,8 +59,22 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
         _wait_for(ended, seconds=min(grace, _SHORT_GRACE) if hurry else grace)
     sweep(name)
     code = lost or child.wait()
+    os.kill(guard, signal.SIGKILL)
     _bury()
     return code if code >= 0 else 128 - code
+
+
+def _guard(name: str) -> int:
+    """Fork a process that sweeps when this one is killed; its pid."""
+    this = os.pidfd_open(os.getpid())
+    guard = os.fork()
+    if not guard:
+        os.setsid()
+        _wait_for(this)
+        sweep(name)
+        os._exit(0)
+    os.close(this)
+    return guard
 
 
 def ending_with_parent() -> Callable[[], None]:
@@ -92,6 +109,42 @@ def sweep(name: str, seconds: float = 5.0) -> None:
     for region in Path("/dev/shm").glob(f"{name}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(scratch(name), ignore_errors=True)
+    _sweep_environments()
+
+
+def _sweep_environments() -> None:
+    """Remove what Triton's python backend leaves in /tmp when it is killed: an empty folder.
+
+    It has that name wherever it was started, so one stays that somebody may use: a process of this
+    user that has the backend loaded and was there before it.
+    """
+    found = {}
+    for folder in Path("/tmp").glob("python_env_??????"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid == os.getuid():
+                found[folder] = status.st_mtime
+    oldest = min((_began(each) for each in _with_backend()), default=time.time()) if found else 0
+    for folder, made in found.items():
+        if made < oldest:
+            with contextlib.suppress(OSError):  # not empty: an environment that a model brought
+                folder.rmdir()
+
+
+def _with_backend() -> Iterator[Path]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if _PYTHON_BACKEND in (folder / "maps").read_bytes():
+                yield folder
+
+
+def _began(folder: Path) -> float:
+    """When the process of a folder in /proc started, as time.time() tells it, or a bit before."""
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    with contextlib.suppress(OSError):
+        fields = (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()
+        return booted + int(fields[_START]) / os.sysconf("SC_CLK_TCK") - 1.0
+    return time.time()
 
 
 def scratch(name: str) -> Path:
@@ -130,10 +183,10 @@ def _lives(process: int) -> bool:
     return False
 
 
-def _wait_for(ended: int, *, seconds: float) -> bool:
+def _wait_for(ended: int, *, seconds: float | None = None) -> bool:
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    return bool(waiting.poll(seconds * 1000))
+    return bool(waiting.poll(None if seconds is None else seconds * 1000))
 
 
 def _processes(name: str) -> Iterator[int]:
@@ -148,7 +201,7 @@ def _has_name(folder: Path, name: str) -> bool:
         environment = (folder / "environ").read_bytes()
     except OSError:  # another user's, or gone
         return False
-    return f"{_NAME_VARIABLE}={name}".encode() in environment.split(b"\0")
+    return f"{NAME_VARIABLE}={name}".encode() in environment.split(b"\0")
 
 
 def _killed(name: str, vital: str) -> dict[int, int]:

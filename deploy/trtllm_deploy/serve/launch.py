@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import os
 import re
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from llm_perf.errors import UserError
 from trtllm_deploy.check.failures import first_errors
 from trtllm_deploy.machine import supervise
 from trtllm_deploy.machine.environment import clean_environment
+from trtllm_deploy.machine.remains import new_name
 from trtllm_deploy.serve.command import server_command
 from trtllm_deploy.serve.find_triton import find_triton
 from trtllm_deploy.serve.log import ServerLog
@@ -76,7 +76,7 @@ class TritonServer:
         self.log = ServerLog(log_file)
         self.exit_seconds = exit_seconds
         self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
-        self._name = f"trtllm-deploy-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._name = new_name()
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     @property

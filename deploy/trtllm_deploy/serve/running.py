@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.machine.remains import process_start
 from trtllm_deploy.serve.ports import Ports
 from trtllm_deploy.workspace.folder import Workspace
 
@@ -103,15 +104,6 @@ def stop(served: Running) -> None:
                     return
         finally:
             os.close(process)
-
-
-def process_start(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None where there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])  # field 22 of proc(5)
 
 
 def _folder(workspace: Workspace) -> Path:

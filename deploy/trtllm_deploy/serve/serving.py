@@ -21,6 +21,7 @@ from llm_perf.screen import plain
 from trtllm_deploy.check.failures import diagnose_logs
 from trtllm_deploy.check.finding import print_findings
 from trtllm_deploy.machine.console import console
+from trtllm_deploy.machine.remains import process_start
 from trtllm_deploy.serve.launch import ServerError, TritonServer
 from trtllm_deploy.serve.running import (
     CHANGED,
@@ -28,7 +29,6 @@ from trtllm_deploy.serve.running import (
     State,
     forget,
     note,
-    process_start,
     running,
 )
 from trtllm_deploy.store.leases import Lease

@@ -84,13 +84,30 @@ def test_a_server_that_nobody_owns_does_not_get_the_time_that_a_wish_to_stop_giv
         assert until(lambda: gone(pids))
 
 
-def test_after_the_death_of_the_supervisor_a_sweep_ends_what_is_left() -> None:
+def test_the_death_of_launcher_and_supervisor_ends_the_server_and_its_children() -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as launcher,
+        supervised(SERVER.format(handler=""), launcher=launcher.pid) as process,
+    ):
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        launcher.kill()
+        process.kill()
+        process.wait()
+        assert until(lambda: gone(pids))
+        launcher.wait()
+
+
+def test_what_is_left_when_its_guard_is_killed_too_a_sweep_ends() -> None:
     with supervised(SERVER.format(handler=""), launcher=os.getpid()) as process:
         assert process.stdout is not None
         server, child = (int(pid) for pid in process.stdout.readline().split())
-        process.kill()
+        children = psutil.Process(process.pid).children()
+        [guard] = [each.pid for each in children if each.pid != server]
+        for pid in (guard, process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
-        assert until(lambda: gone([server]))
+        assert until(lambda: gone([server, guard]))
         assert psutil.pid_exists(child)
         supervise.sweep(NAME)
         assert until(lambda: gone([child]))
