@@ -6,7 +6,6 @@ scratch folder begin with it. Knows nothing of what runs.
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import secrets
@@ -15,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from trtllm_deploy.machine import supervise
 
 _SHARED_MEMORY = Path("/dev/shm")
+_AFTER_MULTIPROCESSING = -200  # it removes its own temporary folder at -100
 _NAME = re.compile(r"trtllm-deploy-(\d+)-(\d+)-(\d+)-[0-9a-f]{8}-")
 
 
@@ -99,7 +100,7 @@ def _own_name() -> str:
     """Of this process; multiprocessing keeps using the first temporary folder that it finds."""
     name = new_name()
     supervise.scratch(name).mkdir(mode=0o700)
-    atexit.register(supervise.sweep, name)
+    Finalize(None, supervise.sweep, args=(name,), exitpriority=_AFTER_MULTIPROCESSING)
     return name
 
 
