@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.attention_windows import attention_windows, narrowest
 from trtllm_deploy.checkpoint.source_faults import CheckpointKind, source_fault
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -39,10 +40,21 @@ def refuse_models(file: DeploymentFile, configs: Configs, kind: CheckpointKind) 
                     raise file.error(("models", name), fault.what, fault.fix)
 
 
-def refuse_rope(file: DeploymentFile, configs: Configs) -> None:
-    """Raises UserError with the model's line: the release's engine turns positions another way."""
+def refuse_release(file: DeploymentFile, configs: Configs) -> None:
+    """Raises UserError with the model's line: the release lacks its class, or turns positions
+    another way."""
+    release = file.deployment.release
     for name, config in configs.items():
-        if fault := rope_fault(config, file.deployment.release):
+        architecture = next(iter(config.get("architectures") or ()), None)
+        known = ARCHITECTURES.get(str(architecture))
+        if known is not None and _number(release) < known.since:
+            first = ".".join(map(str, known.since))
+            raise file.error(
+                ("models", name, "source"),
+                f"TensorRT-LLM {release} has no {architecture}, {first} is the first",
+                "choose a release or a model that fits",
+            )
+        if fault := rope_fault(config, release):
             raise file.error(("models", name, "source"), fault, ROPE_FIX)
 
 

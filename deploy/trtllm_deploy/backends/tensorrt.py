@@ -16,7 +16,7 @@ from trtllm_deploy.backends.model_refusals import (
     Configs,
     carried_window,
     refuse_models,
-    refuse_rope,
+    refuse_release,
     refuse_windows,
     rope_fault,
 )
@@ -41,7 +41,7 @@ class TensorrtBackend:
         """Refuse combinations that the build, the load or the first request would fail on."""
         refuse(file, cells, gpus)
         refuse_models(file, configs, self.checkpoint_kind)
-        refuse_rope(file, configs)
+        refuse_release(file, configs)
         refuse_windows(file, cells, configs)
 
     def settings(
@@ -53,8 +53,9 @@ class TensorrtBackend:
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
         """Exactly the flags that are said on the command line; a step as trtllm-build clips it."""
         given = file.given_flags(cell)
-        most = most_tokens(given)
-        return given if most is None else {**given, "max_num_tokens": most}
+        if "max_num_tokens" not in given:
+            return given
+        return {**given, "max_num_tokens": file.step_tokens(cell)}
 
     def command(self, job: EngineJob) -> tuple[str, ...] | None:
         """``trtllm-build`` with the cell's flags; a timing cache is read once there is one."""
@@ -108,16 +109,6 @@ class TensorrtBackend:
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
         render_repository(job, "tensorrt")
-
-
-def most_tokens(flags: Mapping[str, Any]) -> int | None:
-    """What trtllm-build clips the max_num_tokens that is asked for to; None where it doesn't.
-
-    A step can't have more tokens than max_seq_len x max_batch_size: check_max_num_tokens in
-    TensorRT-LLM's _common.py, the same from 0.11.0 to 1.0.0.
-    """
-    asked, most = flags.get("max_num_tokens"), flags["max_seq_len"] * flags["max_batch_size"]
-    return most if asked is not None and asked > most else None
 
 
 def _smaller(job: EngineJob) -> list[str]:

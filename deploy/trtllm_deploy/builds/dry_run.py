@@ -98,14 +98,14 @@ class _Script:
         yield shlex.join(["python3", "-m", "trtllm_deploy.checkpoint.quantize", job_file])
 
     def _architecture(self, stage: Stage) -> str:
-        shape = self.facts.shapes.get(stage.cell.model)
-        if shape is None or not shape.architecture:
+        names = self.facts.configs.get(stage.cell.model, {}).get("architectures")
+        if not isinstance(names, list) or not names:
             raise self.file.error(
                 ("models", stage.cell.model),
                 "its config.json isn't known, so neither is the script that converts it",
                 "name a copy of it under 'shape:'",
             )
-        return shape.architecture
+        return str(names[0])
 
     def _engine(self, stage: Stage, folder: Path) -> list[str]:
         made_from = stage.made_from

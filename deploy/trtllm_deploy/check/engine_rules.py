@@ -13,6 +13,7 @@ from trtllm_deploy.backends.engine_config import EngineConfig
 from trtllm_deploy.backends.refusals import FP8_SM
 from trtllm_deploy.check.facts import Facts, Model, found
 from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.checkpoint.architectures import find_architecture
 from trtllm_deploy.plan.memory import (
     KV_FRACTION,
     WEIGHT_BYTES,
@@ -20,7 +21,7 @@ from trtllm_deploy.plan.memory import (
     kv_bytes_per_token,
     weight_bytes,
 )
-from trtllm_deploy.plan.shape import read_shape
+from trtllm_deploy.plan.shape import read_shape, trained_length
 
 _HOPPER_SM = 90
 _LEAST_SM = {"NVFP4": 100, "FP8": FP8_SM, "W4A8_AWQ": FP8_SM}
@@ -73,6 +74,9 @@ def lengths(facts: Facts, llm: Model, engine: EngineConfig) -> Iterator[Finding]
     ):
         if math.inf > asked > built:
             yield found(rule, where, asked=asked, built=built)
+    trained, most = trained_length(engine.pretrained), isl + osl or engine.limit("max_seq_len")
+    if trained is not None and most is not None and most > trained:
+        yield found("positions", facts.place, asked=most, trained=trained)
     for bls in facts.playing("tensorrt_llm_bls"):
         if beams > 1 and bls.flag("accumulate_tokens"):
             yield found("accumulate", bls.at("accumulate_tokens"))
@@ -180,7 +184,8 @@ def _bytes_on_a_gpu(engine: EngineConfig) -> tuple[int, int, float] | None:
     """Weights, what a step works with, and KV cache of a token; None for an unknown model."""
     quantized = [each for each in WEIGHT_BYTES if each == engine.quantization.get("quant_algo")]
     head_size = engine.pretrained.get("head_size")
-    shape = read_shape({**engine.pretrained, "head_dim": head_size})
+    names = [find_architecture(engine.pretrained)]
+    shape = read_shape({**engine.pretrained, "head_dim": head_size, "architectures": names})
     if shape is None or not quantized:
         return None
     kv_dtype = engine.quantization.get("kv_cache_quant_algo")

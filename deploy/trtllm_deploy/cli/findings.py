@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from rich.markup import escape
@@ -19,6 +19,10 @@ from llm_perf.screen import plain
 from trtllm_deploy.check.finding import Finding, print_findings
 from trtllm_deploy.cli.options import planned, workspace_folder
 from trtllm_deploy.machine.console import console
+
+if TYPE_CHECKING:
+    from trtllm_deploy.plan.plan import CellPlan
+    from trtllm_deploy.workspace.folder import Workspace
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -49,9 +53,16 @@ def check(
     """
     from trtllm_deploy.check.preflight import here, judge
 
-    repository, lengths = _repository(target, cell, workspace)
+    findings: list[Finding] = []
+    lengths = None
+    if cell is None:
+        repository = _repository(target, workspace)
+    else:
+        chosen, space, findings = _asked(target, cell, workspace)
+        lengths = (chosen.cell.isl, chosen.cell.osl)
+        repository = target if findings else space.repository(chosen)
     launch = here(world_size=world_size, lengths=lengths, engine=engine)
-    findings = judge(repository, launch)
+    findings = findings or judge(repository, launch)  # what is refused isn't there
     blind = ["what a GPU can hold and compute (there is none here)"] * (not launch.gpus)
     blind += ["the engine's version (TensorRT-LLM isn't installed)"] * (launch.tensorrt_llm is None)
     if blind:
@@ -62,19 +73,25 @@ def check(
     return _print(findings, f"no findings in {repository}")
 
 
-def _repository(
-    target: Path, cell: str | None, workspace: Path
-) -> tuple[Path, tuple[int, int] | None]:
-    """The folder that is meant, with ISL and OSL if a deployment file says them."""
-    if cell is not None:
-        from trtllm_deploy.plan.plan import find_plan
+def _asked(target: Path, cell: str, workspace: Path) -> tuple[CellPlan, Workspace, list[Finding]]:
+    """A cell of a deployment file, and what the installed TensorRT-LLM refuses of it."""
+    from trtllm_deploy.check.judged import judged
+    from trtllm_deploy.plan.plan import find_plan
 
-        asked = planned(target, workspace, offline_ok=True)
-        chosen = find_plan(asked.plans, asked.file, cell)
-        return asked.workspace.repository(chosen), (chosen.cell.isl, chosen.cell.osl)
+    asked = planned(target, workspace, offline_ok=True)
+    chosen = find_plan(asked.plans, asked.file, cell)
+    findings, unasked = judged(chosen, asked.workspace)
+    if unasked is not None:
+        why = plain(unasked)
+        click.echo(f"not checked: whether TensorRT-LLM takes the cell ({why})", err=True)
+    return chosen, asked.workspace, findings
+
+
+def _repository(target: Path, workspace: Path) -> Path:
+    """The folder that is meant."""
     for folder in (target, workspace / "ensemble_models" / target):
         if folder.is_dir():
-            return folder, None
+            return folder
     raise UserError(
         f"{target} is neither a folder nor a cell that was built in {workspace}",
         fix="name one of the file's cells after it: see 'trtllm-deploy status'"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llm_perf.errors import UserError, exit_code
+from llm_perf.screen import plain
 from trtllm_deploy import __version__
 from trtllm_deploy.cli.example import COMMANDS as EXAMPLE
 from trtllm_deploy.cli.findings import COMMANDS as FINDINGS
@@ -56,6 +57,7 @@ def plan(file: Path, workspace: Path, where: Where, gpu_memory: str | None) -> N
     """Show the cells of FILE, what is left to make, and what a GPU has to hold."""
     from trtllm_deploy.cli.tables import print_plan
     from trtllm_deploy.plan.memory import memory_plans, parse_size
+    from trtllm_deploy.plan.notes import notes
 
     size = parse_size(gpu_memory) if gpu_memory else None
     asked = planned(file, workspace, where, offline_ok=True)
@@ -63,7 +65,8 @@ def plan(file: Path, workspace: Path, where: Where, gpu_memory: str | None) -> N
         size = asked.facts.gpus[0].memory
     cells = [each.cell for each in asked.plans]
     memory = memory_plans(asked.file, cells, asked.facts.shapes, size)
-    print_plan(asked.plans, asked.workspace, console(), memory)
+    said = notes(asked.file, cells, asked.facts)
+    print_plan(asked.plans, asked.workspace, console(), memory, said)
 
 
 @command.command()
@@ -118,8 +121,11 @@ def _build(asked: Planned, fail_fast: bool) -> Outcome:
     from trtllm_deploy.builds.build import build as build_plans
     from trtllm_deploy.builds.progress import BuildProgress
     from trtllm_deploy.machine.remains import scratch_folder, sweep_remains
+    from trtllm_deploy.plan.notes import notes
     from trtllm_deploy.plan.plan import distinct
 
+    for note in notes(asked.file, [each.cell for each in asked.plans], asked.facts):
+        click.echo(f"trtllm-deploy: note: {plain(note)}", err=True)
     asked.workspace.remember(asked.file.path.absolute(), distinct(asked.plans))
     sweep_remains()
     with scratch_folder(), BuildProgress(console()) as progress:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llm_perf.errors import UserError
+from llm_perf.screen import plain
 from trtllm_deploy.plan.memory import MemoryPlan
 from trtllm_deploy.plan.plan import CellPlan, StageKind, distinct
 from trtllm_deploy.releases.commands import Flag
@@ -24,8 +26,9 @@ def print_plan(
     workspace: Workspace,
     console: Console,
     memory: Mapping[str, MemoryPlan] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Print a row per cell, and how many artifacts are there and to make.
+    """Print a row per cell, how many artifacts are there and to make, and a line for each note.
 
     ``memory``, by cell name, adds what a GPU has to hold.
     """
@@ -50,6 +53,8 @@ def print_plan(
     verdicts = Counter(each.verdict for each in (memory or {}).values() if each.tokens is not None)
     if verdicts:
         console.print("memory: " + ", ".join(f"{verdicts[key]} {key}" for key in sorted(verdicts)))
+    for note in notes:
+        console.print(escape(f"note: {plain(note)}"), soft_wrap=True)
 
 
 _STYLES = {"fits": "green", "batch can't fill": "yellow", "doesn't fit": "red"}

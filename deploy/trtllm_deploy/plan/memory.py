@@ -102,17 +102,16 @@ def plan_memory(
 ) -> MemoryPlan:
     """The memory of one cell; ``gpu_memory`` in bytes."""
     triton = file.deployment.triton
-    flags = {name: file.flag(cell, name) for name in ("max_num_tokens", "tokens_per_block")}
     batch = cell.max_batch_size
     weights = weight_bytes(shape, PRECISIONS[cell.precision].quant_algo, cell.tp, cell.pp)
     kv_dtype = file.deployment.kv_cache_dtype.get(cell.precision)
     per_token = kv_bytes_per_token(shape, cell.tp, cell.pp, kv_dtype)
-    activations = activation_bytes(shape, cell.tp, int(flags["max_num_tokens"] or 0), batch)
+    activations = activation_bytes(shape, cell.tp, file.step_tokens(cell) or 0, batch)
     if gpu_memory is None:
         return MemoryPlan(cell, weights, per_token, activations)
     fraction = triton.kv_cache_free_gpu_mem_fraction or KV_FRACTION
     free = max(0, gpu_memory - weights - activations) * fraction
-    block = int(flags["tokens_per_block"] or 1)
+    block = int(file.flag(cell, "tokens_per_block") or 1)
     blocks = int(free / per_token) // block
     if triton.max_tokens_in_paged_kv_cache:
         blocks = min(blocks, triton.max_tokens_in_paged_kv_cache // block)

@@ -125,6 +125,16 @@ class DeploymentFile:
         known = load_release(self.deployment.release).commands["trtllm-build"].flags.get(name)
         return known.default if known else None
 
+    def step_tokens(self, cell: Cell) -> int | None:
+        """max_num_tokens as trtllm-build clips it; None where neither file nor release says it.
+
+        A step can't have more tokens than max_seq_len x max_batch_size: check_max_num_tokens in
+        TensorRT-LLM's _common.py, the same from 0.11.0 to 1.0.0.
+        """
+        asked = self.flag(cell, "max_num_tokens")
+        most = int(self.flag(cell, "max_seq_len")) * int(self.flag(cell, "max_batch_size"))
+        return None if asked is None else min(int(asked), most)
+
 
 def load_deployment(path: Path) -> DeploymentFile:
     """Read and check a deployment file.

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.judge import Question, Verdict, ask, fix_of, refuse_unless_accepted
+from trtllm_deploy.cli.main import command
 
 BUILD = """
 import argparse
@@ -119,3 +122,25 @@ def test_nothing_is_asked_where_none_is_installed(
 def test_a_missing_key_has_a_fix() -> None:
     fix = fix_of("AttributeError: 'QWenConfig' object has no attribute 'seq_length'")
     assert fix is not None and "seq_length" in fix
+
+
+def test_check_asks_about_a_cell_as_its_build_would(install: Install, tmp_path: Path) -> None:
+    install("print('[TensorRT-LLM] TensorRT-LLM version: 9.9')")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    spec = {
+        "backend": "tensorrt",
+        "models": {"m": {"source": "model"}},
+        "precisions": ["fp16"],
+        "matrix": {"max_batch_size": [4], "isl_osl": ["128,64"]},
+    }
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(spec))
+    words = ["check", str(tmp_path / "d.yaml"), "m_fp16_tp1_pp1_isl128_osl64_bs4"]
+    done = CliRunner().invoke(command, [*words, "--workspace", str(tmp_path / "w"), "--json"])
+    (refused,) = (each for each in json.loads(done.stdout) if "refuses it" in each["what"])
+    assert refused["what"].startswith("TensorRT-LLM 1.2 refuses it: unrecognized arguments: --")
+    assert refused["fix"].startswith("remove --")
+    (tmp_path / "bin" / "trtllm-build").unlink()
+    blind = CliRunner().invoke(command, [*words, "--workspace", str(tmp_path / "w")])
+    assert "whether TensorRT-LLM takes the cell (there is no trtllm-build here)" in blind.stderr
+    assert "refuses it" not in blind.output

@@ -114,6 +114,13 @@ def test_a_rotary_scaling_that_the_release_gets_wrong_is_refused(
         check(tmp_path, config, release=release)
 
 
+def test_an_architecture_that_the_release_lacks_is_refused(tmp_path: Path) -> None:
+    config = {**QWEN2, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    check(tmp_path, config, release="1.2")
+    with pytest.raises(UserError, match=r"0\.11\.0 has no Qwen3ForCausalLM, 1\.0 is the first"):
+        check(tmp_path, config, release="0.11.0")
+
+
 @pytest.mark.parametrize(
     ("config", "longest", "setting"),
     [

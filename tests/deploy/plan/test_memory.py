@@ -133,6 +133,13 @@ def test_a_limit_on_cache_tokens_throttles_whatever_the_gpu(tmp_path: Path) -> N
     assert (plan.tokens, plan.sequences, plan.verdict) == (8544, 2, "batch can't fill")
 
 
+def test_a_step_is_no_longer_than_all_sequences_together(tmp_path: Path) -> None:
+    clipped = memory(tmp_path, "80GiB", build={"max_num_tokens": 1_000_000})
+    most = memory(tmp_path, "80GiB", build={"max_num_tokens": 64 * 4096})
+    assert clipped == most
+    assert clipped.activations > memory(tmp_path, "80GiB").activations
+
+
 def test_the_shapes_of_the_example_are_those_of_the_models() -> None:
     assert example_shape("qwen2-7b") == QWEN2_7B
     assert example_shape("qwen2-72b") == QWEN2_72B
@@ -140,7 +147,40 @@ def test_the_shapes_of_the_example_are_those_of_the_models() -> None:
 
 def test_a_config_without_sizes_has_no_shape() -> None:
     assert read_shape({"hidden_size": 4}) is None
+    assert read_shape({"architectures": None}) is None
     assert read_shape({"hidden_size": None, "num_attention_heads": 1}) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8},
+        {"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512},
+        {"architectures": ["GPTNeoXForCausalLM"]},
+        {"architectures": ["LlamaForCausalLM"], "num_local_experts": 8},
+        {"architectures": []},
+    ],
+)
+def test_the_size_of_layers_that_are_not_known_is_not_guessed(changed: dict[str, object]) -> None:
+    config = json.loads((EXAMPLES / "shapes" / "qwen2-7b.json").read_text())
+    assert read_shape(config) is not None
+    assert read_shape({**config, **changed}) is None
+
+
+def test_qwen3_counts_as_published() -> None:
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    }
+    shape = read_shape(config)
+    assert shape is not None
+    assert shape.parameters == 8_190_735_360  # Qwen/Qwen3-8B, model.safetensors.index.json
 
 
 @pytest.mark.parametrize(
