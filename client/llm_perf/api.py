@@ -108,12 +108,28 @@ def measure(
         accuracy=score_records(records, conditions.score),
         extent=conditions.extent,
         health=judge(came.samples, [] if burst else came.send_lags_ns),
-        remarks=(*_shortfall(load, came), *came.remarks, *came.dialect.remarks, *workload.remarks),
+        remarks=(
+            *_shortfall(load, came),
+            *came.remarks,
+            *came.dialect.remarks,
+            *workload.remarks,
+            *_glued(endpoint, workload),
+        ),
         max_in_flight_seen=came.kept.most_in_flight,
         stopped=came.stopped,
         server=server,
         server_metrics=scraper.summary() if scraper else {},
     )
+
+
+def _glued(endpoint: Endpoint, workload: Workload) -> Iterator[str]:
+    """Say where chats went out as one text that the model's template has not written."""
+    chats = sum(len(prompt.messages or ()) > 1 for prompt in workload.prompts)
+    if chats and not workload.rendered and endpoint.chosen != "chat":
+        yield (
+            f"{chats} chats were sent as one text, their turns joined by newlines without roles: "
+            "--chat-template renders them as the model knows them"
+        )
 
 
 def _shortfall(load: Load, came: Offered) -> Iterator[str]:

@@ -115,7 +115,7 @@ def read_workload(flags: Flags) -> Workload:
 
 def read_shape(flags: Flags) -> dict[str, Any]:
     """Say what every request has besides, as ``load_workload`` takes it."""
-    from llm_perf.workload.datasets import parse_extra_body, parse_sampling
+    from llm_perf.workload.fields import parse_extra_body, parse_sampling
 
     extra = flags["extra_body"]
     return {

@@ -88,8 +88,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--tokenizer-path", "The model's folder, or its tokenizer.json.  [default: none, "
                 "the server counts]", _FILE),
         _option("--input-data", "Prompts, a JSON object a line: text_input, and max_tokens, "
-                "reference, category and sampling parameters if any; also the files of genai-perf, "
-                "trtllm-bench, ShareGPT and mooncake.", _FILE),
+                "reference, category and sampling parameters if any; also a CSV with a header, "
+                "and the files of genai-perf, vLLM, trtllm-bench, ShareGPT and mooncake.", _FILE),
         _option("--isl", "Make prompts up: so many tokens each, exactly.", metavar="N[±S]"),
         _option("--osl", "With --isl: output tokens of each answer, exactly.", metavar="N[±S]"),
         _option("--shared-prefix-tokens", "With --isl: tokens at the start that are the same in "

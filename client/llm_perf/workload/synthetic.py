@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import LONGEST_TOKENS
+from llm_perf.workload.fields import LONGEST_TOKENS
 from llm_perf.workload.tokens import Tokenizer
 
 _WRITTEN: Final = re.compile(r"([0-9]{1,9})(?:(?:±|\+-|\+/-)([0-9]{1,9}))?")

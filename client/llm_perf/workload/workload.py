@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import Line, read_lines
+from llm_perf.workload.datasets import Line, read_lines, unused_remarks
 from llm_perf.workload.synthetic import Lengths, make_texts
 from llm_perf.workload.tokens import Tokenizer, load_tokenizer
 
@@ -57,7 +57,8 @@ class Workload:
     """The prompts, in the order they are sent; ``sha256`` is over everything that is sent.
 
     ``source`` says where they came from, ``seed`` what was drawn with it, if anything was,
-    ``remarks`` what of the data isn't used.
+    ``remarks`` what of the data isn't used; ``rendered`` says that chats are as the model's
+    template has them.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Workload:
     tokenizer: Tokenizer | None = field(repr=False, compare=False)
     seed: int | None = None
     remarks: tuple[str, ...] = ()
+    rendered: bool = False
 
 
 def load_workload(
@@ -126,7 +128,8 @@ def workload_of(
     lengths = output_tokens.draw(len(lines), random) if output_tokens else None
     prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {}, extra_body or {})
     drawn = seed if output_tokens or bare else None
-    return Workload(source, prompts, _hash(prompts), tokenizer, drawn)
+    remarks = tuple(unused_remarks(lines))
+    return Workload(source, prompts, _hash(prompts), tokenizer, drawn, remarks, chat_template)
 
 
 def synthetic_workload(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from llm_perf.api import Concurrency, Endpoint, Run, load_workload, measure
 from llm_perf.cli.main import command
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import parse_extra_body
+from llm_perf.workload.fields import parse_extra_body
 from llm_perf.workload.synthetic import Lengths
 from tests.client.talking import TalkingServer
 
@@ -23,7 +23,7 @@ def asked(
 ) -> Callable[..., tuple[Run, list[dict[str, object]]]]:
     def asked(*lines: object, refuses: set[str] | None = None, exactly: int = 0, **shape: object):
         with TalkingServer(refuses=frozenset(refuses or ())) as server:
-            names = {"max_tokens_field", "stream_options"}
+            names = {"max_tokens_field", "stream_options", "transport"}
             endpoint = {key: shape.pop(key) for key in names & shape.keys()}
             workload = load_workload(
                 write_prompts(*lines),
@@ -121,3 +121,13 @@ def test_a_whole_run_from_the_command_line(tmp_path: Path, write_prompts) -> Non
 def test_what_is_for_openai_alone_says_so(flag: str) -> None:
     done = CliRunner().invoke(command, [flag], standalone_mode=False)
     assert isinstance(done.exception, UserError) and "is for -i openai" in str(done.exception)
+
+
+def test_chats_without_a_template_are_not_glued_in_silence(asked) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    run, (body,) = asked({"messages": turns, "answer": "x"})
+    assert body["prompt"] == "s\nu"
+    assert any("1 chats were sent as one text" in note for note in run.notes)
+    assert any("keys of the data that aren't used: answer (1 of 1)" in note for note in run.notes)
+    run, (body,) = asked({"messages": turns}, transport="chat")
+    assert body["messages"] == turns and not any("one text" in note for note in run.notes)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import Line, parse_line, parse_sampling, read_lines, read_object
+from llm_perf.workload.datasets import Line, parse_line, read_lines, read_object
+from llm_perf.workload.fields import parse_sampling
 
 PATH = Path("p.jsonl")
 _text = st.text(st.characters(exclude_categories=["Cs"]))

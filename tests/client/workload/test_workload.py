@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
-from llm_perf.workload.datasets import LONGEST_TOKENS
+from llm_perf.workload.fields import LONGEST_TOKENS
 from llm_perf.workload.synthetic import Lengths, parse_lengths
 from llm_perf.workload.tokens import load_tokenizer
 from llm_perf.workload.workload import DEFAULT_MAX_TOKENS, load_workload, synthetic_workload
