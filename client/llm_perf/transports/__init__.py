@@ -33,7 +33,9 @@ _MODULES: Final[dict[str, dict[str, str]]] = {
 Headers = tuple[tuple[str, str], ...]
 _PLACE = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _BASE = re.compile(r"https?://[^\s/?#\\]+(/[^\s?#]*)?(\?[^\s#]*)?")
-_SECRET = re.compile(r"key|token|secret|passw|sig|credential|auth", re.IGNORECASE)
+SECRET: Final = re.compile(
+    r"key|token|secret|passw|signature|credential|auth|cookie|^sig$", re.IGNORECASE
+)  # in the name of a header or of a URL's parameter
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
@@ -74,7 +76,7 @@ class Endpoint:
             known = ", ".join(_MODULES)
             raise UserError(f"unknown protocol {self.protocol!r}", fix=f"use one of: {known}")
         if "@" in self.url.partition("?")[0] or any(
-            _SECRET.search(each.partition("=")[0])
+            SECRET.search(each.partition("=")[0])
             for each in re.split("[?&;]", self.url.partition("?")[2])
         ):
             raise UserError(
@@ -220,6 +222,13 @@ async def connect(
     that may refuse some of it is tried with it, for one token of another text.
     Raises ``UserError`` when nothing answers there, or the model is unknown or unfit.
     """
+    from llm_perf.transports.masked import Mask, Masked
+
     module = importlib.import_module(_MODULES[endpoint.protocol][endpoint.chosen])
-    transport: Transport = await module.connect(endpoint, streams, defaults or {}, trial)
-    return transport
+    mask = Mask(extra_headers(endpoint))
+    try:
+        transport: Transport = await module.connect(endpoint, streams, defaults or {}, trial)
+    except UserError as error:
+        raise UserError(mask.hide_in(str(error))) from error
+    by_itself = endpoint.protocol != "grpc"  # HTTP masks before it reads
+    return transport if by_itself or not mask.secrets else Masked(transport, mask)

@@ -10,6 +10,7 @@ import json
 import re
 from time import perf_counter_ns
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
 from llm_perf.record import Exchange, Status
@@ -24,6 +25,7 @@ from llm_perf.transports.events import (
 )
 from llm_perf.transports.http1 import GARBAGE, Answer
 from llm_perf.transports.http_pool import Pool, request_head
+from llm_perf.transports.masked import Mask
 from llm_perf.transports.turns import Turns
 
 _PATIENCE_S = 10.0
@@ -46,6 +48,7 @@ class HttpTransport:
         self.dialect: HttpDialect = dialect
         self._pool = server.pool
         self._head = server.head("POST", target)
+        self._mask = server.mask
         self._turns = Turns()
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
@@ -61,18 +64,19 @@ class HttpTransport:
     def _read(self, answer: Answer, seen: Exchange, timeout_s: float) -> None:
         """Make messages of the pieces that came, and say how it ended."""
         pieces, seen.messages = seen.messages, []
+        hide = self._mask.hide
         if seen.failure and seen.failure[0] is Status.TIMEOUT:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
         if answer.status not in (0, 200):
             seen.retry_after_s = retry_after(answer)
             status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
-            seen.failure = status, f"HTTP {answer.status}: {said_in(join(pieces))}"
+            seen.failure = status, f"HTTP {answer.status}: {said_in(hide(join(pieces)))}"
             return
         came = seen.failure is None
         if are_events(pieces):
-            seen.messages = cut_events(pieces, came)
+            seen.messages = [(at, hide(said)) for at, said in cut_events(pieces, came)]
         elif came and pieces:
-            seen.messages = [(pieces[-1][0], join(pieces))]
+            seen.messages = [(pieces[-1][0], hide(join(pieces)))]
         if came and not any(self.dialect.ended(each) for _, each in reversed(seen.messages)):
             last = as_it_came(seen.messages[-1][1]) if seen.messages else "nothing"
             seen.failure = Status.ERROR, f"the answer has no end; last came: {last}"
@@ -81,8 +85,8 @@ class HttpTransport:
 
     def so_far(self, seen: Exchange) -> list[bytes]:
         """See ``Transport.so_far``; of an answer that is no event stream nothing."""
-        pieces = seen.messages
-        return [data for _, data in cut_events(pieces, whole=False)] if are_events(pieces) else []
+        pieces = seen.messages if are_events(seen.messages) else []
+        return [self._mask.hide(data) for _, data in cut_events(pieces, whole=False)]
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -97,6 +101,15 @@ def retry_after(answer: Answer) -> float | None:
     return float(told) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", told, re.ASCII) else None
 
 
+def _place(answer: Answer) -> str:
+    """Where a redirect leads, without what may be secret of it."""
+    try:
+        to = urlsplit(answer.fields.get("location", ""))
+        return f"{to.scheme}://{to.hostname}{(to.port and f':{to.port}') or ''}{to.path}"
+    except ValueError:
+        return "no URL"
+
+
 class Server:
     """The server of an endpoint: its connections, and what every request to it begins with.
 
@@ -109,6 +122,7 @@ class Server:
         given = extra_headers(endpoint)
         if ours := sorted({name for name, _ in given}.intersection(_OURS)):
             raise UserError(f"the header {ours[0]} is set by llm_perf", fix="leave it out")
+        self.mask = Mask(given)
         common = {"host": self.pool.authority, "user-agent": "llm_perf", "accept": "*/*"}
         common |= {"content-type": "application/json"}
         for name, _ in given:
@@ -133,7 +147,12 @@ class Server:
                 f"no HTTP server answers at {self.endpoint.base} ({why})",
                 fix="start it, or give its host and HTTP port with -u",
             )
-        body = join(answer.seen.messages)
+        if 300 <= answer.status < 400:
+            raise UserError(
+                f"the server at {self.endpoint.base} redirects to {_place(answer)}",
+                fix="give that with -u, if it is who you mean: neither prompts nor a key follow",
+            )
+        body = self.mask.hide(join(answer.seen.messages))
         try:
             return answer.status, json.loads(body)
         except UNREADABLE:

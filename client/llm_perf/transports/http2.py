@@ -18,6 +18,7 @@ from llm_perf.transports.frames import DATA, END_STREAM, LARGEST, PADDED, Fields
 from llm_perf.transports.sending import Outbox
 
 _HEAD = struct.Struct(">IBI")  # before each payload: its length and kind, flags, stream
+_MOST_OWED = 2**20  # bytes of replies that a server asks for and doesn't read
 _TOP_UP = 2**30  # bytes after which the connection's window is opened again
 
 
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._next = 1
         self._reader = h2.FieldReader()
         self._outbox = Outbox()
+        self._owed = 0
         self._taken = 0  # bytes received since the connection's window was opened
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._handlers = {
@@ -193,14 +195,15 @@ class Connection(asyncio.Protocol):
                 self.max_streams = value
             else:
                 self._outbox.set(key, value)
-        self._write(frame(h2.SETTINGS, h2.ACK, 0, b"") + self._outbox.more())
+        self._reply(frame(h2.SETTINGS, h2.ACK, 0, b""))
+        self._write(self._outbox.more())
         self._wake()
         if not self.ready.done():
             self.ready.set_result(None)
 
     def _on_ping(self, _at: int, _kind: int, flags: int, _number: int, payload: bytes) -> None:
         if not flags & h2.ACK:
-            self._write(frame(h2.PING, h2.ACK, 0, payload))
+            self._reply(frame(h2.PING, h2.ACK, 0, payload))
 
     def _on_window(self, _at: int, _kind: int, _flags: int, number: int, payload: bytes) -> None:
         self._outbox.widen(number, struct.unpack(">I", payload)[0] & LARGEST)
@@ -243,7 +246,8 @@ class Connection(asyncio.Protocol):
         self._wake()
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(error))
-        self.close()
+        if self._transport is not None:
+            self._transport.abort()  # who doesn't read would keep it from closing
 
     def _wake(self) -> None:
         room = len(self._waiting) if self.failure else self.max_streams - len(self._streams)
@@ -252,6 +256,18 @@ class Connection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
                 room -= 1
+
+    def _reply(self, data: bytes) -> None:
+        """Write what the server has asked for, as long as it reads.
+
+        Raises ``ValueError`` when it doesn't.
+        """
+        if self._transport is not None and not self._transport.get_write_buffer_size():
+            self._owed = 0
+        self._owed += len(data)
+        if self._owed > _MOST_OWED:
+            raise ValueError("PINGs whose answers it doesn't read")
+        self._write(data)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():

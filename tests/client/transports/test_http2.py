@@ -53,7 +53,7 @@ class Wire(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.written = b""
+        self.written = bytearray()
         self.closed = False
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
@@ -65,8 +65,14 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def abort(self) -> None:
+        self.close()
+
     def take(self) -> bytes:
-        written, self.written = self.written, b""
+        written, self.written = bytes(self.written), bytearray()
         return written
 
 
@@ -258,6 +264,21 @@ async def test_pings_and_settings_are_answered() -> None:
     assert h2.events.PingAckReceived in kinds
     assert h2.events.SettingsAcknowledged in kinds
     assert pair.ours.ready.done()
+
+
+@looped
+async def test_a_server_that_reads_no_reply_to_its_pings_is_left() -> None:
+    pair = Pair()
+    heard, _ = pair.ask()
+    ping, asked = frame(0x6, 0, 0, b"12345678"), frame(0x4, 0, 0, b"")
+    for _ in range(100):  # it reads: any number of them is answered
+        pair.ours.data_received(ping * 1000)
+        pair.wire.take()
+    assert not heard.ends
+    for _ in range(300):
+        pair.ours.data_received((ping + asked) * 1000)
+    assert heard.ends == [("the server sent garbage: PINGs whose answers it doesn't read", False)]
+    assert pair.wire.closed and len(pair.wire.written) < 2**21
 
 
 @looped
