@@ -8,8 +8,10 @@ findings are in preflight.yaml.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,8 @@ class Model:
     """One model: its config as Triton reads it, and its parameters as they are written.
 
     ``role`` is the part of the ensemble that it plays, ``ensemble``, ``llmapi``, or empty;
-    ``paths`` are what lies in its folder and in the version 1.
+    ``paths`` are what lies in its folder and in the version 1; ``repeated`` are keys of parameters
+    and wires that are there more than once, of which a parser of the config keeps the last.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Model:
     role: str
     config: Any
     parameters: Mapping[str, str]
+    repeated: tuple[str, ...]
 
     def at(self, key: str) -> str:
         """The file, with the first line that has the key."""
@@ -103,7 +107,8 @@ class Model:
     @property
     def instances(self) -> int:
         """Copies of the model, each a process of its own for a python model."""
-        return sum(max(1, group.count) for group in self.config.instance_group) or 1
+        groups = self.config.instance_group
+        return sum(max(1, group.count) * max(1, len(group.gpus)) for group in groups) or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ def _read_model(folder: Path) -> Iterator[Model | Finding]:
             yield found("placeholder", f"{file}:{line}", name=name)
         if blanks:
             return
-        config = text_format.Parse(text, ModelConfig())
+        lists = text_format.Parse(text, _as_lists()())
+        config = ModelConfig.FromString(lists.SerializeToString())  # the same on the wire
         inside = [*folder.glob("*"), *folder.glob("1/*")]
     except text_format.ParseError as error:
         yield found("unreadable", f"{file}:{error.GetLine() or 1}", problem=error)
@@ -172,12 +178,36 @@ def _read_model(folder: Path) -> Iterator[Model | Finding]:
     role = next((role for name, role in _ROLES.items() if name in inputs), "")
     if config.HasField("ensemble_scheduling"):
         role = "ensemble"
-    elif config.backend == "tensorrtllm":
-        role = "tensorrt_llm"
-    elif "1/model.yaml" in paths:
+    elif "1/model.yaml" in paths and config.backend != "tensorrtllm":
         role = "llmapi"
+    elif config.backend == "tensorrtllm":
+        role = role or "tensorrt_llm"
     parameters = {key: each.string_value for key, each in sorted(config.parameters.items())}
-    yield Model(folder.name, file, text, paths, role, config, parameters)
+    yield Model(folder.name, file, text, paths, role, config, parameters, _repeated(lists))
+
+
+@cache
+def _as_lists() -> Any:
+    """Triton's ModelConfig with its maps as lists of entries, which keep a key that comes again."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from tritonclient.grpc.model_config_pb2 import DESCRIPTOR
+
+    file = descriptor_pb2.FileDescriptorProto()
+    DESCRIPTOR.CopyToProto(file)
+    messages = [*file.message_type]
+    for message in messages:
+        message.options.ClearField("map_entry")
+        messages += message.nested_type
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
+
+
+def _repeated(config: Any) -> tuple[str, ...]:
+    steps = config.ensemble_scheduling.step
+    lists = [config.parameters, *[each.input_map for each in steps]]
+    counts = [Counter(entry.key for entry in entries) for entries in lists]
+    return tuple(sorted({key for each in counts for key, count in each.items() if count > 1}))
 
 
 def _open_placeholders(text: str) -> dict[str, int]:

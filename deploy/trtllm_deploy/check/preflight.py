@@ -1,7 +1,8 @@
 """Preflight: what will go wrong with a model repository, said before it is launched.
 
 In: a repository, by whatever tool it was made, and how it is to be launched. Out: findings. The
-rules are in preflight_repository.py and preflight_engine.py, their texts in preflight.yaml.
+rules are in wiring_rules.py, repository_rules.py and engine_rules.py, their texts in
+preflight.yaml.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trtllm_deploy.check import engine_rules as preflight_engine
-from trtllm_deploy.check import repository_rules as preflight_repository
+from trtllm_deploy.check import engine_rules, repository_rules, wiring_rules
 from trtllm_deploy.check.doctor import installed
 from trtllm_deploy.check.facts import Launch, read_facts
 from trtllm_deploy.check.finding import Finding
@@ -43,9 +43,9 @@ def judge(repository: Path, launch: Launch) -> list[Finding]:
     findings: list[Finding] = []
     for facts in read_facts(repository, launch):
         findings += facts.unreadable
-        for rule in preflight_repository.RULES:
+        for rule in (*wiring_rules.RULES, *repository_rules.RULES):
             findings += rule(facts)
         if facts.llm and facts.engine:
-            for about_engine in preflight_engine.RULES:
+            for about_engine in engine_rules.RULES:
                 findings += about_engine(facts, facts.llm, facts.engine)
     return list(dict.fromkeys(findings))

@@ -1,4 +1,4 @@
-"""Preflight's rules about a model repository by itself: spelling, wiring, batches, tokenizers.
+"""Preflight's rules about a model repository by itself: parameters, batches, tokenizers.
 
 Each is a function from facts to findings.
 """
@@ -13,9 +13,12 @@ from typing import Any, get_args
 
 from pydantic import ByteSize
 
+from llm_perf.errors import UserError
 from trtllm_deploy.backends.repository import with_additions
-from trtllm_deploy.check.facts import Facts, Model, found
+from trtllm_deploy.check.facts import Facts, found
 from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.machine.data import load_data
+from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release, release_names
 from trtllm_deploy.spec.settings import TritonSettings
 
@@ -25,25 +28,13 @@ _NEEDED = {  # parameters without which a model doesn't work
     "postprocessing": ("tokenizer_dir",),
     "tensorrt_llm_bls": (),
 }
-_BEFORE_BLS_GUARD = re.compile(r"0\.(\d|1[0-2])\.")  # 0.13 and later take a default for ${…}
 # model_state.cc; the others are read by Python
 _BOOLS, _PYTHON_BOOLS = "True|true|TRUE|1|False|false|FALSE|0", "(?i:true|false|yes|no|[tfyn10])"
 _TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FORMER: dict[str, str] = load_data("check/former_parameters.yaml")
 _ONE_SERVES = 8  # requests at once that one python process keeps up with, roughly
 _CONTAINER_SHARED_MEMORY = 64 * 2**20  # docker's default
-
-
-def layout(facts: Facts) -> Iterator[Finding]:
-    """What Triton asks of every model's folder."""
-    for model in facts.models.values():
-        name = model.config.name
-        if name not in ("", model.name):
-            yield found("other_name", model.at("name"), name=name, folder=model.name)
-        if not any(map(str.isdigit, model.paths)):
-            yield found("no_version", model.file.parent)
-        elif model.config.backend == "python" and "1/model.py" not in model.paths:
-            yield found("no_code", model.file.parent / "1")
 
 
 def spelling(facts: Facts) -> Iterator[Finding]:
@@ -108,6 +99,8 @@ def keys(facts: Facts) -> Iterator[Finding]:
             if owners:
                 who = {"owners": ", ".join(owners), "mine": mine}
                 yield found("other_release", model.at(key), key=key, **who)
+            elif now := _FORMER.get(key):
+                yield found("former", model.at(key), key=key, now=now)
             elif near:
                 yield found("misspelt", model.at(key), key=key, near=near[0])
             elif model.role == "tensorrt_llm":  # python models may have parameters of their own
@@ -123,39 +116,19 @@ def required(facts: Facts) -> Iterator[Finding]:
             yield found("required", model.at("parameters"), key=key, release=facts.release.name)
 
 
-def wiring(facts: Facts) -> Iterator[Finding]:
-    """Models and tensors that an ensemble or BLS calls and that aren't there."""
-    calls = [
-        (model, step.model_name)
-        for model in facts.playing("ensemble")
-        for step in model.config.ensemble_scheduling.step
-    ]
-    for bls in facts.playing("tensorrt_llm_bls"):
-        llm = bls.parameters.get("tensorrt_llm_model_name") or "tensorrt_llm"
-        version = facts.engine.version if facts.engine else ""
-        if llm.startswith("${") and not _BEFORE_BLS_GUARD.match(version):
-            llm = "tensorrt_llm"
-        calls += [(bls, name) for name in (llm, "preprocessing", "postprocessing")]
-    for caller, name in calls:
-        if name not in facts.folders:
-            names = ", ".join(sorted(facts.folders))
-            yield found("absent", caller.at(name), name=name, names=names)
-    for ensemble in facts.playing("ensemble"):
-        for step in ensemble.config.ensemble_scheduling.step:
-            if model := facts.models.get(step.model_name):
-                yield from _mapping(ensemble, step, model)
-
-
-def _mapping(ensemble: Model, step: Any, model: Model) -> Iterator[Finding]:
-    inputs = {each.name: each.optional for each in model.config.input}
-    outputs = {each.name for each in model.config.output}
-    wrong = [*(set(step.input_map) - set(inputs)), *(set(step.output_map) - outputs)]
-    missing = [name for name in inputs if not (inputs[name] or name in step.input_map)]
-    for what, tensors in (("no such tensor", wrong), ("an input that isn't mapped", missing)):
-        if tensors:
-            where = ensemble.at(tensors[0] if tensors is wrong else model.name)
-            names = ", ".join(sorted(tensors))
-            yield found("unmapped", where, step=model.name, what=what, tensors=names)
+def guided(facts: Facts) -> Iterator[Finding]:
+    """What guided decoding needs of the C++ backend (model_instance_state.cc)."""
+    release = facts.release
+    if release and "guided_decoding_backend" not in release.models["tensorrt_llm"].parameters:
+        return
+    for llm in facts.playing("tensorrt_llm"):
+        info = llm.get("xgrammar_tokenizer_info_path")
+        if llm.config.backend != "tensorrtllm" or not llm.get("guided_decoding_backend"):
+            continue
+        if info is None:
+            yield found("guided_unset", llm.at("guided_decoding_backend"))
+        elif not Path(info).exists():
+            yield found("guided_absent", llm.at("xgrammar_tokenizer_info_path"), path=info)
 
 
 def batches(facts: Facts) -> Iterator[Finding]:
@@ -171,7 +144,9 @@ def batches(facts: Facts) -> Iterator[Finding]:
         serial = model.role == "preprocessing" or "1/lib" in model.paths
         count = model.instances
         if serial and count * _ONE_SERVES < size:
-            yield found("few_instances", model.at("instance_group"), count=count, size=size)
+            needed = size if model.role != "preprocessing" else -(-size // _ONE_SERVES)
+            counts = {"count": count, "size": size, "needed": needed}
+            yield found("few_instances", model.at("instance_group"), **counts)
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         least = min(parts, key=lambda each: sizes[each.name])
@@ -224,6 +199,24 @@ def _vocabulary(folder: Path) -> int | str:
         return f"{file} can't be loaded: {error}"
 
 
+def chat(facts: Facts) -> Iterator[Finding]:
+    """The chat template that preprocessing is to apply."""
+    for model in facts.playing("preprocessing"):
+        folder = Path(model.get("tokenizer_dir") or "")
+        asked = model.flag("apply_chat_template") and folder.is_dir()
+        if asked and not _has_chat_template(folder):
+            yield found("chat_template", model.at("apply_chat_template"), folder=folder)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(read_json_object(folder / "tokenizer_config.json").get("chat_template"))
+    except (OSError, UserError):
+        return False
+
+
 def shared_memory(facts: Facts) -> Iterator[Finding]:
     """Room for python models, which pass tensors through /dev/shm."""
     count = sum(model.config.backend == "python" for model in facts.models.values())
@@ -232,4 +225,4 @@ def shared_memory(facts: Facts) -> Iterator[Finding]:
         yield found("shared_memory", "/dev/shm", mib=size >> 20, count=count)
 
 
-RULES = (layout, spelling, keys, required, wiring, batches, streams, tokenizers, shared_memory)
+RULES = (spelling, keys, required, guided, batches, streams, tokenizers, chat, shared_memory)
