@@ -22,7 +22,7 @@ from llm_perf.load.offer import Offered, offer
 from llm_perf.load.progress import Progress, show_progress
 from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
-from llm_perf.record import Record, Status, read_records
+from llm_perf.record import Exchange, Record, Status, read_records
 from llm_perf.records import Records
 from llm_perf.results.export import write_run
 from llm_perf.results.run import Run
@@ -31,6 +31,7 @@ from llm_perf.server.identity import identify
 from llm_perf.server.scrape import Scraper
 from llm_perf.transports import Endpoint
 from llm_perf.workload.datasets import read_lines
+from llm_perf.workload.fresh import counted, prompt_for
 from llm_perf.workload.tokens import stop_ids
 from llm_perf.workload.workload import Prompt, Workload, load_workload
 
@@ -81,6 +82,7 @@ def measure(
         "extent": conditions.extent.to_json(),
         "endpoint": [endpoint.protocol, endpoint.model],
         "url": endpoint.url,
+        "unique_prefix": conditions.unique_prefix or None,
         "server": (server := asyncio.run(identify(endpoint))),
     }
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -88,7 +90,7 @@ def measure(
     scraper = Scraper(url, conditions.server_metrics_every_s) if url else None
     with scraper or nullcontext():
         came = offer(job, head)
-    asked = ((prompts[number % len(prompts)], seen) for number, seen in came.kept)
+    asked = _asked(workload, came, unique=conditions.unique_prefix)
     read = read_records(asked, came.dialect.parse, workload.tokenizer)
     journal = conditions.journal
     records = Records(read, prompts, journal.parent if journal else None)
@@ -109,7 +111,7 @@ def measure(
         extent=conditions.extent,
         health=judge(came.samples, [] if burst else came.send_lags_ns),
         remarks=(
-            *_shortfall(load, came),
+            *_remarks(load, came, conditions),
             *came.remarks,
             *came.dialect.remarks,
             *workload.remarks,
@@ -132,8 +134,17 @@ def _glued(endpoint: Endpoint, workload: Workload) -> Iterator[str]:
         )
 
 
-def _shortfall(load: Load, came: Offered) -> Iterator[str]:
-    """Say where there were too few requests for a closed loop: its name is not the load then."""
+def _asked(workload: Workload, came: Offered, *, unique: bool) -> Iterator[tuple[Prompt, Exchange]]:
+    """Put what was asked beside what was seen; tags cost tokens, which count."""
+    for number, seen in came.kept:
+        prompt = prompt_for(workload.prompts, number, seen.request_id if unique else None)
+        yield counted(prompt, workload.tokenizer) if unique else prompt, seen
+
+
+def _remarks(load: Load, came: Offered, conditions: Conditions) -> Iterator[str]:
+    """Say what isn't as the flags and the data have it: a closed loop with too few, tags."""
+    if conditions.unique_prefix:
+        yield "each prompt begins with a tag of its own, which ISL counts (--unique-prefix)"
     most = came.kept.most_in_flight
     if isinstance(load, Concurrency) and len(came.kept) < load.n and came.stopped is None:
         yield (

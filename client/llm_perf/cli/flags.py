@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Flags = dict[str, Any]
 _AS_THEY_ARE: Final = (
     *("request_timeout_s", "max_in_flight", "stop_after_failures", "resume", "workers", "ray"),
+    "unique_prefix",
     *("give_up_after_s", "resume_anyway", "max_answer_bytes", "score", "server_metrics_every_s"),
 )
 _LOADS: Final = ("concurrency", "request_rate", "trace_replay")
@@ -83,8 +84,8 @@ def read_extent(flags: Flags, prompts: int) -> Extent:
     return Extent(requests, flags["duration"], flags["warmup_requests"], flags["warmup_seconds"])
 
 
-def read_workload(flags: Flags) -> Workload:
-    """Load or make up the prompts."""
+def read_workload(flags: Flags, turn: str = "") -> Workload:
+    """Load the prompts, or make them up: other ones for each ``turn``."""
     from llm_perf.workload.synthetic import parse_lengths
     from llm_perf.workload.workload import load_workload, synthetic_workload
 
@@ -99,6 +100,7 @@ def read_workload(flags: Flags) -> Workload:
             shared_prefix_tokens=flags["shared_prefix_tokens"],
             **shape,
             seed=flags["seed"],
+            turn=turn,
         )
     fixed = flags["output_tokens"]
     return load_workload(

@@ -80,12 +80,14 @@ def _measure_all(
     from llm_perf.results import export
     from llm_perf.server import scrape
 
-    workload = asked.read_workload(flags)
+    workload = asked.read_workload(flags, loads[0].name)
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
     runs: list[Run] = []
     try:
         for load in loads:
+            if flags["isl"] is not None and load is not loads[0]:
+                workload = asked.read_workload(flags, load.name)
             path = export.export_path(export_file, load.name, several=len(loads) > 1)
             if flags["resume"] and _is_finished(path, endpoint, workload, load, extent):
                 click.echo(f"Kept {path}: it was finished before\n")

@@ -94,6 +94,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--osl", "With --isl: output tokens of each answer, exactly.", metavar="N[±S]"),
         _option("--shared-prefix-tokens", "With --isl: tokens at the start that are the same in "
                 "all prompts.", _MAYBE_NONE, default=0, metavar="P"),
+        _option("--unique-prefix", "Begin each prompt with a tag of its own, some 5 tokens that "
+                "count, so that the server knows none from before.", is_flag=True),
         _option("--num-prompts", "Prompts to make up, or to take from the file.  "
                 f"[default: {DEFAULT_PROMPTS}, all]", _COUNT, metavar="N"),
         _option("--max-tokens", "At most this many output tokens per request; overrides the "

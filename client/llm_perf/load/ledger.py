@@ -7,20 +7,18 @@ failures are served from here. Knows no schedule.
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from llm_perf.load.journal import Journal
 from llm_perf.load.load import Conditions
 from llm_perf.load.progress import Progress
 from llm_perf.record import Exchange, Status
 from llm_perf.transports import Transport
+from llm_perf.workload.fresh import prompt_for
 from llm_perf.workload.workload import Prompt
 
-_BEGINNING = re.compile(r"\S{0,8}")  # of a prompt: a word, or some of what has no spaces
 _TTFTS_SHOWN = 500
 _TOKEN_BYTES = 1024  # what protocols and logprobs put around a token: vLLM's chunks have 350
 _TOKENS_AT_MOST = 2**17  # of one answer that are believed to come
@@ -64,8 +62,8 @@ class Ledger:
 
     def _request(self, number: int) -> tuple[str, bytes]:
         request_id = str(uuid.uuid4())
-        prompt = self._prompts[number % len(self._prompts)]
-        prompt = prompt if number >= 0 else _another(prompt, -number)
+        tag = request_id if self._conditions.unique_prefix else None
+        prompt = prompt_for(self._prompts, number, tag)
         return request_id, self._transport.dialect.request(prompt, request_id)
 
     async def ask(self, number: int, due_ns: int) -> Exchange:
@@ -136,19 +134,3 @@ class Ledger:
             tokens_per_response=sum(known) / len(sample) if known else None,
             ttfts_ns=tuple(self._ttfts),
         )
-
-
-def _another(prompt: Prompt, turn: int) -> Prompt:
-    """A prompt of about the same length that no measured one begins like.
-
-    A server that keeps prefixes must not know the measured ones from the warm-up.
-    """
-
-    def begin(text: str) -> str:
-        return _BEGINNING.sub(f"w{turn}", text, count=1)
-
-    messages = prompt.messages
-    if messages:
-        first, *others = messages
-        messages = ({**first, "content": begin(first["content"])}, *others)
-    return replace(prompt, text=begin(prompt.text), messages=messages)

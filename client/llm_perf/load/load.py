@@ -156,6 +156,7 @@ class Conditions:
     ray: str | None = None  # address of a cluster to run them on, None of them: one per machine
     interruptible: bool = False  # on the main thread: the first Ctrl-C ends the load in order
     defaults: Mapping[str, int] = field(default_factory=dict)  # end_id, pad_id, not the model's own
+    unique_prefix: bool = False  # each prompt begins with a tag of its own
     score: str = "exact"  # a name of llm_perf.figures.accuracy.SCORERS
     goodput: Goodput | None = None
     server_metrics_url: str | None = None

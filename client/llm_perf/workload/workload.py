@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Prompt:
     It is ``None`` without a tokenizer: the server is asked to count.
     ``sampling`` has canonical keys (``datasets.SAMPLING``), ``at_s`` is when a trace sent it,
     in seconds from the trace's start; ``messages`` are the chat it came from, if any;
-    ``extra_body`` goes into the request's JSON as it is.
+    ``extra_body`` goes into the request's JSON as it is. Of a text that was made up ``own_from`` is
+    the place behind what it shares with others.
     """
 
     index: int
@@ -45,6 +47,7 @@ class Prompt:
     at_s: float | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    own_from: int | None = None
 
     @property
     def fixed_length(self) -> bool:
@@ -142,10 +145,12 @@ def synthetic_workload(
     sampling: Mapping[str, Any] | None = None,
     extra_body: Mapping[str, Any] | None = None,
     seed: int = 0,
+    turn: str = "",
 ) -> Workload:
     """Make up ``n`` prompts of exactly ``isl`` tokens that ask for exactly ``osl``.
 
-    The first ``shared_prefix_tokens`` are the same in all. Raises ``UserError`` when the
+    The first ``shared_prefix_tokens`` are the same in all; another ``turn`` has other prompts, so
+    that a server knows none of them from before. Raises ``UserError`` when the
     tokenizer doesn't load or can't give such lengths.
     """
     if shared_prefix_tokens >= isl.mean:
@@ -155,13 +160,15 @@ def synthetic_workload(
             fix="make the prefix shorter than --isl",
         )
     tokenizer = _needed(_load(tokenizer_path), "--isl")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, *turn.encode()])
     wanted = isl.draw(n, random, least=shared_prefix_tokens + 1)
     lengths = osl.draw(n, random)
     prefix = [(0, shared_prefix_tokens)] if shared_prefix_tokens else []
     texts = make_texts(tokenizer, [(length, prefix) for length in wanted], random)
     lines = [Line(text) for text in texts]
     prompts = _prompts(lines, tokenizer, None, lengths, sampling or {}, extra_body or {})
+    own_from = len(commonprefix(texts)) if prefix and n > 1 else 0  # noqa: RUF071 (no paths)
+    prompts = tuple(replace(prompt, own_from=own_from) for prompt in prompts)
     shared = f", shared prefix {shared_prefix_tokens}" if shared_prefix_tokens else ""
     source = f"synthetic: ISL {isl}, OSL {osl}{shared}"
     return Workload(source, prompts, _hash(prompts), tokenizer, seed)
