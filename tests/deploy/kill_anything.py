@@ -77,9 +77,9 @@ def start(command: list[str], number: int, log: Path, **environment: str) -> psu
 
 
 def up(process: psutil.Popen, log: Path, seconds: float) -> bool:
-    """Whether it said something in time; its sweep lies behind it then."""
-    until(lambda: log.stat().st_size > 0 or process.poll() is not None, seconds)
-    return log.stat().st_size > 0
+    """Whether it began to start or make something in time; its sweep lies behind it then."""
+    until(lambda: b"start" in log.read_bytes() or process.poll() is not None, seconds)
+    return b"start" in log.read_bytes()
 
 
 def kill_some(process: psutil.Popen, draw: random.Random) -> list[str]:
