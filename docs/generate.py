@@ -22,6 +22,15 @@ from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.schema import Deployment
 
 DOCS = Path(__file__).parent
+EXIT_CODES = {
+    "0": "done, or stopped as it was told to",
+    "1": "a server didn't come up, ended by itself or was stopped before it was ready; a measure"
+    "ment failed; `check` or `doctor` found an error",
+    "2": "what a person can mend, said in one line; `build` and `run`: some cells aren't built",
+    "3": "`llm_perf`: `--fail-if` or `--strict` says so, or there is nothing to compare",
+    "130": "interrupted: Ctrl-C or SIGTERM",
+    "128 + N": "`serve`: signal N ended the server",
+}
 
 
 def blocks(block: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -78,6 +87,14 @@ def page() -> str:
             f"| {each.meaning} |"
             for each in PRECISIONS.values()
         ),
+        "",
+        "## Exit codes",
+        "",
+        "The same for both commands and all their subcommands.",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()),
     ]
     for name, command in (
         ("trtllm-deploy", trtllm_deploy),

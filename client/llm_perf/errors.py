@@ -18,6 +18,9 @@ class UserError(Exception):
     ``what`` says what is wrong, ``where`` the file, line or key, ``fix`` what to write instead.
     """
 
+    exit_code = 2
+    """What a command ends with that can't go on."""
+
     def __init__(
         self,
         what: str,
@@ -34,12 +37,14 @@ class UserError(Exception):
 def exit_code(command: click.Command, name: str, interrupted: str = "interrupted") -> int:
     """Run a command line to its end; what went wrong is printed, here alone, as one line.
 
-    2 where the user can mend it, 130 for Ctrl-C, else what the command returned.
+    The error's own where it has one, else 2 where the user can mend it, 130 for Ctrl-C, else what
+    the command returned.
     """
     try:
         return command.main(standalone_mode=False) or 0
     except UserError as error:
         click.echo(f"{name}: {error}", err=True)
+        return error.exit_code
     except OSError as error:
         if error.filename is None:
             raise

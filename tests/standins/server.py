@@ -5,7 +5,8 @@ unless it may be repeated; all ranks in one MPI world with shared-memory prefixe
 first loads the whole repository and is ready once all ranks are up; the others load only the model
 that has an engine, and never get as far as listening. A rank obeys the words in
 ``$TRT_STANDIN/rank<N>``: ``stubborn`` ignores SIGTERM, ``deaf`` never comes up, ``fails`` logs an
-error and exits with 1. It writes what it was given to ``$TRT_STANDIN/started<N>.json``.
+error, with the reason that follows it, and exits with 1. It writes what it was given to
+``$TRT_STANDIN/started<N>.json``.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def main() -> None:
     given = read(sys.argv[1:])
     check(given)
     print(f"rank {RANK} of {SIZE} is up", flush=True)
-    if word == "fails":
-        fail("failed to load 'tensorrt_llm' version 1: Internal: no engine")
+    if word.startswith("fails"):
+        why = word.removeprefix("fails").strip() or "Internal: no engine"
+        fail(f"failed to load 'tensorrt_llm' version 1: {why}")
     signal.signal(signal.SIGTERM, signal.SIG_IGN if word == "stubborn" else lambda *_: sys.exit(0))
     if word != "deaf":
         started = {"pid": os.getpid(), "flags": given, "environment": dict(os.environ)}

@@ -50,6 +50,7 @@ class Failure:
     source: str
     level: Level = "error"
     consequence: bool = False
+    passes: bool = False
     unless: tuple[str, ...] = ()
 
     def first(self, text: str) -> re.Match[str] | None:
@@ -74,12 +75,27 @@ def diagnose(text: Iterable[str], log: str = "log") -> list[Finding]:
     One finding for a cause, however many lines say it; ``where`` is ``log`` and the number of the
     first. Root causes come before what follows from them, earlier lines before later ones.
     """
-    whole = "\n".join(line[:_READ] for line in unwrapped(text))
+    whole = _whole(text)
+    return [_finding(each, match, whole, log) for each, match in _causes(whole)]
+
+
+def _whole(text: Iterable[str]) -> str:
+    return "\n".join(line[:_READ] for line in unwrapped(text))
+
+
+def _causes(whole: str) -> list[tuple[Failure, re.Match[str]]]:
     found = [(each, match) for each in failures() if (match := each.first(whole))]
     names = {each.name for each, _ in found}
     found = [(each, match) for each, match in found if names.isdisjoint(each.unless)]
-    found.sort(key=lambda pair: (pair[0].consequence, pair[1].start()))
-    return [_finding(each, match, whole, log) for each, match in found]
+    return sorted(found, key=lambda pair: (pair[0].consequence, pair[1].start()))
+
+
+def stays_so(files: Iterable[Path]) -> bool:
+    """Whether logs tell of a known error that another try of the same can't change."""
+    texts = (_whole(file.read_text(errors="replace").splitlines()) for file in files)
+    found = [each for text in texts for each, _ in _causes(text)]
+    errors = [each for each in found if each.level == "error" and not each.consequence]
+    return bool(errors) and not any(each.passes for each in found)
 
 
 def unwrapped(text: Iterable[str]) -> Iterator[str]:

@@ -42,9 +42,14 @@ Say = Callable[[str], None]
 
 
 class ServerError(UserError):
-    """A server ended before it was ready, or wasn't in time. ``code``: what to exit with."""
+    """A server ended before it was ready, or wasn't in time.
 
-    def __init__(self, what: str, *, where: Path, code: int) -> None:
+    ``code`` is its own exit code, None where it wasn't in time.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: Path, code: int | None) -> None:
         super().__init__(what, where=where)
         self.code = code
 
@@ -54,7 +59,7 @@ class TritonServer:
 
     Entering raises UserError when a port is taken or no Triton is found, and starts the server
     otherwise; leaving stops it and everything it started. Requests in flight then get
-    ``exit_seconds``. The log of an earlier start is kept beside the new one, as ``*.previous``.
+    ``exit_seconds``. The logs of earlier starts are kept beside the new one, as ``*.1`` and so on.
     """
 
     def __init__(
@@ -163,10 +168,10 @@ class TritonServer:
         deadline = time.monotonic() + timeout
         while not self._is_ready():
             if self._running().poll() is not None:
-                code = self.wait(say) or 0
+                code = self.wait(say) or 1
                 raise self._failure(f"Triton ended with exit code {code} before it was ready", code)
             if time.monotonic() > deadline:
-                raise self._failure(f"Triton was not ready after {timeout:g} s", 1)
+                raise self._failure(f"Triton was not ready after {timeout:g} s", None)
             self._look(say)
             time.sleep(_LOOK_SECONDS)
 
@@ -214,6 +219,6 @@ class TritonServer:
         for error in self.log.new_errors():
             say(error)
 
-    def _failure(self, what: str, code: int) -> ServerError:
+    def _failure(self, what: str, code: int | None) -> ServerError:
         said = " | ".join(first_errors(list(self.log.lines())))
         return ServerError(f"{what}: {said}", where=self.log_file, code=code)

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from trtllm_deploy.check.failures import error_in
 
+_KEPT = 5  # logs of earlier starts
+
 
 class ServerLog:
     """``file``, and below ``ranks`` what each rank under mpirun says."""
@@ -22,14 +24,15 @@ class ServerLog:
         self._read: dict[Path, int] = {}
 
     def start(self) -> BinaryIO:
-        """The file, empty; what an earlier server wrote is kept as ``*.previous``."""
+        """The file, empty; what earlier servers wrote is kept, the latest as ``*.1``."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         for path in (self.file, self.ranks):
-            previous = path.with_name(f"{path.name}.previous")
-            if previous.is_dir():
-                shutil.rmtree(previous)
-            if path.exists():
-                path.replace(previous)
+            names = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, _KEPT + 1))]
+            if names[-1].is_dir():
+                shutil.rmtree(names[-1])
+            for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+                if newer.exists():
+                    newer.replace(older)
         return self.file.open("wb")
 
     @property

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from llm_perf.screen import plain
-from trtllm_deploy.check.failures import diagnose_logs
+from trtllm_deploy.check.failures import diagnose_logs, stays_so
 from trtllm_deploy.check.finding import print_findings
 from trtllm_deploy.machine.console import console
 from trtllm_deploy.machine.remains import process_start
@@ -56,14 +56,15 @@ class Target:
 def keep_serving(
     target: Target, new_server: Callable[[], TritonServer], restarts: float, timeout: float
 ) -> int:
-    """Serve, and again while the policy allows; the exit code of the last server, 0 for a stop.
+    """Serve, and again while the policy allows; what to exit with, 0 for a stop.
 
+    What never was ready for a known reason that another start can't change isn't started again.
     Told of a change (:func:`trtllm_deploy.serve.running.start_anew`) it ends the server and starts
     it on what the repository is then; where that doesn't come up, it waits for a change back.
     """
     changes: list[int] = []
     signal.signal(CHANGED, lambda number, _: changes.append(number))
-    restarted, starts, anew = 0, 0, False
+    restarted, starts, anew, ever = 0, 0, False, False
     lease = Lease(target.workspace.store.root)
     try:
         while True:
@@ -72,7 +73,7 @@ def keep_serving(
             lease.hold([("repository", target.repository.resolve().name)])
             server = new_server()
             came = _serve_once(target, server, timeout, starts, changes)
-            if came.code is None:
+            if came.changed:
                 console().print("the settings changed: starting anew")
                 anew = True
                 continue
@@ -80,9 +81,12 @@ def keep_serving(
                 note(target.workspace, _record(target, server, "refused", starts))
                 if _soon(lambda: bool(changes)):
                     continue
-            anew = False
-            if not came.code or restarted >= restarts:
-                return came.code
+            anew, ever = False, ever or came.ready
+            if came.code == 0 or restarted >= restarts:
+                return _exit_code(came.code)
+            if not ever and came.stays_so:
+                console().print("it never was ready, and another start changes nothing in that")
+                return _exit_code(came.code)
             pause = min(2.0**restarted, _LONGEST_PAUSE)
             restarted += 1
             console().print(f"restart {restarted} in {pause:g} s")
@@ -104,10 +108,21 @@ def _soon(true: Callable[[], bool]) -> bool:
 
 
 class _Came(NamedTuple):
-    """How a server ended: its exit code, None where a change is to be loaded; if it was ready."""
+    """How a server ended.
+
+    ``code`` is its exit code, None where it was ended: not ready in time, or a change is to be
+    loaded. ``stays_so``: another start wouldn't help.
+    """
 
     code: int | None
     ready: bool
+    changed: bool = False
+    stays_so: bool = False
+
+
+def _exit_code(code: int | None) -> int:
+    """0 and signals as they are; Triton's own codes mean nothing beside ours."""
+    return code if code is not None and (code == 0 or code > 128) else 1
 
 
 def _serve_once(
@@ -137,9 +152,12 @@ def _serve_once(
         except ServerError as error:
             click.echo(f"trtllm-deploy: {error}", err=True)
             code = error.code
-    if code:
+    if ready and code is None:
+        return _Came(code, ready, changed=True)
+    if code != 0:
         print_findings(diagnose_logs(server.log.files), out)
-    return _Came(code, ready)
+    by_itself = code is not None and code < 128
+    return _Came(code, ready, stays_so=by_itself and stays_so(server.log.files))
 
 
 def _say(error: str) -> None:
@@ -180,13 +198,14 @@ def in_background(workspace: Workspace, output: Path) -> int | None:
         return None
     try:
         with output.open(errors="replace") as shown:
-            while True:
+            while True:  # one that was stopped before it was ready ended with 0
                 ended, status = os.waitpid(child, os.WNOHANG)
                 records = running(workspace)
                 ready = any(each.pid == child and each.state == "ready" for each in records)
                 click.echo(shown.read(), nl=False)
                 if ready or ended:
-                    return 0 if ready else os.waitstatus_to_exitcode(status)
+                    code = os.waitstatus_to_exitcode(status)
+                    return 0 if ready else 128 - code if code < 0 else code or 1
                 time.sleep(0.2)
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)

@@ -28,6 +28,8 @@ from trtllm_deploy.workspace.folder import Workspace
 
 Row = dict[str, Any]
 
+_EXIT_SECONDS = 30  # to unload a large engine; as long as Kubernetes gives a pod
+
 
 def measure_cells(
     plans: Iterable[CellPlan],
@@ -73,6 +75,7 @@ def _measure_cell(
         log_file=workspace.server_log(cell.name),
         processes=processes_for(repository, variables=file.deployment.env),
         cache_dir=workspace.triton,
+        exit_seconds=_EXIT_SECONDS,
     ) as server:
         server.wait_ready()
         endpoint = api.Endpoint(server.grpc_url, "grpc", server.processes.asked)

@@ -336,6 +336,15 @@ def test_a_detached_server_that_fails_says_why(one_rank: Place) -> None:
     assert "failed to load 'tensorrt_llm' version 1" in done.stdout
 
 
+def test_a_detached_server_that_is_stopped_while_it_starts_is_no_success(one_rank: Place) -> None:
+    (one_rank.orders / "rank0").write_text("deaf")
+    with one_rank.start("--detach") as server:
+        records = one_rank.root / "workspace/servers"
+        assert until(lambda: any("starting" in each.read_text() for each in records.glob("*.json")))
+        assert one_rank.run(one_rank.words("stop")).returncode == 0
+        assert server.wait(30) == 1
+
+
 def test_a_killed_serve_is_not_listed(one_rank: Place) -> None:
     with one_rank.start() as server:
         until_ready(server)
@@ -354,7 +363,18 @@ def test_a_failed_server_is_started_again_as_often_as_told(one_rank: Place) -> N
     assert server.returncode == 1
     assert said.count("starting Triton") == 3
     assert "restart 1 in 1 s" in said and "restart 2 in 2 s" in said
-    assert list(one_rank.root.glob("workspace/logs/serve-repository-*.log.previous"))
+    logs = sorted(each.suffix for each in one_rank.root.glob("workspace/logs/serve-repository-*"))
+    assert {".log", ".1", ".2"} <= set(logs)
+
+
+def test_what_never_was_ready_for_a_reason_that_stays_is_not_started_again(one_rank: Place) -> None:
+    versions = "Note: Current Version: 239, Serialized Engine Version: 237"
+    (one_rank.orders / "rank0").write_text(f"fails Version tag does not match. {versions}")
+    with one_rank.start("--restart", "on-failure") as server:
+        said = server.communicate(timeout=60)[0]
+    assert server.returncode == 1
+    assert said.count("starting Triton") == 1
+    assert "another start changes nothing" in said
 
 
 def test_a_killed_server_comes_back(one_rank: Place) -> None:
