@@ -7,8 +7,10 @@ Raises ``UserError`` where flags make no sense together. Imports little until a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from llm_perf.cli.options import DEFAULT_PROMPTS
 from llm_perf.errors import UserError
@@ -36,24 +38,41 @@ _TOGETHER: Final = (
 
 
 def read_endpoint(flags: Flags) -> Endpoint:
-    """Say where the server is and how it is spoken to."""
+    """Say where the server is and how it is spoken to.
+
+    Where a URL stands and no protocol, the server is asked whether it is Triton.
+    """
     from llm_perf.transports import Endpoint, Tls
 
-    for name in _OPENAI if flags["protocol"] != "openai" else ():
-        if flags[name]:
-            raise UserError(f"{_flag(name)} is for -i openai", fix="leave it out")
     files = {name: flags[f"ssl_{name}"] for name in ("ca", "cert", "key")}
-    return Endpoint(
-        flags["url"] or f"localhost:{8001 if flags['protocol'] == 'grpc' else 8000}",
-        flags["protocol"],
+    tls = Tls(**files, insecure=flags["insecure"])
+    protocol, url = flags["protocol"], flags["url"]
+    by_url = protocol is None and url is not None and url.startswith(("http://", "https://"))
+    spoken = protocol or ("openai" if by_url else "grpc")
+    given = [_flag(name) for name in _OPENAI if flags[name]]
+    if given and spoken != "openai":
+        raise UserError(f"{given[0]} is for -i openai", fix="leave it out")
+    endpoint = Endpoint(
+        url or f"localhost:{8001 if spoken == 'grpc' else 8000}",
+        spoken,
         flags["model"],
         transport=flags["transport"] or flags["endpoint_type"],
         headers=flags["headers"],
-        tls=Tls(**files) if any(files.values()) else None,
+        tls=tls if tls != Tls() else None,
         api_key_env=flags["api_key_env"],
         max_tokens_field=flags["max_tokens_field"] or "max_tokens",
         stream_options=not flags["no_stream_options"],
     )
+    if by_url and not given and not urlsplit(endpoint.base).path and _is_triton(endpoint):
+        return replace(endpoint, protocol="http")
+    return endpoint
+
+
+def _is_triton(endpoint: Endpoint) -> bool:
+    from llm_perf.load.loop import run_loop
+    from llm_perf.server.identity import identify
+
+    return run_loop(identify(replace(endpoint, protocol="http"))).get("name") == "triton"
 
 
 def read_loads(flags: Flags) -> Sequence[Load]:

@@ -63,12 +63,15 @@ def _option(flags: str, text: str, kind: Any = None, **more: Any) -> click.Optio
 # fmt: off
 THEMES: Final[dict[str, list[click.Parameter]]] = {
     "Server": [
-        _option("-u --url", "Where the server listens.  [default: localhost:8001; "
-                "localhost:8000 with -i http or openai]", metavar="HOST:PORT"),
+        _option("-u --url", "Where the server listens; over HTTP also a base URL like "
+                "https://host/v1, with a query if need be. HTTP_PROXY, HTTPS_PROXY and NO_PROXY "
+                "hold.  [default: localhost:8001; localhost:8000 with -i http or openai]",
+                metavar="HOST:PORT|URL"),
         _option("-m --model", "The model to ask, as a rule the ensemble.",
                 default="ensemble"),
         _option("-i --protocol", "What it speaks there: grpc or http (Triton), openai (vLLM, "
-                "trtllm-serve, …).", default="grpc"),
+                "trtllm-serve, …).  [default: grpc; for a URL http where Triton answers, else "
+                "openai]"),
         _option("--transport", "How it is spoken: grpc (ours), tritonclient or grpc.aio.  "
                 "[default: the protocol's own; tritonclient with --ssl-…]"),
         _option("--endpoint-type", "With -i openai: what is asked.  [default: completions]",
@@ -80,6 +83,7 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("-H --header headers", "Sent with every request, as HTTP header or gRPC metadata. "
                 "Can be repeated.", multiple=True, metavar="NAME:VALUE", callback=_pairs),
         _option("--api-key-env", "Environment variable that holds the API key.", metavar="NAME"),
+        _option("--insecure", "With TLS over HTTP: trust whoever answers.", is_flag=True),
         _option("--ssl-ca", "PEM file of the authority to trust; turns TLS on.", _FILE),
         _option("--ssl-cert", "PEM file of the client's certificate.", _FILE),
         _option("--ssl-key", "PEM file of the client's key.", _FILE),

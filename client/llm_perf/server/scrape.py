@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from math import isfinite
 from threading import Timer
+from time import monotonic
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from llm_perf.background import Background
 from llm_perf.errors import UserError
@@ -94,8 +96,8 @@ def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
     Raises ``UserError`` when ``url`` doesn't answer.
     """
     if url is None:
-        host = endpoint.url.rpartition("://")[2].partition("/")[0].rpartition(":")[0]
-        guess = f"http://{host}:{_DEFAULT_PORT}/metrics"
+        host = urlsplit(endpoint.base).hostname or ""
+        guess = f"http://{f'[{host}]' if ':' in host else host}:{_DEFAULT_PORT}/metrics"
         model = f'model="{endpoint.model}"'.encode()
         return guess if model in (_get(guess) or b"") else None  # another server's may be there
     asked = url if url.startswith(("http://", "https://")) else f"http://{url}"
@@ -116,12 +118,13 @@ def _get(url: str) -> bytes | None:
     try:
         connection = kind(place, timeout=_PATIENCE_S)
         connection.connect()
+        until_s = monotonic() + _PATIENCE_S
         timer = Timer(_PATIENCE_S, _hang_up, (connection.sock,))
         timer.start()
         connection.request("GET", slash + path or "/")
         answer = connection.getresponse()
         page = answer.read(_LARGEST + 1)
-        whole = timer.is_alive() and not answer.length and len(page) <= _LARGEST
+        whole = monotonic() < until_s and not answer.length and len(page) <= _LARGEST
         return page if answer.status == 200 and whole else None
     except (HTTPException, OSError, ValueError):
         return None

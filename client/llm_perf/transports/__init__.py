@@ -42,11 +42,15 @@ _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: who is trusted (the system's when ``None``), and who we are."""
+    """PEM files: who is trusted (the system's when ``None``), and who we are.
+
+    ``insecure``: anybody is trusted.
+    """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,10 @@ class Endpoint:
             )
         if self.tls is not None and self.transport == "grpc":
             raise UserError("the transport grpc is plaintext", fix="use --transport tritonclient")
+        if self.tls is not None and self.url.startswith("http://"):
+            raise UserError(f"{self.url} is without TLS", fix="write https://, or drop the flags")
+        if self.tls is not None and self.tls.insecure and self.protocol == "grpc":
+            raise UserError("gRPC always looks who answers", fix="give --ssl-ca, not --insecure")
 
     @property
     def chosen(self) -> str:

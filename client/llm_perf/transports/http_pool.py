@@ -174,6 +174,8 @@ def _tls(files: Tls | None) -> ssl.SSLContext:
         raise UserError(
             f"a TLS file can't be read: {error}", fix="give PEM files with --ssl-*"
         ) from error
+    if files.insecure:
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     return tls
 
 

@@ -32,7 +32,7 @@ _NAMES: Final[dict[str, str]] = {
 _ENDS: Final = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
 _COUNTS: Final = {"completion_tokens": "total_tokens", "prompt_tokens": "num_input_tokens"}
 _USAGE: Final = {"include_usage": True}
-_NO_LIST: Final = (404, 405, 500, 501)
+_NO_LIST: Final = (400, 404, 405, 410, 422, 500, 501)
 
 
 # What makes an answer no shorter than asked for, both extensions; servers that check their

@@ -90,3 +90,29 @@ def test_a_server_that_is_not_named_is_the_ensemble_of_a_local_triton(
     context = command.make_context("llm_perf", [*words, "--tokenizer-path", "t"])
     endpoint = flags.read_endpoint(context.params)
     assert (endpoint.url, endpoint.model) == (url, "ensemble")
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol"),
+    [
+        ((), "grpc"),
+        (("-u", "localhost:8001"), "grpc"),
+        (("-u", "URL"), "http"),
+        (("-u", "URL/v1"), "openai"),
+        (("-u", "URL", "-i", "openai"), "openai"),
+        (("-u", "URL", "--endpoint-type", "chat"), "openai"),
+        (("-u", "http://127.0.0.1:1"), "openai"),
+        (("-u", "https://127.0.0.1:1", "--insecure"), "openai"),
+    ],
+)
+def test_a_url_says_what_is_spoken_there(
+    words: tuple[str, ...], protocol: str, http_server: Any
+) -> None:
+    def triton(path: str) -> tuple[int, bytes]:
+        return (200, b'{"name": "triton"}') if path == "/v2" else (404, b"")
+
+    with http_server(triton) as place:
+        told = [word.replace("URL", f"http://{place}") for word in words]
+        endpoint = flags.read_endpoint(command.make_context("llm_perf", told).params)
+    assert endpoint.protocol == protocol
+    assert (endpoint.tls is not None) == ("--insecure" in words)

@@ -81,13 +81,15 @@ def serving(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_tls_needs_the_right_authority(certificate: tuple[Path, Path], loop: str) -> None:
-    async def run() -> tuple[list[Exchange], list[Exchange]]:
+    async def run() -> list[list[Exchange]]:
         async with listening(Model().serve, serving(certificate)) as url:
             known = Endpoint(url, "openai", "m", tls=Tls(ca=certificate[0]))
-            return await ask(known), await ask(Endpoint(f"https://{url}", "openai", "m"))
+            anybody = Endpoint(f"https://{url}/v1", "openai", "m", tls=Tls(insecure=True))
+            unknown = Endpoint(f"https://{url}", "openai", "m")
+            return [await ask(known), await ask(anybody), await ask(unknown)]
 
-    right, wrong = LOOPS[loop](run())
-    assert [each.failure for each in right] == [None, None]
+    right, insecure, wrong = LOOPS[loop](run())
+    assert [each.failure for each in right + insecure] == [None] * 4
     for each in wrong:
         assert each.failure is not None and each.failure[0] is Status.REFUSED
         assert "certificate verify failed" in each.failure[1]

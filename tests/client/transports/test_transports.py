@@ -220,6 +220,13 @@ def test_tls_is_the_stock_librarys_and_needs_the_right_authority(
     assert endpoint.chosen == (transport or "tritonclient")
 
 
+def test_tls_flags_that_cant_hold_are_refused_in_words() -> None:
+    with pytest.raises(UserError, match="gRPC always looks who answers; give --ssl-ca"):
+        Endpoint("a:1", "grpc", "m", tls=Tls(insecure=True))
+    with pytest.raises(UserError, match="http://a:1 is without TLS; write https://"):
+        Endpoint("http://a:1", "openai", "m", tls=Tls(insecure=True))
+
+
 def test_our_reader_refuses_tls_in_words() -> None:
     with pytest.raises(UserError, match="plaintext; use --transport tritonclient"):
         Endpoint("a:1", "grpc", "m", "grpc", tls=Tls())
