@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.trtllm_format import CONFIG, check_shard
+from trtllm_deploy.checkpoint.shard import check_shard
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG
 from trtllm_deploy.machine.json_files import read_json_object
 
 TOKENIZER_FILES = (
@@ -50,11 +51,32 @@ def needed_files(names: Iterable[str], index: Path | None, remote_code: bool) ->
 
 
 def folder_files(folder: Path, remote_code: bool = False) -> list[Path]:
-    """:func:`needed_files` of a folder."""
+    """:func:`needed_files` of a folder.
+
+    Raises UserError: one is a link out of the folder, or no regular file. A snapshot in the Hugging
+    Face cache consists of links to its model's ``blobs``.
+    """
     index = folder / WEIGHT_INDEX
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    needed = needed_files(names, index if index.is_file() else None, remote_code)
+    names = [path.name for path in folder.iterdir() if not path.is_dir()]
+    if index.name in names:
+        _see_that_it_is_its_own(index, folder)
+    needed = needed_files(names, index if index.name in names else None, remote_code)
+    for name in needed:
+        _see_that_it_is_its_own(folder / name, folder)
     return [folder / name for name in needed]
+
+
+def _see_that_it_is_its_own(file: Path, folder: Path) -> None:
+    real, home = file.resolve(), folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
+        raise UserError(
+            f"is a link out of the model's folder, to {real}",
+            where=file,
+            fix="put a copy or a hard link in its place, or name the folder that it leads to",
+        )
+    if not real.is_file():
+        raise UserError("isn't a regular file", where=file)
 
 
 def listed_weights(index: Path) -> set[str]:

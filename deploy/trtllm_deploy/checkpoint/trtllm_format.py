@@ -7,7 +7,6 @@ and imports no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from trtllm_deploy.checkpoint.architectures import (
     Architecture,
     find_architecture,
 )
+from trtllm_deploy.checkpoint.shard import check_shard
 from trtllm_deploy.machine.json_files import read_json_object
 
 CONFIG = "config.json"
@@ -252,30 +252,3 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
             where=surplus[0],
         )
     return config
-
-
-def check_shard(file: Path) -> None:
-    """See that a safetensors file is as long as its header says; its weights aren't read.
-
-    The format: 8 bytes little-endian header length, a JSON header with each tensor's
-    ``data_offsets``, then the data (https://huggingface.co/docs/safetensors, "Format"). Raises
-    UserError: the file is missing, truncated or has no readable header.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length <= size - 8 else None
-    except OSError as error:
-        raise UserError(f"can't be read: {error.strerror}", where=file) from None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise UserError("no readable safetensors header: truncated?", where=file)
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    try:
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    except (TypeError, KeyError, IndexError):
-        raise UserError("its safetensors header is malformed", where=file) from None
-    if size != end:
-        raise UserError(f"has {size} bytes, its header asks for {end}: truncated?", where=file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -249,3 +250,37 @@ def test_a_shard_that_the_index_names_and_nobody_has_is_refused(
     source = resolve_folder(checkpoint, False, tmp_path / "digests.json")
     with pytest.raises(UserError, match=r"model-2\.safetensors: can't be read: No such file"):
         fetch(source, False, tmp_path, tmp_path / "partial")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_link_out_of_the_folder_is_not_followed(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    outside = tmp_path / "secret"
+    (checkpoint / name).rename(outside)
+    (checkpoint / name).symlink_to(outside)
+    with pytest.raises(UserError, match=rf"{name}: is a link out of the model's folder"):
+        resolve_folder(checkpoint, False, tmp_path / "memory.json")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_the_folder_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(UserError, match=rf"{name}: isn't a regular file"):
+        resolve_folder(checkpoint, False, tmp_path / "memory.json")
+
+
+def test_links_within_the_folder_and_of_the_hub_s_cache_are_followed(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (checkpoint / "tokenizer.json").rename(checkpoint / "other.json")
+    (checkpoint / "tokenizer.json").symlink_to("other.json")
+    within = resolve_folder(checkpoint, False, tmp_path / "memory.json")
+    blobs, snapshot = tmp_path / "hub/blobs", tmp_path / "hub/snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in within.identity["files"]:
+        (blobs / name).write_bytes((checkpoint / name).read_bytes())
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert resolve_folder(snapshot, False, tmp_path / "memory.json").identity == within.identity

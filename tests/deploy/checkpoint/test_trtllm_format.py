@@ -15,7 +15,6 @@ from trtllm_deploy.checkpoint.architectures import find_architecture
 from trtllm_deploy.checkpoint.trtllm_format import (
     add_defaults,
     check_checkpoint,
-    check_shard,
     complete_config,
     config_differences,
 )
@@ -147,28 +146,6 @@ def test_a_truncated_shard_is_seen_wherever_it_is_cut(
     file.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(UserError, match=r"rank1\.safetensors"):
         check_checkpoint(checkpoint)
-
-
-@given(content=st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_any_bytes_are_a_shard_or_an_error_for_people(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "rank0.safetensors"
-    file.write_bytes(content)
-    try:
-        check_shard(file)
-    except UserError as error:
-        assert str(file) in str(error)
-    else:
-        assert content[8:].startswith(b"{")
-
-
-@pytest.mark.parametrize("entry", [7, {}, {"data_offsets": 3}, {"data_offsets": [0]}])
-def test_a_malformed_header_is_an_error_for_people(tmp_path: Path, entry: object) -> None:
-    file = tmp_path / "rank0.safetensors"
-    header = json.dumps({"weight": entry}).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="malformed"):
-        check_shard(file)
 
 
 def test_the_rotary_base_and_the_qwen_type_come_from_the_model() -> None:
