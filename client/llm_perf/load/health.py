@@ -18,6 +18,8 @@ LIMITS: Final = {
     "send_lag_p99_ms": 10.0,  # 1 % of a TTFT limit of one second
     "cpu_share": 0.9,  # of one core: what is nearer to full queues
 }
+ENOUGH_SENT: Final = 100  # sends: a p99 of fewer is their maximum
+ENOUGH_S: Final = 2.0  # of watching a loop: as many looks at its timer, and past the start
 _NAMES: Final = {
     "loop_lag_p99_ms": ("event-loop lag p99", " ms"),
     "send_lag_p99_ms": ("send lag p99", " ms"),
@@ -30,17 +32,20 @@ class Health:
     """How the client fared, the worst of its ``workers``; lags are p99 in ms, ``None`` if unseen.
 
     ``cpu_share`` is of one core: CPU time of the process / wall time, while the clock ran.
+    ``too_few`` are the figures that were seen for too short to judge by.
     """
 
     loop_lag_p99_ms: float | None
     send_lag_p99_ms: float | None
     cpu_share: float
     workers: int = 1
+    too_few: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What is over its limit, a phrase each; none means that the client kept up."""
-        seen = ((*_NAMES[key], getattr(self, key), limit) for key, limit in LIMITS.items())
+        judged = {key: limit for key, limit in LIMITS.items() if key not in self.too_few}
+        seen = ((*_NAMES[key], getattr(self, key), limit) for key, limit in judged.items())
         return tuple(
             f"{what} {value:.3g}{unit} > {limit:g}{unit}"
             for what, unit, value, limit in seen
@@ -55,7 +60,9 @@ class Health:
     @property
     def summary(self) -> str:
         """One line for under the table."""
-        bound = f"CLIENT-BOUND ({'; '.join(self.problems)})" if self.client_bound else "ok"
+        bound = "too short a run to judge" if "cpu_share" in self.too_few else "ok"
+        if self.client_bound:
+            bound = f"CLIENT-BOUND ({'; '.join(self.problems)})"
         return (
             f"{bound}; event-loop lag p99 {_ms(self.loop_lag_p99_ms)}, "
             f"send lag p99 {_ms(self.send_lag_p99_ms)}, CPU {self.cpu_share:.0%} of a core, "
@@ -78,12 +85,18 @@ class LoopSample:
 
 def judge(samples: Sequence[LoopSample], send_lags_ns: npt.ArrayLike) -> Health:
     """Sum up all event loops of a run and the send lags (sent − due) of its requests."""
+    enough = {
+        "loop_lag_p99_ms": (longest := max(each.wall_ns for each in samples)) >= ENOUGH_S * 1e9,
+        "send_lag_p99_ms": np.size(send_lags_ns) >= ENOUGH_SENT,
+        "cpu_share": longest >= ENOUGH_S * 1e9,
+    }
     lags = [lag for each in samples if (lag := _p99_ms(each.lags_ns)) is not None]
     return Health(
         loop_lag_p99_ms=max(lags, default=None),
         send_lag_p99_ms=_p99_ms(send_lags_ns),
         cpu_share=max(sample.cpu_ns / max(sample.wall_ns, 1) for sample in samples),
         workers=len(samples),
+        too_few=tuple(key for key, judged in enough.items() if not judged),
     )
 
 

@@ -6,15 +6,19 @@ A glimpse costs the event loop one pass over the requests in flight; the rest is
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
+
+from llm_perf.screen import plain
 
 _PLAIN_EVERY_S = 10.0
 _CLEAR_LINE = "\r\x1b[K"
+_COLUMNS = 80  # of a terminal that doesn't say
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,11 @@ def show_progress(label: str) -> Iterator[Watch]:
         if rate is not None:
             at, responses = now, seen.responses
         if live:
-            out.write(f"{_CLEAR_LINE}{label}: {_tell(seen, rate)}")
+            out.write(f"{_CLEAR_LINE}{_fitted(label, _tell(seen, rate), _columns(out))}")
             out.flush()
         elif seen.done == seen.total or now - printed >= _PLAIN_EVERY_S:
             printed = now
-            print(f"{label}: {_tell(seen, rate)}", file=out, flush=True)
+            print(f"{label}: {', '.join(_tell(seen, rate))}", file=out, flush=True)
 
     def watch_if_seen(seen: Progress) -> None:
         with suppress(OSError):  # a closed terminal ends no run
@@ -80,7 +84,26 @@ def show_progress(label: str) -> Iterator[Watch]:
                 out.write("\n")
 
 
-def _tell(seen: Progress, rate: float | None) -> str:
+def _columns(out: TextIO) -> int:
+    """How wide the terminal is; some say 0."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS
+
+
+def _fitted(label: str, parts: Sequence[str], columns: int) -> str:
+    """As many of the parts as a line has room for: one that wraps can't be rewritten."""
+    line, *others = parts
+    line = f"{plain(label)}: {line}"
+    for part in others:
+        if len(line) + len(part) + 2 >= columns:
+            break
+        line += f", {part}"
+    return line[: columns - 1]
+
+
+def _tell(seen: Progress, rate: float | None) -> list[str]:
     of = "" if seen.total is None else f"/{seen.total}"
     parts = [f"{seen.done}{of} done"]
     if seen.in_flight:
@@ -93,4 +116,4 @@ def _tell(seen: Progress, rate: float | None) -> str:
         spread = sorted(seen.ttfts_ns)
         p50, p99 = spread[len(spread) // 2], spread[-(-99 * len(spread) // 100) - 1]
         parts.append(f"TTFT p50 {p50 / 1e6:,.1f} ms, p99 {p99 / 1e6:,.1f} ms")
-    return ", ".join(parts)
+    return parts

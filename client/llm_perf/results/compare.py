@@ -16,11 +16,13 @@ import click
 
 from llm_perf.results.change import Change, Comparison, compare, pairs
 from llm_perf.results.rule import judge, parse_rule
-from llm_perf.results.table import ENOUGH_FOR_P99, FEW, few_note, print_table
+from llm_perf.results.screen_table import print_table
+from llm_perf.results.table import ENOUGH_FOR_P99, FEW, few_note
 from llm_perf.results.written import Side, read_side
 
 CHECK_FAILED: Final = 3  # exit code
 _HEADS: Final = ("Figure", "A", "B", "B − A", "%", "95 % interval of B − A", "n")
+_LEAST: Final = ("n", "B − A", "B", "A")  # where there is no room
 _SHOWN: Final = 3  # changed answers
 _SMALL: Final = 0.0005  # would round to zero
 _SIDE: Final = click.Path(path_type=Path)
@@ -70,7 +72,8 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
         title = f"llm_perf compare | A {a} | B {b}"
         rows = list(map(_row, seen.changes))
         marked = few_note(name for name, *_ in rows)
-        print_table(title, _HEADS, rows, (*marked, *_foot(seen, before, after), *said))
+        foot = (*marked, *_foot(seen, before, after), *said)
+        print_table(title, _HEADS, rows, foot, least=_LEAST)
     return CHECK_FAILED if failed else 0
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TextIO
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from llm_perf.figures.metrics import ADJUSTED, DEFINITIONS, Metric
 from llm_perf.results.run import Run
-from llm_perf.screen import plain
+from llm_perf.results.screen_table import print_table
 from llm_perf.server.scrape import headline
 
 _COLUMNS: Final = ("avg", "min", "max", "std", "p99", "p90", "p75", "p50", "p25")
@@ -42,8 +38,19 @@ _ACROSS: Final = (
 _STEADY_SHOWN: Final = 0.02  # of the whole window's figure: what differs by more is shown
 ENOUGH_FOR_P99: Final = 100
 FEW: Final = "~"
-_PLAIN_WIDTH: Final = 160  # a file or a pipe has no width of its own
-_LEAST_WIDTH: Final = 120  # narrower, the figures of a row would fold
+_SHORT: Final = {
+    "Time to first": "T. to first",
+    "T. to first token": "TTFT",
+    "Inter token latency": "ITL",
+    "Request latency": "Latency",
+    "Output sequence length": "OSL",
+    "Input sequence length": "ISL",
+}
+_LEAST: Final = ("p25", "p75", "std", "min", "max", "p90")
+_LEAST_ACROSS: Final = (
+    *("OSL/latency", "requests/s", "ITL avg ms", "TTFT p50 ms", "latency p99 ms"),
+    *("goodput/s", "from schedule p99", "TTFT p99 ms"),
+)
 
 
 def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) -> None:
@@ -60,6 +67,8 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
         rows,
         (*marked, *_foot(run), *(explanations(run) if explain else ())),
         file,
+        least=_LEAST,
+        short=_SHORT,
     )
 
 
@@ -76,28 +85,7 @@ def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
         for run in runs
     ]
     marked = few_note(cell for row in rows for cell in row)
-    print_table("llm_perf | all loads", heads, rows, marked, file)
-
-
-def print_table(
-    title: str,
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    foot: Iterable[str],
-    file: TextIO | None = None,
-) -> None:
-    """Print labels and figures, at a terminal's own width if it is enough, then the foot."""
-    console = Console(file=file, highlight=False)
-    console.width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PLAIN_WIDTH
-    table = Table(title=Text(plain(title)))
-    table.add_column(heads[0])
-    for head in heads[1:]:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    console.print(table)
-    for line in foot:
-        console.print(plain(line), markup=False, soft_wrap=True)
+    print_table("llm_perf | all loads", heads, rows, marked, file, least=_LEAST_ACROSS)
 
 
 def explanations(run: Run) -> Iterator[str]:

@@ -130,7 +130,8 @@ def test_a_trace_is_replayed_from_the_prompts_times(llm_perf, tmp_path: Path) ->
 
 def test_strict_turns_a_client_that_can_not_keep_up_into_code_three(llm_perf) -> None:
     code = (
-        "import llm_perf.load.health as health; health.LIMITS['cpu_share'] = 0.0\n"
+        "import llm_perf.load.health as health\n"
+        "health.LIMITS['cpu_share'] = health.ENOUGH_S = 0.0\n"
         "from llm_perf.cli.main import main; main()"
     )
     assert llm_perf(code=code, strict=None).returncode == 3

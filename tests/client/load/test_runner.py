@@ -26,6 +26,9 @@ GOOD: list[Step] = [Say("one", 1), Say(" two", 1), FINAL]
 AT_ONCE = Rate(float("inf"))
 
 
+SECOND = 10**9
+
+
 def texts(server: ScriptedTriton) -> list[str]:
     return [str(asked.tensors["text_input"]) for asked in server.asked]
 
@@ -213,11 +216,24 @@ def test_every_run_says_how_the_client_fared(ask: Callable[..., Run]) -> None:
     assert health.cpu_share > 0
 
 
+def test_too_few_samples_are_not_called_client_bound() -> None:
+    short = LoopSample((90_000_000,) * 20, cpu_ns=SECOND, wall_ns=SECOND)
+    health = judge([short], [90_000_000] * 99)
+    assert not health.client_bound
+    assert health.summary.startswith("too short a run to judge; event-loop lag p99 90.00 ms")
+    assert health.to_json()["too_few"] == ("loop_lag_p99_ms", "send_lag_p99_ms", "cpu_share")
+    assert judge([short], [90_000_000] * 100).problems == ("send lag p99 90 ms > 10 ms",)
+    # a loop that stalls for seconds is looked at a few times only
+    assert len(judge([LoopSample((SECOND,) * 4, SECOND, 4 * SECOND)], []).problems) == 1
+
+
 def test_a_client_over_a_limit_is_client_bound() -> None:
-    fine = LoopSample((10_000,) * 100, cpu_ns=10, wall_ns=100)
-    late = LoopSample((10_000,) * 98 + (9_000_000,) * 2, cpu_ns=95, wall_ns=100)
-    assert not judge([fine], [1_000] * 10).client_bound
-    health = judge([fine, late], [20_000_000] * 10)
+    fine = LoopSample((10_000,) * 100, cpu_ns=SECOND // 2, wall_ns=5 * SECOND)
+    late = LoopSample(
+        (10_000,) * 98 + (9_000_000,) * 2, cpu_ns=19 * SECOND // 4, wall_ns=5 * SECOND
+    )
+    assert not judge([fine], [1_000] * 100).client_bound
+    health = judge([fine, late], [20_000_000] * 100)
     assert health.problems == (
         "event-loop lag p99 9 ms > 5 ms",
         "send lag p99 20 ms > 10 ms",
