@@ -89,8 +89,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--ssl-key", "PEM file of the client's key.", _FILE),
     ],
     "Data": [
-        _option("--tokenizer-path", "The model's folder, or its tokenizer.json.  [default: none, "
-                "the server counts]", _FILE),
+        _option("--tokenizer-path", "The model's folder, its tokenizer.json, tokenizer.model or "
+                "tekken.json, or its Hugging Face id.  [default: none, the server counts]", _FILE),
         _option("--input-data", "Prompts, a JSON object a line: text_input, and max_tokens, "
                 "reference, category and sampling parameters if any; also a CSV with a header, "
                 "and the files of genai-perf, vLLM, trtllm-bench, ShareGPT and mooncake.", _FILE),

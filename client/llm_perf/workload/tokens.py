@@ -1,6 +1,7 @@
 """The model's tokenizer, here to count and to know its vocabulary: text in, numbers out.
 
-Reads ``tokenizer.json`` with the Rust ``tokenizers`` library; nothing else of the model is needed.
+Reads ``tokenizer.json`` with the Rust ``tokenizers`` library, other files as ``encoders`` does;
+nothing else of the model is needed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
+from llm_perf.workload.encoders import load_other
 
 _BATCH, _CHARACTERS = 1024, 2**21  # encodings keep offsets and more: bounds what lives at once
 _PIECE = 2**16  # characters; an encoding takes some 55 bytes for each
+_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+_SMALL_FILES = [
+    *("tokenizer*", "tekken.json", "*.model", "added_tokens.json", "chat_template*"),
+    *("config.json", "generation_config.json", "special_tokens_map.json"),
+]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?!.*\.(json|model)$)[\w.-]+", re.ASCII)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _WORD = re.compile(r"\S(?= \S)")  # what a word's space comes after
 
 
@@ -78,32 +87,85 @@ def _pieces(text: str) -> list[str]:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load ``tokenizer.json``, given itself or by its folder.
+    """Load ``tokenizer.json``, SentencePiece's ``.model`` or ``tekken.json``.
 
+    Given itself, by its folder, or by a Hugging Face id, of which the small files are fetched into
+    the cache. Tokens that only ``tokenizer_config.json`` or ``added_tokens.json`` name are added.
     Raises ``UserError`` with the file's name when it is not there or does not load.
     """
+    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Encoder
 
-    path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            "no such tokenizer file",
-            where=file,
-            fix="give the model's folder with its tokenizer.json (transformers' "
-            "AutoTokenizer(…).save_pretrained writes one)",
-        )
+    file = _find(Path(path))
+    settings, added = _read(file, "tokenizer_config.json"), _added(file)
     try:
+        other = load_other(file, settings, {text: n for n, (text, _) in added.items()})
+        if other is not None:
+            return Tokenizer(file, other)
         encoder = Encoder.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise bare Exception
         raise UserError(
             f"the tokenizer does not load: {error}",
             where=file,
             fix="give a tokenizer.json that this release of tokenizers reads",
         ) from error
+    known = {token.content for token in encoder.get_added_tokens_decoder().values()}
+    missing = [(text, more) for _, (text, more) in sorted(added.items()) if text not in known]
+    encoder.add_tokens([AddedToken(text, **more) for text, more in missing])
     encoder.no_padding()
     encoder.no_truncation()  # some files carry a limit, and counts must not
     return Tokenizer(file, encoder)
+
+
+def _find(path: Path) -> Path:
+    """The tokenizer's file; raises ``UserError`` where there is none."""
+    if not path.exists() and _HUB_ID.fullmatch(str(path)):
+        path = _fetch(str(path))
+    if path.is_dir():
+        models = [path / name for name in _FILES] + sorted(path.glob("*.model"))
+        path = next((file for file in models if file.is_file()), path / _FILES[0])
+    if not path.is_file():
+        raise UserError(
+            "no such tokenizer file",
+            where=path,
+            fix="give the model's folder with its tokenizer.json (transformers' "
+            "AutoTokenizer(…).save_pretrained writes one), or its Hugging Face id",
+        )
+    return path
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a model's small files in the Hugging Face cache, filled where it has none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_SMALL_FILES))
+    except Exception as error:  # of several libraries
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"is no file or folder, and not to be had from Hugging Face: {why}",
+            where=name,
+            fix="give the model's folder, or an id that is in the cache or can be fetched",
+        ) from error
+
+
+def _added(file: Path) -> dict[int, tuple[str, dict[str, bool]]]:
+    """Tokens by their id, with how they match, that ``tokenizer.json`` may lack."""
+    beside = _read(file, "added_tokens.json")
+    found: dict[int, tuple[str, dict[str, bool]]] = {
+        number: (text, {"normalized": False})
+        for text, number in beside.items()
+        if type(number) is int
+    }
+    decoder = _read(file, "tokenizer_config.json").get("added_tokens_decoder")
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        text = token.get("content") if isinstance(token, dict) else None
+        if number.isdecimal() and isinstance(text, str) and text:
+            flags = {key: token[key] for key in _FLAGS if isinstance(token.get(key), bool)}
+            found[int(number)] = text, flags
+    return found
 
 
 def stop_ids(path: Path) -> dict[str, int]:
