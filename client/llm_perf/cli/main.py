@@ -84,6 +84,7 @@ def _measure_all(
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
     runs: list[Run] = []
+    done: list[Path] = []
     try:
         for load in loads:
             if flags["isl"] is not None and load is not loads[0]:
@@ -91,17 +92,22 @@ def _measure_all(
             path = export.export_path(export_file, load.name, several=len(loads) > 1)
             if flags["resume"] and _is_finished(path, endpoint, workload, load, extent):
                 click.echo(f"Kept {path}: it was finished before\n")
+                done.append(path)
                 continue
             if runs:
                 time.sleep(flags["measurement_interval"])
             journal = path.with_suffix(".journal.jsonl")
             conditions = asked.read_conditions(flags, extent, journal, metrics_url)
             runs.append(_measure(endpoint, workload, load, conditions, path, flags))
+            done.append(path)
             if runs[-1].stopped:
                 break
     finally:  # what was finished is told, whatever ends the others
         if len(loads) > 1 and runs:
             api.print_summary(runs)
+        if len(loads) > 1 and done:
+            export.write_sweep(done, export_file)
+            click.echo(f"Wrote {export_file} with all {len(done)} loads")
     return _exit_code(runs, flags)
 
 

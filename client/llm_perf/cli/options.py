@@ -169,7 +169,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
     ],
     "Results": [
         _option("--profile-export-file", "The JSON to write, with a line per request in a .jsonl "
-                "beside it; with several loads one of each per load, NAME_concurrencyN.json.",
+                "beside it; with several loads one of each per load, NAME_concurrencyN.json, "
+                "and all of them in NAME.json.",
                 _FILE, default=DEFAULT_EXPORT),
         _option("--export", "What is written besides: NAME_answers.jsonl for graders; a folder "
                 "NAME with perf_analyzer's profile_export.json and genai-perf's JSON and CSV.",

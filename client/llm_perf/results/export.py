@@ -1,9 +1,9 @@
 """A run on disk.
 
-For ``NAME.json``: that file has genai-perf's metric keys and says what was measured how,
-``NAME.jsonl`` a line per request; on request ``NAME_answers.jsonl``, for graders, and the folder
-``NAME/``, as genai-perf's: ``profile_export.json`` (perf_analyzer's schema),
-``profile_export_genai_perf.json`` and ``.csv``.
+For ``NAME.json``: that file has genai-perf's metric keys and says what was measured how (of a sweep
+that of all loads), ``NAME.jsonl`` a line per request; on request ``NAME_answers.jsonl``, for
+graders, and the folder ``NAME/``, as genai-perf's: ``profile_export.json`` (perf_analyzer's
+schema), ``profile_export_genai_perf.json`` and ``.csv``.
 """
 
 from __future__ import annotations
@@ -132,6 +132,20 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
             fix="make room; the same command with --resume then writes what was measured",
         ) from first
     return tuple(texts)
+
+
+def write_sweep(written: Iterable[Path], path: Path) -> None:
+    """Write the JSON of several loads as one: ``{"loads": […]}``, each as in its own file.
+
+    Raises ``UserError`` when it can't be written.
+    """
+    documents = [{"file": each.name, **json.loads(each.read_text("utf-8"))} for each in written]
+    try:
+        write_whole(path, lambda to: to.write(_dump({"loads": documents}, indent=2) + "\n"))
+    except OSError as error:
+        raise UserError(
+            f"can't be written: {error.strerror}", where=path, fix="each load's own file is there"
+        ) from error
 
 
 def request_lines(run: Run) -> Iterator[Line]:

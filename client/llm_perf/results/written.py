@@ -43,6 +43,8 @@ def read_side(path: str | Path) -> Side:
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if "loads" in document:
+            raise ValueError("it has several loads: give the file of one")
         text = path.with_suffix(".jsonl").read_text(encoding="utf-8")
         lines = tuple(json.loads(line) for line in text.split("\n") if line)
         lacking = {"workload", "requests_failed"} - document.keys()

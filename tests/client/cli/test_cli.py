@@ -82,16 +82,22 @@ def test_several_loads_write_a_file_each(llm_perf, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "out").glob("*.json*"))
     assert [name for name in written if "answers" not in name] == [
+        "x.json",
         "x_concurrency1.json",
         "x_concurrency1.jsonl",
         "x_concurrency2.json",
         "x_concurrency2.jsonl",
     ]
-    loads = [json.loads(path.read_text())["load"] for path in (tmp_path / "out").glob("*.json")]
+    each = sorted((tmp_path / "out").glob("x_*.json"))
+    loads = [json.loads(path.read_text())["load"] for path in each]
+    together = json.loads((tmp_path / "out" / "x.json").read_text())["loads"]
+    assert together == [{"file": path.name, **json.loads(path.read_text())} for path in each]
+    assert "x.json with all 2 loads" in done.stdout
     assert sorted(load["value"] for load in loads) == [1, 2]
     both = llm_perf(request_rate="50,inf", profile_export_file=tmp_path / "open" / "x.json")
     assert both.returncode == 0, both.stderr
-    loads = [json.loads(path.read_text())["load"] for path in (tmp_path / "open").glob("*.json")]
+    each = (tmp_path / "open").glob("x_*.json")
+    loads = [json.loads(path.read_text())["load"] for path in each]
     assert {load["value"] for load in loads} == {50, None}
 
 

@@ -296,6 +296,9 @@ def test_another_file_is_no_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(UserError, match=r"x\.json: is no run of llm_perf"):
         read_side(tmp_path / "x.json")
+    (tmp_path / "sweep.json").write_text('{"loads": []}')
+    with pytest.raises(UserError, match=r"sweep\.json: .*several loads: give the file of one"):
+        read_side(tmp_path / "sweep.json")
     with pytest.raises(UserError, match=r"y\.json: can't be read"):
         read_side(tmp_path / "y.json")
 
