@@ -31,7 +31,7 @@ def source_fault(
 
     Raises KeyError for a field that is missing.
     """
-    if fault := _quantized(config):
+    if fault := _quantized(config) or _miscounted(config):
         return fault
     if kind == "hf" and ("architectures" not in config or _unknown(config)):  # the LLM API says
         return None
@@ -55,9 +55,37 @@ def _quantized(config: Mapping[str, Any]) -> Fault | None:
     )
 
 
+_COUNTS = (
+    "num_attention_heads",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "vocab_size",
+)
+_OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
+_MOST = 2**31 - 1
+
+
+def _miscounted(config: Mapping[str, Any]) -> Fault | None:
+    """A size of the model that is no size: 0, a text, null, a list."""
+    for name in (*_COUNTS, *_OPTIONAL_COUNTS):
+        count = config.get(name, 1)
+        absent = count is None and name in _OPTIONAL_COUNTS
+        if not absent and (type(count) is not int or not 0 < count <= _MOST):
+            what = f"its config.json says {name} is {_shown(count)}, which is no size"
+            return Fault(what, "take config.json anew from where the model comes from")
+    return None
+
+
+def _shown(value: object) -> str:
+    if type(value) is int:
+        return str(value) if abs(value) <= _MOST else "beyond 2^31"
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
 def _unknown(config: Mapping[str, Any]) -> Fault | None:
     names = config["architectures"]
-    name = names[0] if isinstance(names, list) and names else "none"
+    name = str(names[0]) if isinstance(names, list) and names else "none"
     if name in ARCHITECTURES:
         return None
     known = ", ".join(ARCHITECTURES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ class DeploymentFile:
 
     def resolve(self, path: str) -> Path:
         """A path of the file, made absolute: relative ones start at the file's folder."""
-        return (self.path.resolve().parent / Path(path).expanduser()).resolve()
+        place = Path(path)
+        with suppress(RuntimeError):  # ~name of a user that isn't known here: no such folder then
+            place = place.expanduser()
+        return (self.path.resolve().parent / place).resolve()
 
     def error(self, key: KeyPath, what: str, fix: str | None = None) -> UserError:
         """An error about the value at ``key``."""
@@ -173,7 +177,10 @@ def _check(file: DeploymentFile) -> None:
         raise file.error(("triton", name), wrong, "remove it")
     data = spec.calibration.data
     is_name = _HUB_ID.fullmatch(data) and not data.endswith((".jsonl", ".json"))
-    if not isinstance(file.calibration_data(), Path) and not is_name:
+    place = file.calibration_data()
+    if isinstance(place, Path) and not (place.is_file() or place.is_dir()):
+        raise file.error(("calibration", "data"), f"{place} is no file or folder")
+    if not isinstance(place, Path) and not is_name:
         raise file.error(
             ("calibration", "data"),
             f"there is no file {file.resolve(data)}, and {data!r} names no data set",

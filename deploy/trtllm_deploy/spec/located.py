@@ -35,20 +35,63 @@ class Located:
         return self.lines.get(path)
 
 
+_MOST_BYTES = 4 * 2**20
+_MOST_VALUES, _DEEPEST, _MOST_DIGITS = 20_000, 50, 40
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops where a document is larger than any person's; aliases count as what they stand for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node with all below it. Raises MarkedYAMLError where that is too much."""
+        before = self._values
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(problem="nests too deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._values += self._sizes.get(id(node), 1)  # an alias, or a node of its own
+        if self._values > _MOST_VALUES:
+            what = f"it has more than {_MOST_VALUES} values, with what aliases stand for"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=mark)
+        self._sizes[id(node)] = self._values - before
+        _see_that_it_is_text(node)
+        return node
+
+
+def _see_that_it_is_text(node: yaml.Node | None) -> None:
+    """What no file, shell or number can hold is wrong wherever it stands."""
+    if not isinstance(node, yaml.ScalarNode):
+        return
+    wrong = None
+    if "\0" in node.value or any("\ud800" <= each <= "\udfff" for each in node.value):
+        wrong = "a text with a NUL or half a character in it"
+    elif node.tag.endswith(":int") and sum(map(str.isdigit, node.value)) > _MOST_DIGITS:
+        wrong = f"a number with more than {_MOST_DIGITS} digits"
+    if wrong:
+        raise yaml.MarkedYAMLError(problem=wrong, problem_mark=node.start_mark)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of one YAML document. Raises YAMLError, ValueError, RecursionError."""
+    return _Loader(text).get_single_data()
+
+
 def load_located(file: Path) -> Located:
     """Read one YAML document.
 
-    Raises UserError: the file can't be read, isn't YAML (with line, column), or has a key twice.
+    Raises UserError: the file can't be read, is too large, isn't YAML (with line, column), or has a
+    key twice.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"can't be read: {error.strerror}", where=file) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"isn't UTF-8 text: {error.reason}", where=file) from None
     lines: dict[KeyPath, int] = {}
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(_text(file))
         node = loader.get_single_node()
         if node is not None:
             _walk(node, (), lines, file)
@@ -63,6 +106,19 @@ def load_located(file: Path) -> Located:
     except RecursionError:
         raise UserError("an alias refers to itself, or nests too deep", where=file) from None
     return Located(file, value, lines)
+
+
+def _text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"is larger than {_MOST_BYTES // 2**20} MiB", where=file)
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=file) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"isn't UTF-8 text: {error.reason}", where=file) from None
 
 
 def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], file: Path) -> None:

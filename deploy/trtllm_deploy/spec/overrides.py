@@ -18,9 +18,11 @@ from pydantic import ValidationError
 from llm_perf.errors import UserError
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import DeploymentFile
-from trtllm_deploy.spec.located import Located, first_error
+from trtllm_deploy.spec.located import Located, first_error, parse_yaml
 from trtllm_deploy.spec.schema import Deployment, ModelSpec
 from trtllm_deploy.spec.settings import TritonSettings, lacking
+
+_SHOWN = 200  # characters of a value
 
 
 def parse_changes(words: Sequence[str], file: DeploymentFile) -> dict[str, Any]:
@@ -36,9 +38,9 @@ def parse_changes(words: Sequence[str], file: DeploymentFile) -> dict[str, Any]:
         if not equals:
             raise UserError(f"{word!r} has no value", fix=f"write {key}=VALUE, or {key}= to reset")
         try:
-            changes[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{key}: can't read the value {text!r}") from None
+            changes[key] = parse_yaml(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise UserError(f"{key}: can't read the value {text[:_SHOWN]!r}") from None
     return changes
 
 

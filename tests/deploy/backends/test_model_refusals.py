@@ -63,6 +63,27 @@ def test_weights_that_are_quantized_already_are_refused_by_name(
     check(tmp_path, QWEN2, backend=backend)
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        *((0, "is 0"), ("8", "is a str"), (None, "is null"), ([8], "is a list"), (-8, "is -8")),
+        *((True, "is a bool"), (8.0, "is a float"), (10**4000, r"is beyond 2\^31")),
+    ],
+)
+@pytest.mark.parametrize("name", ["num_attention_heads", "hidden_size", "num_hidden_layers"])
+def test_a_size_that_is_none_is_refused_by_name(
+    tmp_path: Path, name: str, value: object, says: str
+) -> None:
+    with pytest.raises(UserError, match=rf"config\.json says {name} {says}, which is no size"):
+        check(tmp_path, {**QWEN2, name: value})
+
+
+@pytest.mark.parametrize("names", [[], None, 7, [["a"]], [{}], [None]])
+def test_an_architecture_that_is_no_name_is_one_line(tmp_path: Path, names: object) -> None:
+    with pytest.raises(UserError, match=r"architecture '.*' isn't supported"):
+        check(tmp_path, {**QWEN2, "architectures": names})
+
+
 def test_an_architecture_that_no_engine_is_built_of_is_left_to_the_llm_api(tmp_path: Path) -> None:
     config = {**QWEN2, "architectures": ["ForeignForCausalLM"]}
     for backend in ("tensorrt", "reference"):

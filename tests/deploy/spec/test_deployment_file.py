@@ -215,3 +215,48 @@ def test_any_bytes_are_a_value_or_a_user_error(
 def test_a_scalar_that_is_no_value_is_one_line(folder: Path, scalar: str) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
         load_deployment(write(folder, f"{GOOD}more: {scalar}\n"))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+HOSTILE = {
+    "aliases": (BOMB, "more than 20000 values, with what aliases stand for"),
+    "merges": (
+        "a0: &a0 {x: 1, y: 2}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)),
+        "more than 20000 values",
+    ),
+    "values": ("a: [" + "1, " * 25_000 + "1]", "more than 20000 values"),
+    "depth": ("a: " + "[" * 100 + "]" * 100, "nests too deep"),
+    "bytes": ("#" * (4 * 2**20 + 1), "is larger than 4 MiB"),
+    "itself": ("a: &a [*a]", "an alias refers to itself"),
+    "digits": (f"a: {'9' * 4000}", "a number with more than 40 digits"),
+    "NUL": ('a: "x\\0y"', "a NUL or half a character"),
+    "half a character": ('a: "\\ud800"', "a NUL or half a character"),
+    "a key": ('"x\\0y": 1', "a NUL or half a character"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_document_that_no_person_writes_is_one_line(folder: Path, kind: str) -> None:
+    text, what = HOSTILE[kind]
+    file = write(folder, text)
+    with pytest.raises(UserError, match=what) as caught:
+        load_deployment(file)
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/model", "~nosuchuser"])
+def test_the_home_of_nobody_is_no_folder(folder: Path, source: str) -> None:
+    text = GOOD.replace("source: model", f"source: {source}")
+    with pytest.raises(UserError, match=r"there is no folder .*nosuchuser"):
+        load_deployment(write(folder, text))
+    with pytest.raises(UserError, match=r"there is no file .*nosuchuser"):
+        load_deployment(write(folder, GOOD.replace("prompts.jsonl", "~nosuchuser/x.jsonl")))
+
+
+def test_calibration_data_that_never_ends_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="/dev/zero is no file or folder"):
+        load_deployment(write(folder, GOOD.replace("data: prompts.jsonl", "data: /dev/zero")))
