@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,13 +20,14 @@ from llm_perf.transports.events import UNREADABLE, as_it_came, error_text, whole
 from llm_perf.transports.http import HttpTransport, Server
 from llm_perf.workload.workload import Prompt
 
-# Our names of sampling parameters and the API's; those after seed are extensions that vLLM and
-# trtllm-serve share.
+# Our names of sampling parameters and the API's; those after stop are extensions that vLLM and
+# trtllm-serve share, but for bad_words, which is vLLM's alone.
 _NAMES: Final[dict[str, str]] = {
     **{name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty")},
     "seed": "seed",
     "stop_words": "stop",
-    **{name: name for name in ("top_k", "repetition_penalty", "bad_words")},
+    **{name: name for name in ("top_k", "repetition_penalty", "length_penalty")},
+    "bad_words": "bad_words",
     "end_id": "stop_token_ids",
 }
 # finish reasons of whole answers; the last two are text-generation-inference's
@@ -173,22 +175,28 @@ async def _tried(transport: HttpTransport, dialect: OpenAI, trial: Prompt) -> Op
     least = None if trial.min_tokens is None else 1
     prompt = replace(trial, text="Hi", messages=None, max_tokens=1, min_tokens=least)
     said = ""
-    for keys in dict.fromkeys(_FIXED if least else _FIXED[:1]):
-        tried = replace(dialect, least=keys)
+    for usage, keys in product(*_ways(dialect, least)):
+        tried = replace(dialect, usage=usage, least=keys)
         seen = Exchange("trial")
         await transport.stream(tried.request(prompt, seen.request_id), seen, _TRIAL_S)
         if seen.failure is None:
             counted = any("total_tokens" in tried.parse(each).facts for _, each in seen.messages)
             if trial.input_tokens is None and not counted:
                 raise UserError("the server counts no tokens", fix="give --tokenizer-path")
-            lost = " and ".join(key for key in _FIXED[0] if key not in keys)
+            lost = [*([] if usage == dialect.usage else ["stream_options"])]
+            lost += [key for key in _FIXED[0] if key not in keys]
             left = "" if keys else ", so that answers may be shorter than asked for"
-            note = f"the server refuses {lost} ({said}): it is not sent{left}"
+            note = f"the server refuses {' and '.join(lost)} ({said}): it is not sent{left}"
             return replace(tried, remarks=(note,) if lost else ())
         if not _REFUSED.match(seen.failure[1]):
             break
         said = said or seen.failure[1]
     return dialect
+
+
+def _ways(dialect: OpenAI, least: int | None) -> tuple[list[bool], Sequence[tuple[str, ...]]]:
+    """What to try, the best first: asking for usage or not, and keys for a shortest length."""
+    return [True, False] if dialect.usage else [False], _FIXED if least else _FIXED[:1]
 
 
 def _check(endpoint: Endpoint, status: int, answer: object) -> None:

@@ -59,6 +59,8 @@ def test_the_limit_has_the_name_that_the_server_knows(asked) -> None:
         ({"min_tokens"}, {"ignore_eos": True}),
         ({"ignore_eos"}, {"min_tokens": 3}),
         ({"min_tokens", "ignore_eos"}, {}),
+        ({"stream_options"}, {"min_tokens": 3, "ignore_eos": True}),
+        ({"stream_options", "min_tokens"}, {"ignore_eos": True}),
     ],
 )
 def test_a_fixed_length_is_asked_for_as_far_as_the_server_takes_it(
@@ -68,7 +70,9 @@ def test_a_fixed_length_is_asked_for_as_far_as_the_server_takes_it(
     assert run.requests_ok == 2
     for body in bodies[-2:]:
         assert {key: body[key] for key in ("min_tokens", "ignore_eos") if key in body} == sent
-        assert body["max_tokens"] == 3
+        assert body["max_tokens"] == 3 and ("stream_options" in body) != (
+            "stream_options" in refuses
+        )
     said = [note for note in run.notes if "the server refuses" in note]
     assert len(said) == bool(refuses)
     assert all(key in said[0] for key in refuses)
