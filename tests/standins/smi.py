@@ -1,5 +1,8 @@
 """nvidia-smi: the GPUs of TRT_STANDIN_GPUS, a line each of index, name, memory.total, compute_cap.
 
+A line may go on with the UUID and ``Enabled``, if MIG is; TRT_STANDIN_MIG then is what -L says.
+TRT_STANDIN_COMPLAINT, a text, and TRT_STANDIN_CODE are how it fails instead.
+
 smi.xml is what the real one reports of an H200 with driver 580, without what identifies it, and the
 topology is written as there. TRT_STANDIN_REPORT is a JSON object of paths in it and their texts,
 for every GPU; TRT_STANDIN_LINK is how the GPUs are joined, NV18 if not set.
@@ -15,7 +18,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-_QUERY = "--query-gpu=index,name,memory.total,compute_cap"
+_QUERY = "--query-gpu=index,name,memory.total,compute_cap,uuid,mig.mode.current"
 
 
 def main(_: str) -> int:
@@ -23,7 +26,8 @@ def main(_: str) -> int:
     listing = os.environ.get("TRT_STANDIN_GPUS", "")
     gpus = [[field.strip() for field in row] for row in csv.reader(listing.splitlines())]
     answers = {
-        ("--format=csv,noheader,nounits", _QUERY): lambda _: listing,
+        ("--format=csv,noheader,nounits", _QUERY): _listing,
+        ("-L",): lambda _: os.environ["TRT_STANDIN_MIG"],
         ("-q", "-x"): _report,
         ("-m", "topo"): _topology,
     }
@@ -31,11 +35,20 @@ def main(_: str) -> int:
     if answer is None:
         print("Invalid combination of input arguments", file=sys.stderr)
         return 2
+    if complaint := os.environ.get("TRT_STANDIN_COMPLAINT"):
+        print(complaint)
+        return int(os.environ["TRT_STANDIN_CODE"])
     if not listing:
         print("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
         return 9
     print(answer(gpus))
     return 0
+
+
+def _listing(gpus: list[list[str]]) -> str:
+    told = [[*gpu, f"GPU-{gpu[0]:0>8}-5a1e-4cbd-9d2b-3f6c0e7d1a42", "[N/A]"] for gpu in gpus]
+    full = [gpu if len(gpu) > 4 else more for gpu, more in zip(gpus, told, strict=True)]
+    return "\n".join(", ".join(gpu) for gpu in full)
 
 
 def _report(gpus: list[list[str]]) -> str:
@@ -44,7 +57,7 @@ def _report(gpus: list[list[str]]) -> str:
     assert pattern is not None
     log.remove(pattern)
     told = json.loads(os.environ.get("TRT_STANDIN_REPORT", "{}"))
-    for _, name, memory, _ in gpus:
+    for _, name, memory, *_ in gpus:
         gpu = copy.deepcopy(pattern)
         texts = {"product_name": name, "fb_memory_usage/total": f"{memory} MiB", **told}
         for path, text in texts.items():

@@ -19,7 +19,7 @@ from typing import Any
 from llm_perf.errors import UserError
 from trtllm_deploy.builds.critical_path import Node
 from trtllm_deploy.builds.executor import Ended, Event, Line, Make, OnLine, attempt
-from trtllm_deploy.machine.gpu import gpus as listed_gpus
+from trtllm_deploy.machine.gpu import gpus, pick, split
 from trtllm_deploy.plan.plan import Stage
 
 _GRACE_S = 10.0  # for a worker to kill its command and remove what is half made
@@ -115,23 +115,23 @@ class LocalExecutor:
 def visible_gpus(asked: str | None) -> tuple[str, ...]:
     """The GPUs to use: those asked for (``0,1``), else CUDA_VISIBLE_DEVICES, else all there are.
 
-    Raises UserError: one is listed twice, or isn't there.
+    As that variable names them. Raises UserError: one is listed twice, or isn't there.
     """
-    listed = tuple(str(gpu.index) for gpu in listed_gpus())
+    listed = gpus()
     if asked is None:
         inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return listed if inherited is None or not listed else _split(inherited)
-    chosen = _split(asked)
-    if len(set(chosen)) != len(chosen):
-        raise UserError(f"--gpus {asked}: one is listed twice")
+        if inherited is None or not listed:
+            return tuple(gpu.device for gpu in listed)
+        names = split(inherited)
+        return names[: len(pick(listed, names))]
+    chosen = split(asked)
     for each in chosen:
-        if listed and each.isdigit() and each not in listed:
-            raise UserError(f"there is no GPU {each}", fix=f"choose from {', '.join(listed)}")
+        if listed and not pick(listed, [each]):
+            known = ", ".join(gpu.device for gpu in listed)
+            raise UserError(f"there is no GPU {each}", fix=f"choose from {known}")
+    if len({*(pick(listed, chosen) or chosen)}) != len(chosen):
+        raise UserError(f"--gpus {asked}: one is listed twice")
     return chosen
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _work(make: Make, pipe: connection.Connection) -> None:

@@ -23,7 +23,7 @@ from trtllm_deploy.builds.executor import OnLine
 from trtllm_deploy.checkpoint.fetch import fetch
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, Verification
 from trtllm_deploy.checkpoint.quantize import run_checkpoint
-from trtllm_deploy.machine.gpu import gpus
+from trtllm_deploy.machine.gpu import gpus, pick, split
 from trtllm_deploy.plan.plan import Facts, Stage, StageKind
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.workspace.folder import Workspace
@@ -76,7 +76,7 @@ class StageMaker:
             self._make_repository(stage, target)
 
     def _make_engine(self, stage: Stage, target: Path, log: Path, on_line: OnLine) -> None:
-        visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        visible = split(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         with _timing_cache(stage, self.workspace, visible) as timing_cache:
             job = EngineJob(
                 checkpoint=self._input(stage, "checkpoint"),
@@ -132,12 +132,14 @@ def checkpoint_job(
 
 
 @contextmanager
-def _timing_cache(stage: Stage, workspace: Workspace, visible: list[str]) -> Iterator[Path | None]:
+def _timing_cache(
+    stage: Stage, workspace: Workspace, visible: tuple[str, ...]
+) -> Iterator[Path | None]:
     """A copy of what builds on this kind of GPU share; what the build adds replaces the shared one.
 
     So builds that run at once never write the same file, and a killed one leaves it whole.
     """
-    here = [gpu for gpu in gpus() if str(gpu.index) in visible] if visible else []
+    here = pick(gpus(), visible) if visible else ()
     if not here:
         yield None
         return

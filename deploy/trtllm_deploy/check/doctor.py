@@ -23,7 +23,7 @@ from huggingface_hub import get_token
 
 from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
-from trtllm_deploy.machine.gpu import ask, gpus, read_report
+from trtllm_deploy.machine.gpu import ask, complaint, gpus, read_report
 from trtllm_deploy.releases.release import release_names
 
 Facts = Mapping[str, str]
@@ -45,8 +45,10 @@ def examine(workspace: Path) -> tuple[Facts, tuple[Facts, ...]]:
         machine, states = read_report(report, topology, gpus(), _DATA["gpu_facts"])
     except FileNotFoundError:
         machine, states = _without_gpu("there is no nvidia-smi"), ()
+    except subprocess.CalledProcessError as error:
+        machine, states = {"nvidia-smi fails": complaint(error)}, ()
     except (OSError, subprocess.SubprocessError, SyntaxError) as error:
-        machine, states = _without_gpu(getattr(error, "stdout", None) or error), ()
+        machine, states = {"nvidia-smi fails": str(error).split("\n")[0]}, ()
     return {**machine, **_software(), **_host(workspace)}, states
 
 

@@ -162,17 +162,18 @@ def memory(facts: Facts, llm: Model, engine: EngineConfig) -> Iterator[Finding]:
     cap = llm.number("max_tokens_in_paged_kv_cache")
     room = {} if cap is None else {llm.at("max_tokens_in_paged_kv_cache"): int(cap)}
     needs = _bytes_on_a_gpu(engine)
-    if needs and facts.launch.gpus and not engine.linked:
+    told = [(gpu.memory, gpu.name) for gpu in facts.launch.gpus if gpu.memory]
+    if needs and told and not engine.linked:
         weights, working, per_token = needs
-        gpu = min(facts.launch.gpus, key=lambda each: each.memory)
-        free = gpu.memory - weights - working
+        has, name = min(told)
+        free = has - weights - working
         if free < 0:
-            sizes = [size / 2**30 for size in (weights, working, gpu.memory)]
+            sizes = [size / 2**30 for size in (weights, working, has)]
             values = dict(zip(("weights", "working", "has"), sizes, strict=True))
-            yield found("memory", facts.place, gpu=gpu.name, **values)
+            yield found("memory", facts.place, gpu=name, **values)
         else:
             share = llm.number("kv_cache_free_gpu_mem_fraction") or KV_FRACTION
-            room[gpu.name] = int(free * share / per_token)
+            room[name] = int(free * share / per_token)
     for where, tokens in room.items():
         if tokens < one:
             yield found("cache_sequence", where, tokens=tokens, needed=one)

@@ -18,11 +18,11 @@ from trtllm_deploy.check import engine_rules, repository_rules, wiring_rules
 from trtllm_deploy.check.doctor import installed
 from trtllm_deploy.check.facts import Launch, read_facts
 from trtllm_deploy.check.finding import Finding
-from trtllm_deploy.machine.gpu import gpus
+from trtllm_deploy.machine.gpu import gpus, pick, visible
 
 
 def here(only: Collection[str] = (), **asked: Any) -> Launch:
-    """A launch on this machine, with ``only`` these of its GPUs if any are named.
+    """A launch on this machine, with ``only`` these of its GPUs if any are named, else the visible.
 
     ``asked`` are other fields of the value; what isn't known isn't checked.
     """
@@ -30,7 +30,7 @@ def here(only: Collection[str] = (), **asked: Any) -> Launch:
     with suppress(OSError):
         size = shutil.disk_usage("/dev/shm").total
     return Launch(
-        gpus=tuple(gpu for gpu in gpus() if not only or str(gpu.index) in only),
+        gpus=pick(gpus(), only) if only else visible(gpus()),
         tensorrt_llm=installed("tensorrt-llm"),
         shared_memory=size,
         locked_memory=locked,

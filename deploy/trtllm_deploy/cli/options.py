@@ -125,13 +125,16 @@ def planned(
 
     file = load_deployment(path)
     space = Workspace(workspace.resolve())
-    facts = gather(file, space, _gpus(where), offline_ok=offline_ok)
+    from trtllm_deploy.backends.backend import BACKENDS
+
+    compiles = BACKENDS[file.deployment.backend].compiles
+    facts = gather(file, space, _gpus(where, compiles), offline_ok=offline_ok)
     facts = facts if overrides is None else replace(facts, overrides=overrides)
     return Planned(file, facts, plan(file, facts), space, where)
 
 
-def _gpus(where: Where) -> tuple[Gpu, ...]:
-    """The GPUs that engines are planned for."""
+def _gpus(where: Where, compiles: bool) -> tuple[Gpu, ...]:
+    """The GPUs that engines are planned for; what ``compiles`` has to know them."""
     if where.ray is not None:
         from trtllm_deploy.builds.ray_cluster import cluster_gpus, connect
 
@@ -140,7 +143,6 @@ def _gpus(where: Where) -> tuple[Gpu, ...]:
         connect(where.ray)
         return cluster_gpus()
     from trtllm_deploy.builds.local import visible_gpus
-    from trtllm_deploy.machine.gpu import gpus
+    from trtllm_deploy.machine.gpu import gpus, pick
 
-    visible = visible_gpus(where.gpus)
-    return tuple(gpu for gpu in gpus() if str(gpu.index) in visible)
+    return pick(gpus(must_answer=compiles), visible_gpus(where.gpus))

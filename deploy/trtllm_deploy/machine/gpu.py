@@ -6,6 +6,7 @@ Out: values, facts as text; what a driver doesn't report isn't there. It judges 
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,25 +14,52 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-_QUERY = "index,name,memory.total,compute_cap"
+from llm_perf.errors import UserError
+
+_QUERY = "index,name,memory.total,compute_cap,uuid,mig.mode.current"
 _MIB = 2**20
+# Exit codes of nvidia-smi (its manual) for none here: nothing found, no driver, no library.
+_NONE_HERE = (6, 9, 12)
+# A line of ``nvidia-smi -L``: a GPU, or a MIG instance of the one before it, with its profile.
+_LISTED = re.compile(
+    r"GPU (?P<index>\d+): .*\(UUID: \S+\)"
+    r"|\s+MIG (?P<profile>\S*?(?P<gb>\d+)gb\S*)\s+Device\s+\d+: \(UUID: (?P<uuid>MIG-[^)]+)\)"
+)
 _CHOSEN = ("gpu_idle", "applications_clocks_setting", "display_clocks_setting")  # nothing is wrong
 _GPU = re.compile(r"GPU\d{1,3}")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: ``memory`` in bytes, ``capability`` as NVIDIA writes it, ``9.0`` for Hopper."""
+    """One GPU, or one MIG instance of it: ``capability`` as NVIDIA writes it, ``9.0`` for Hopper.
+
+    ``memory`` in bytes, None where the driver doesn't tell; ``parent`` is the UUID of the GPU that
+    a MIG instance is part of, whose index it has.
+    """
 
     index: int
     name: str
-    memory: int
+    memory: int | None
     capability: str
+    uuid: str = ""
+    parent: str = ""
 
     @property
     def sm(self) -> int:
         """The compute capability as one number: 90 for Hopper."""
         return int(self.capability.replace(".", ""))
+
+    @property
+    def device(self) -> str:
+        """What CUDA_VISIBLE_DEVICES calls it: its number, or a MIG instance's UUID."""
+        return self.uuid if self.parent else str(self.index)
+
+    def is_called(self, name: str) -> bool:
+        """Whether ``name`` means it in CUDA_VISIBLE_DEVICES: number, or how its UUID begins."""
+        if name.isdecimal():
+            return int(name) == self.index
+        known = name.startswith(("GPU-", "MIG-"))
+        return known and (self.uuid.startswith(name) or self.parent.startswith(name))
 
 
 def ask(*arguments: str) -> str:
@@ -46,30 +74,93 @@ def ask(*arguments: str) -> str:
     return answer.stdout
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that nvidia-smi lists; none where there is no nvidia-smi, or no driver behind it."""
+def gpus(*, must_answer: bool = False) -> tuple[Gpu, ...]:
+    """The GPUs that nvidia-smi lists, in the place of one with MIG its instances; none without it.
+
+    Raises UserError, if it ``must_answer``: there are GPUs, and nvidia-smi can't say which, for one
+    is lost, or the driver isn't that of the library. Else there are none then.
+    """
     try:
-        return read_listing(ask(f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"))
+        listing = ask(f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits")
+    except subprocess.CalledProcessError as error:
+        listed = read_listing(error.stdout)  # one is lost, and the others aren't
+        if listed or not must_answer or error.returncode in _NONE_HERE:
+            return listed
+        raise UserError(
+            f"nvidia-smi fails: {complaint(error)}",
+            fix="see 'trtllm-deploy doctor'; which engine is needed depends on the GPU",
+        ) from None
     except (OSError, subprocess.SubprocessError):
         return ()
+    try:
+        instances = ask("-L") if re.search(r", Enabled$", listing, re.MULTILINE) else ""
+    except (OSError, subprocess.SubprocessError):
+        instances = ""
+    return read_listing(listing, instances)
 
 
-def read_listing(text: str) -> tuple[Gpu, ...]:
+def complaint(error: subprocess.CalledProcessError) -> str:
+    """The first line that a failed nvidia-smi said; it complains on both of its outputs."""
+    said = f"{error.stdout or ''}\n{error.stderr or ''}".strip()
+    return said.split("\n")[0].strip() or f"exit code {error.returncode}"
+
+
+def read_listing(text: str, instances: str = "") -> tuple[Gpu, ...]:
     """The GPUs of ``nvidia-smi --format=csv,noheader,nounits``; a line it can't tell is left out.
 
-    nvidia-smi gives memory in MiB, and ``[N/A]`` for what a device doesn't report.
+    nvidia-smi gives memory in MiB, and ``[N/A]`` or ``[Insufficient Permissions]`` for what a
+    device or a container doesn't let it know. ``instances`` is what ``nvidia-smi -L`` says of MIG.
     """
-    found = []
+    found: list[Gpu] = []
     for line in text.splitlines():
         try:
             [row] = csv.reader([line], skipinitialspace=True)
-            index, name, memory, capability = (field.strip() for field in row)
-            gpu = Gpu(int(index), name, int(memory) * _MIB, capability)
+            index, name, memory, capability, *more = (field.strip() for field in row)
+            known = int(memory) * _MIB if not memory.startswith("[") else None
+            gpu = Gpu(int(index), name, known, capability, *more[:1])
             _ = gpu.sm
         except (ValueError, csv.Error):  # Python 3.10's reader takes no NUL
             continue
-        found.append(gpu)
+        found += _instances(gpu, instances) if more[1:] == ["Enabled"] else [gpu]
     return tuple(found)
+
+
+def _instances(gpu: Gpu, listing: str) -> list[Gpu]:
+    """The MIG instances of a GPU; a profile, ``3g.40gb``, tells of their memory."""
+    found, index = [], None
+    for line in filter(None, map(_LISTED.match, listing.splitlines())):
+        if line["index"]:
+            index = int(line["index"])
+        elif index == gpu.index:
+            name, memory = f"{gpu.name} MIG {line['profile']}", int(line["gb"]) * 2**30
+            found.append(Gpu(gpu.index, name, memory, gpu.capability, line["uuid"], gpu.uuid))
+    return found
+
+
+def pick(listed: Sequence[Gpu], names: Iterable[str]) -> tuple[Gpu, ...]:
+    """The GPUs that ``names`` mean, in that order, as CUDA reads CUDA_VISIBLE_DEVICES.
+
+    A number or a GPU's UUID means the first of its MIG instances; the first name that means nothing
+    ends the list (CUDA programming guide, environment variables).
+    """
+    found: list[Gpu] = []
+    for name in names:
+        called = next((each for each in listed if each.is_called(name)), None)
+        if called is None:
+            break
+        found.append(called)
+    return tuple(found)
+
+
+def visible(listed: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Those of the GPUs that this environment's CUDA_VISIBLE_DEVICES leaves."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(listed) if names is None else pick(listed, split(names))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The names of a list as CUDA_VISIBLE_DEVICES has it."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_report(

@@ -263,7 +263,8 @@ def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) 
 def _gpus_to_calibrate(cell: Cell, facts: Facts) -> int:
     """As many GPUs as the 16-bit model fills; those that will serve it at most."""
     shape = facts.shapes.get(cell.model)
-    if shape is None or not facts.gpus:
+    memory = facts.gpus[0].memory if facts.gpus else None
+    if shape is None or not memory:
         return cell.world_size
-    needed = shape.parameters * 2 * _ROOM_TO_CALIBRATE / facts.gpus[0].memory
+    needed = shape.parameters * 2 * _ROOM_TO_CALIBRATE / memory
     return min(cell.world_size, math.ceil(needed))

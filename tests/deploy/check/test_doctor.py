@@ -225,8 +225,11 @@ def test_a_driver_that_does_not_answer_is_told_in_its_own_words(
 ) -> None:
     monkeypatch.setenv("TRT_STANDIN_GPUS", "")
     machine, gpus = examine(standins)
-    assert machine["no GPU here"].startswith("NVIDIA-SMI has failed because it couldn't")
+    assert machine["nvidia-smi fails"].startswith("NVIDIA-SMI has failed because it couldn't")
     assert gpus == ()
+    (found,) = [each for each in check(machine, gpus) if each.where == "nvidia-smi"]
+    assert found.level == "error"
+    assert "couldn't communicate with the NVIDIA driver" in found.what
 
 
 def test_an_error_is_exit_code_1(standins: Path) -> None:

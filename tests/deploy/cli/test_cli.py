@@ -15,6 +15,7 @@ from rich.console import Console
 from tests.deploy.matrix import GPUS, Matrix
 from trtllm_deploy.builds.progress import BuildProgress
 from trtllm_deploy.cli import main as cli
+from trtllm_deploy.cli.options import Where, planned
 from trtllm_deploy.plan.plan import Stage
 from trtllm_deploy.spec.deployment_file import Cell
 
@@ -29,6 +30,9 @@ class Said:
 
 
 Say = Callable[..., Said]
+
+
+MIG = "GPU 0: x (UUID: GPU-0abc-1)\n  MIG 3g.40gb     Device  0: (UUID: MIG-1111-2)\n"
 
 
 @pytest.fixture
@@ -157,6 +161,45 @@ def test_gpus_that_are_not_there_are_refused(matrix: Matrix, say: Say) -> None:
     said = say("build", str(matrix.file), "--gpus", f"0,{GPUS}")
     assert said.code == 2
     assert f"there is no GPU {GPUS}" in said.err
+
+
+@pytest.mark.parametrize(
+    ("called", "uuid", "memory", "mig"),
+    [
+        ("GPU-0abc", "GPU-0abc-1", "81559", "[N/A]"),
+        ("0", "GPU-0abc-1", "[Insufficient Permissions]", "[N/A]"),
+        ("MIG-1111", "GPU-0abc-1", "81559", "Enabled"),
+    ],
+)
+def test_the_same_card_has_the_same_engine_however_it_is_named(
+    matrix: Matrix, monkeypatch: pytest.MonkeyPatch, called: str, uuid: str, memory: str, mig: str
+) -> None:
+    def keys() -> set[str]:
+        asked = planned(matrix.file, matrix.workspace, Where(None, None, None))
+        return {stage.key for each in asked.plans for stage in each.stages}
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    before = keys()
+    _, name, _, capability = os.environ["TRT_STANDIN_GPUS"].splitlines()[0].split(", ")
+    listing = ", ".join(["0", name, memory, capability, uuid, mig])
+    monkeypatch.setenv("TRT_STANDIN_GPUS", listing)
+    monkeypatch.setenv("TRT_STANDIN_MIG", MIG)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", called)
+    assert keys() == before
+
+
+def test_a_driver_that_fails_is_said_and_plans_no_other_engine(
+    matrix: Matrix, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
+    monkeypatch.setenv("TRT_STANDIN_COMPLAINT", mismatch)
+    monkeypatch.setenv("TRT_STANDIN_CODE", "18")
+    said = say("plan", str(matrix.file))
+    assert said.code == 2
+    assert f"nvidia-smi fails: {mismatch}" in said.err
+    said = say("doctor", workspace=False)
+    assert said.code == 1
+    assert f"error nvidia-smi: it fails: {mismatch}" in said.out
 
 
 def test_a_plan_tells_memory_for_the_gpus_at_hand_or_as_asked(matrix: Matrix, say: Say) -> None:
