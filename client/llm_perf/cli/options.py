@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import click
 
+from llm_perf.duration import parse_duration
+
 DEFAULT_EXPORT: Final = Path("artifacts/profile_export.json")
 DEFAULT_PROMPTS: Final = 100
 
 _FILE = click.Path(path_type=Path)
-_SECONDS = click.FloatRange(min=0)
-_SOME_SECONDS = click.FloatRange(min=0, min_open=True)
 _MAYBE_NONE = click.IntRange(min=0)
 _COUNT = click.IntRange(min=1)
 _SCORES = click.Choice(["exact", "contains", "regex", "number", "f1", "rouge-l", "choice"])
@@ -52,6 +52,23 @@ def _workers(_ctx: click.Context, parameter: click.Parameter, word: str) -> int 
     if not (word.isascii() and word.isdigit() and int(word) > 0):
         raise click.BadParameter(f"{word!r} is neither a number above 0 nor auto", param=parameter)
     return int(word)
+
+
+def _time(_ctx: click.Context, parameter: click.Parameter, word: str | float | None) -> Any:
+    """Read a length of time in seconds; a default is one already."""
+    if not isinstance(word, str):
+        return word
+    try:
+        return parse_duration(word)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+def _some_time(ctx: click.Context, parameter: click.Parameter, word: str | float | None) -> Any:
+    """The same, more than none."""
+    if (seconds := _time(ctx, parameter, word)) is not None and seconds <= 0:
+        raise click.BadParameter(f"{word!r} is not above 0", param=parameter)
+    return seconds
 
 
 def _option(flags: str, text: str, kind: Any = None, **more: Any) -> click.Option:
@@ -126,20 +143,21 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--arrival", "Gaps between requests at a rate: constant, poisson or gamma.",
                 default="poisson"),
         _option("--burstiness", "Shape of gamma gaps: below 1 burstier than poisson, above 1 more "
-                "even.", _SOME_SECONDS, default=1.0),
+                "even.", click.FloatRange(min=0, min_open=True), default=1.0),
         _option("--seed", "Of all that is drawn.", default=0, show_default=True),
-        _option("--ramp", "Seconds over which concurrency or rate grows linearly from nothing.",
-                _SECONDS, default=0.0, metavar="S"),
+        _option("--ramp", "Time over which concurrency or rate grows linearly from nothing. All "
+                "times are in seconds, or with their units, like 1m30s or 500ms.",
+                str, callback=_time, default=0.0, metavar="TIME"),
         _option("--warmup-requests", "Requests sent ahead under the same load and left out of all "
                 "figures.", _MAYBE_NONE, default=0, metavar="N"),
-        _option("--warmup-seconds", "The same by time: requests sent in the first S seconds.",
-                _SECONDS, default=0.0, metavar="S"),
+        _option("--warmup-seconds", "The same by time: requests sent in the first TIME.",
+                str, callback=_time, default=0.0, metavar="TIME"),
         _option("--num-requests", "Repeats or cuts the data set.", _COUNT, metavar="N"),
         _option("--repeat", "The data set K times.", _COUNT, metavar="K"),
-        _option("--duration", "Send for S seconds, repeating the data set, then wait for what is "
-                "in flight.", _SOME_SECONDS, metavar="S"),
-        _option("--measurement-interval", "Pause between two loads.", _SECONDS, default=0.0,
-                metavar="S"),
+        _option("--duration", "Send for TIME, repeating the data set, then wait for what is "
+                "in flight.", str, callback=_some_time, metavar="TIME"),
+        _option("--measurement-interval", "Pause between two loads.", str,
+                callback=_time, default=0.0, metavar="TIME"),
         _option("--max-in-flight", "Open loop: what is due beyond so many waits; times from the "
                 "schedule show it.", _COUNT, default=10_000, metavar="N"),
         _option("--workers", "Processes that share the load; auto takes one per 15,000 responses/s "
@@ -148,13 +166,13 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 "--workers auto; clock offsets are measured.", metavar="ADDRESS"),
     ],
     "Run": [
-        _option("--request-timeout request_timeout_s", "Seconds after which a request is given up.",
-                _SOME_SECONDS, default=300.0, metavar="S"),
+        _option("--request-timeout request_timeout_s", "Time after which a request is given up.",
+                str, callback=_some_time, default=300.0, metavar="TIME"),
         _option("--stop-after-failures", "End the run when so many requests have failed; the exit "
                 "code is 1.", _COUNT, metavar="N"),
-        _option("--give-up-after give_up_after_s", "End the run when for so many seconds every "
-                "request was refused and none answered; the exit code is 1.", _SOME_SECONDS,
-                default=10.0, metavar="S"),
+        _option("--give-up-after give_up_after_s", "End the run when for so long every "
+                "request was refused and none answered; the exit code is 1.", str,
+                callback=_some_time, default=10.0, metavar="TIME"),
         _option("--max-failure-rate", "Exit code 1 when more than so many percent of a load's "
                 "requests failed.", click.FloatRange(0, 100), default=10.0, metavar="P"),
         _option("--max-answer-bytes", "Kept of one answer, beside 1 KiB for each token asked for; "
@@ -182,8 +200,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
                 "latency, ttft_from_schedule, latency_from_schedule.", metavar="LIMITS"),
         _option("--server-metrics-url", "Prometheus endpoint to watch meanwhile.  [default: port "
                 "8002 of the server's host, if it answers]", metavar="URL"),
-        _option("--server-metrics-interval server_metrics_every_s", "Seconds between two looks at "
-                "it.", _SOME_SECONDS, default=1.0, metavar="S"),
+        _option("--server-metrics-interval server_metrics_every_s", "Time between two looks at "
+                "it.", str, callback=_some_time, default=1.0, metavar="TIME"),
     ],
 }
 # fmt: on

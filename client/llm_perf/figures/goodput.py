@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from llm_perf.duration import UNITS
 from llm_perf.errors import UserError
 from llm_perf.figures.confidence import share_interval
 from llm_perf.figures.delivery import came_in_one_piece
@@ -23,8 +24,7 @@ _SHORT: Final = {
     "latency_from_schedule": "request_latency_from_schedule",
 }
 _TTFT: Final = (_SHORT["ttft"], _SHORT["ttft_from_schedule"])
-_MS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_LIMIT: Final = re.compile(r"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)(us|ms|s)")
+_LIMIT: Final = re.compile(rf"([a-z0-9_]+):([0-9]+(?:\.[0-9]+)?)({'|'.join(UNITS)})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def parse_goodput(text: str) -> Goodput:
             raise UserError(
                 f"{word.strip()!r} is no limit",
                 where="--goodput",
-                fix=f"write ttft:1s,itl:50ms with any of {', '.join(_SHORT)} and us, ms or s",
+                fix=f"write ttft:1s,itl:50ms with any of {', '.join(_SHORT)} and us, ms, s or m",
             )
-        limits.append((str(key), float(match[2]) * _MS[match[3]]))
+        limits.append((str(key), float(match[2]) * UNITS[match[3]] * 1000))
     return Goodput(tuple(limits))

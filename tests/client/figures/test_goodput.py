@@ -26,6 +26,7 @@ def test_limits_are_read_in_any_unit() -> None:
             ("request_latency", 1500),
         )
     )
+    assert parse_goodput("latency:1.5m").limits == (("request_latency", 90_000),)
     assert parse_goodput("tpot:0.5ms").limits == parse_goodput("itl:500us").limits
     assert parse_goodput("request_latency_from_schedule:2s").limits == (
         ("request_latency_from_schedule", 2000),
