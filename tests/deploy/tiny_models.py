@@ -25,6 +25,7 @@ SHAPE: Mapping[str, Any] = {
 # what an architecture needs beside SHAPE to be as small
 _SMALL: Mapping[str, Mapping[str, Any]] = {
     "Qwen3ForCausalLM": {"head_dim": 64},
+    "MixtralForCausalLM": {"num_local_experts": 4, "intermediate_size": 256},
 }
 PROMPTS = tuple("".join(map(chr, range(first, first + 30))) for first in (32, 62, 92))
 

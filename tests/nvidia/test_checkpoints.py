@@ -58,6 +58,8 @@ def checkpoints(
     found = {}
     for name, folder in models.items():
         for precision, kv in PRECISIONS.items():
+            if precision in ARCHITECTURES[name].without:
+                continue
             for split, (tp, pp) in SPLITS.items():
                 target = root / f"{name}-{precision}-{split}"
                 calibration = Calibration(folder / "prompts.jsonl", 2, 32)

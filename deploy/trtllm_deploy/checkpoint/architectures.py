@@ -8,22 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One weight of a TensorRT-LLM layer, and what it is in transformers.
+
+    ``parts`` are the modules that it holds, in their order along the output channels; a ``{}`` in
+    their names counts experts, which lie stacked. ``split`` says what ranks share out: the heads of
+    q, k and v, output channels (of each part), input channels, or nothing: each has the whole,
+    which is never quantized then.
+    """
+
+    parts: tuple[str, ...]
+    split: Literal["heads", "output", "input", "whole"]
+
 
 _NORMS = {"input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm"}
+_ATTENTION = {
+    "attention.qkv": Linear(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "heads"),
+    "attention.dense": Linear(("self_attn.o_proj",), "input"),
+}
+_GATED = {
+    **_ATTENTION,
+    "mlp.fc": Linear(("mlp.gate_proj",), "output"),  # the one with the activation
+    "mlp.gate": Linear(("mlp.up_proj",), "output"),
+    "mlp.proj": Linear(("mlp.down_proj",), "input"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The linears of one expert, as they are called in files and by modelopt's exporter."""
+
+    gate: str
+    up: str
+    down: str
+
+    def linears(self) -> Mapping[str, Linear]:
+        """Router and experts: fc holds the half without the activation first (layers/moe.py)."""
+        name = "mlp.experts.{}."
+        return {
+            "mlp.router": Linear(("mlp.gate",), "whole"),
+            "mlp.fc": Linear((name + self.up, name + self.gate), "output"),
+            "mlp.proj": Linear((name + self.down,), "input"),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one Hugging Face architecture is exported.
+    """How one Hugging Face architecture is exported, and read back.
 
     ``name`` is what every TensorRT-LLM release calls it (models/__init__.py, MODEL_MAP) from
     ``since`` on, the first one read that does; ``decoder_type`` is modelopt's name of the layer
     layout. ``marks`` are config fields that tell it from others of that name; ``extra`` are those
     that NVIDIA's ``from_hugging_face`` writes, that a model class may ask for, and that modelopt
     leaves out. ``attn_bias`` says whether q, k and v have biases in TensorRT-LLM's class, None:
-    where the model's config says so. ``norms`` are a layer's, by their names there and in
-    transformers.
+    where the model's config says so. ``norms`` and ``linears`` are a layer's, by their names there.
+    ``fields`` are more config fields, dotted, and those of transformers that they are.
+    ``activations`` are those that TensorRT-LLM calls otherwise. ``on_disk`` are beginnings of names
+    that files have otherwise than transformers. ``only`` are values of a model's config beside
+    which TensorRT-LLM's class computes something else; ``without`` precisions that modelopt or the
+    class doesn't make of it.
     """
 
     name: str
@@ -34,6 +81,13 @@ class Architecture:
     extra: Mapping[str, Any] = field(default_factory=dict)
     attn_bias: bool | None = None
     norms: Mapping[str, str] = field(default_factory=lambda: _NORMS)
+    linears: Mapping[str, Linear] = field(default_factory=lambda: _GATED)
+    fields: Mapping[str, str] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=dict)
+    experts: Experts | None = None
+    on_disk: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
 
 
 # from 0.16 on QWenForCausalLM reads seq_length, which isn't the context length
@@ -43,6 +97,10 @@ _QWEN = {
     "moe_intermediate_size": 0,
     "moe_shared_expert_intermediate_size": 0,
 }
+_SWIGLU = {"silu": "swiglu"}  # the gate is made explicit there
+# modelopt can't smooth stacked experts; their scales of AWQ have other names than the classes read
+_NOT_OF_EXPERTS = frozenset({"int8_sq", "int4_awq", "w4a8_awq"})
+_MIXTRAL = Experts("w1", "w3", "w2")
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -57,7 +115,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "LlamaForCausalLM": Architecture("LlamaForCausalLM", "llama", "llama"),
     # of the class of Llama in every release (models/__init__.py, MODEL_MAP)
-    "MistralForCausalLM": Architecture("MistralForCausalLM", "llama", "mistral"),
+    "MistralForCausalLM": Architecture("MistralForCausalLM", "llama", "mistral", attn_bias=False),
     "Qwen3ForCausalLM": Architecture(
         "Qwen3ForCausalLM",
         "qwen",
@@ -66,11 +124,24 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         marks={"qwen_type": "qwen3"},
         extra=_QWEN,
         attn_bias=False,
+        only={"attention_bias": False},
         norms={
             **_NORMS,
             "attention.q_layernorm": "self_attn.q_norm",
             "attention.k_layernorm": "self_attn.k_norm",
         },
+    ),
+    "MixtralForCausalLM": Architecture(
+        "MixtralForCausalLM",
+        "llama",
+        "mixtral",
+        attn_bias=False,
+        linears={**_ATTENTION, **_MIXTRAL.linears()},
+        fields={"moe.num_experts": "num_local_experts", "moe.top_k": "num_experts_per_tok"},
+        activations=_SWIGLU,
+        experts=_MIXTRAL,
+        on_disk={"block_sparse_moe.": "mlp."},
+        without=_NOT_OF_EXPERTS,
     ),
 }
 
@@ -88,3 +159,11 @@ def find_architecture(config: Mapping[str, Any]) -> str | None:
         if name == each.name and marked:
             return known
     return None
+
+
+def find_field(config: Mapping[str, Any], path: str) -> Any:
+    """The value of a dotted field of a checkpoint's config. Raises KeyError: it isn't there."""
+    value: Any = config
+    for name in path.split("."):
+        value = value[name]
+    return value

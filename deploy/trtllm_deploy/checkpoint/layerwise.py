@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.readback import round_layer
+from trtllm_deploy.checkpoint.readback import empty_model, round_layer
 from trtllm_deploy.checkpoint.tensors import LayerTensors
 
 OnLayer = Callable[[int, nn.Module, dict[str, Tensor]], None]
@@ -52,15 +51,11 @@ def hidden_states(
 
 def _empty_model(tensors: LayerTensors, device: str) -> Any:
     """The model without its head; of its weights only what stands outside the layers."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            tensors.config, dtype=torch.float32, attn_implementation="sdpa"
-        ).model.eval()
+    model = empty_model(tensors, torch.float32, device).model
     outer = tensors.outer()
     for name in ("embed_tokens", "norm"):
         weight = outer[f"model.{name}.weight"].to(device)
         _fill(model.get_submodule(name), {"weight": weight}, name)
-    model.rotary_emb = type(model.rotary_emb)(tensors.config, device=device)
     return model
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.apart import take_apart
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.job import CheckpointJob
 from trtllm_deploy.checkpoint.source_files import TOKENIZER_FILES
@@ -52,6 +53,8 @@ def export_checkpoint(job: CheckpointJob, progress: Progress) -> dict[str, float
     progress("0% load model")
     model = _load(job, precision)
     hf_config: dict[str, Any] = model.config.to_dict()
+    if job.kind == "trtllm":
+        take_apart(model, hf_config["architectures"][0])
     if job.needs_calibration:
         model = _quantize(model, job, _recipe(precision, job.kv_cache_dtype), progress)
     measured = _measured(model)

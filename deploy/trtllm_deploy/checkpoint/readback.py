@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.apart import take_apart
 from trtllm_deploy.checkpoint.tensors import (
     CheckpointTensors,
     InputRounding,
@@ -39,22 +40,30 @@ def load_model(checkpoint_dir: Path, *, device: str = "cpu") -> Any:
     tensors = CheckpointTensors(checkpoint_dir)
     cpu = torch.device(device).type == "cpu"
     dtype = torch.float32 if cpu else getattr(torch, tensors.fields["dtype"])
-    architecture = getattr(transformers, tensors.config.architectures[0])
-    model, report = architecture.from_pretrained(
-        None,
-        config=tensors.config,
-        state_dict={name: tensor.to(dtype) for name, tensor in _weights(tensors)},
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            name = sorted(map(str, report[problem]))[0]
-            raise UserError(f"{problem.replace('_', ' ')}: {name}", where=checkpoint_dir)
+    model = empty_model(tensors, dtype, "cpu")
+    weights = {name: tensor.to(dtype) for name, tensor in _weights(tensors)}
+    try:
+        report = model.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:  # of another shape
+        raise UserError(str(error).splitlines()[-1].strip(), where=checkpoint_dir) from None
+    for problem, names in zip(("missing", "unexpected"), report, strict=True):
+        if names:
+            raise UserError(f"{problem} keys: {sorted(names)[0]}", where=checkpoint_dir)
     for index, layer in enumerate(model.model.layers):
         round_layer(layer, tensors, index)
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def empty_model(tensors: LayerTensors, dtype: torch.dtype, device: str) -> Any:
+    """The model of the tensors' config, its parameters on no device yet; all else on ``device``."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            tensors.config, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+    take_apart(model, (tensors.config.architectures or [""])[0])
+    model.model.rotary_emb = type(model.model.rotary_emb)(tensors.config, device=device)
+    return model
 
 
 def _weights(tensors: LayerTensors) -> Iterator[tuple[str, Tensor]]:

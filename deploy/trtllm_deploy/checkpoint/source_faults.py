@@ -35,7 +35,11 @@ def source_fault(
         return fault
     if kind == "hf" and ("architectures" not in config or _unknown(config)):  # the LLM API says
         return None
-    return _unknown(config) or _unsplit(config, precision, tp, pp)
+    return (
+        _unknown(config)
+        or (_unlike(config, precision) if kind == "trtllm" else None)
+        or _unsplit(config, precision, tp, pp)
+    )
 
 
 def _quantized(config: Mapping[str, Any]) -> Fault | None:
@@ -90,6 +94,20 @@ def _unknown(config: Mapping[str, Any]) -> Fault | None:
         return None
     known = ", ".join(ARCHITECTURES)
     return Fault(f"architecture '{name}' isn't supported", f"one of: {known}; or 'backend: llmapi'")
+
+
+def _unlike(config: Mapping[str, Any], precision: Precision) -> Fault | None:
+    """What the architecture's models may have, or be made in, and TensorRT-LLM's class hasn't."""
+    name = config["architectures"][0]
+    ours = ARCHITECTURES[name]
+    if precision.name in ours.without:
+        return Fault(f"no {precision.name} checkpoint can be made of {name}", "remove it")
+    for field, value in ours.only.items():
+        if config.get(field, value) != value:
+            return Fault(
+                f"TensorRT-LLM's {name} has no {field} {config[field]}", "write 'backend: llmapi'"
+            )
+    return None
 
 
 def _unsplit(config: Mapping[str, Any], precision: Precision, tp: int, pp: int) -> Fault | None:

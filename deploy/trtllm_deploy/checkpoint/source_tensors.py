@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.tensors import InputRounding, KvRounding
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG
 from trtllm_deploy.machine.json_files import read_json_object
@@ -36,6 +37,8 @@ class SourceTensors:
             self.config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(f"the model's config doesn't load: {error}", where=folder) from None
+        ours = ARCHITECTURES.get((self.config.architectures or [""])[0])
+        self._renamed = ours.on_disk if ours else {}
         self._files: dict[str, Any] = {}
         for file in sorted(folder.glob("*.safetensors")):
             try:
@@ -61,14 +64,16 @@ class SourceTensors:
                 weight = self._tensor(name).float()
                 if f"{name}_scale" in self._files:
                     weight = weight * self._tensor(f"{name}_scale").float()
-                weights[name.removeprefix(prefix)] = weight
+                weights[self._module(name.removeprefix(prefix))] = weight
         return weights
 
     def roundings(self, index: int) -> dict[str, InputRounding]:
         """The linears of one layer that round their input to e4m3."""
         prefix, suffix = _LAYER.format(index), ".input_scale"
         return {
-            name[len(prefix) : -len(suffix)]: InputRounding("fp8", self._tensor(name).item(), None)
+            self._module(name[len(prefix) : -len(suffix)]): InputRounding(
+                "fp8", self._tensor(name).item(), None
+            )
             for name in self._files
             if name.startswith(prefix) and name.endswith(suffix)
         }
@@ -81,6 +86,13 @@ class SourceTensors:
             return None
         k_scale, v_scale = (self._tensor(name).item() for name in scales)
         return KvRounding("fp8", k_scale, v_scale)
+
+    def _module(self, name: str) -> str:
+        """The name that a layer's tensor has in transformers' model."""
+        for theirs, ours in self._renamed.items():
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._files:

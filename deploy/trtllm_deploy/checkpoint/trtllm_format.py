@@ -16,6 +16,7 @@ from trtllm_deploy.checkpoint.architectures import (
     ARCHITECTURES,
     Architecture,
     find_architecture,
+    find_field,
 )
 from trtllm_deploy.checkpoint.shard import check_shard
 from trtllm_deploy.machine.json_files import read_json_object
@@ -56,7 +57,7 @@ _WITHOUT = {"rotary_base": " (TensorRT-LLM would take 10000)"}
 # Fields of the same name and value in TensorRT-LLM's config and in Hugging Face's.
 _SAME = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "max_position_embeddings", "hidden_act"),
+    *("num_key_value_heads", "max_position_embeddings"),
 )
 
 
@@ -151,6 +152,7 @@ def _from_model(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     ours = ARCHITECTURES[hf_config["architectures"][0]]
     biased = bool(hf_config.get("attention_bias", False))
     return {
+        "hidden_act": ours.activations.get(hf_config["hidden_act"], hf_config["hidden_act"]),
         "norm_epsilon": hf_config["rms_norm_eps"],
         "rotary_base": float(_rope(hf_config)["rope_theta"]),
         "attn_bias": biased if ours.attn_bias is None else ours.attn_bias,
@@ -194,9 +196,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def _check_there(config: Mapping[str, Any], ours: Architecture, file: Path) -> None:
     _check_marks(config, [ours], file)
-    for name in ours.extra:
-        if name not in config:
-            raise UserError(f"required field '{name}' is missing", where=file)
+    for name in (*ours.extra, *ours.fields):
+        try:
+            find_field(config, name)
+        except (KeyError, TypeError):
+            raise UserError(f"required field '{name}' is missing", where=file) from None
 
 
 def _check_marks(config: Mapping[str, Any], alike: Sequence[Architecture], file: Path) -> None:

@@ -30,8 +30,6 @@ from trtllm_deploy.spec.precision import Precision
 REPORT = "verify.json"
 _RANGE = {"fp8": 448.0, "int8": 127.0}  # steps from zero to the largest number
 _FP16_MAX = 65504.0  # the largest number of float16 (IEEE 754 binary16)
-_BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")  # linears that ranks split by input channel
-_EVENLY = ("self_attn.k_proj", "self_attn.v_proj")  # with fewer heads than ranks, repeated
 
 
 @dataclass(slots=True)
@@ -180,8 +178,10 @@ def _check_overflow(task: Task, index: int, output: Any, mask: Tensor, findings:
 
 
 def _largest(x: Tensor, rounding: InputRounding, mask: Tensor) -> float:
+    """Over the tokens of prompts; an expert sees some tokens, among them padding's."""
     x = x if rounding.smoothing is None else x * rounding.smoothing.to(x)
-    return (x.abs().amax(-1) * mask.to(x.device)).max().item()
+    largest = x.abs().amax(-1)
+    return (largest * mask.to(x.device) if x.dim() == 3 else largest).max().item()
 
 
 def _compare_layer(
@@ -220,10 +220,8 @@ def _split(precision: Precision, checkpoint: LayerTensors, index: int, linear: s
     block = precision.group_size or (0 if precision.quant_algo == "FP8" else -1)
     if not isinstance(checkpoint, CheckpointTensors):
         return Split((0,), 0, block)
-    ranks: Sequence[int] = checkpoint.rank_numbers(index)
-    if linear in _EVENLY:  # of ranks that hold the same head, the first
-        ranks = ranks[:: max(1, len(ranks) // checkpoint.config.num_key_value_heads)]
-    return Split(ranks, int(linear in _BY_INPUT), block)
+    ranks, dim = checkpoint.spread(index, linear)
+    return Split(ranks, dim, block)
 
 
 def _check_activations(task: Task, checkpoint: LayerTensors, findings: _Findings) -> None:
@@ -248,7 +246,7 @@ def _activation_fault(
         " and ".join(names),
         rounding.scale * _RANGE[rounding.kind],
         max(measured, default=None),
-        max(findings.seen[name] for name in names),
+        max(findings.seen.get(name, 0.0) for name in names),  # no token may reach an expert,
     )
 
 

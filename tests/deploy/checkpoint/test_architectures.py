@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, check_job
 from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
 from trtllm_deploy.checkpoint.readback import load_model
+from trtllm_deploy.checkpoint.source_faults import source_fault
 from trtllm_deploy.checkpoint.verify import Task, verify_checkpoint
 from trtllm_deploy.spec.precision import find_precision
 
@@ -94,3 +96,16 @@ def test_a_quantized_checkpoint_is_verified_and_swapped_ranks_are_found(
     (made / "aside").rename(second)
     with pytest.raises(UserError, match="ranks are swapped"):
         verify_checkpoint(task)
+
+
+def test_what_its_class_has_not_is_refused_before_the_start(model: Model, name: str) -> None:
+    config = json.loads((model(name) / "config.json").read_text())
+    ours = ARCHITECTURES[name]
+    cases = [({field: "other"}, "fp16", field) for field in ours.only]
+    cases += [({}, precision, precision) for precision in ours.without]
+    for change, precision, told in cases:
+        asked = {**config, **change}
+        fault = source_fault(asked, "trtllm", find_precision(precision), 1, 1)
+        assert fault is not None and told in fault.what
+        assert source_fault(asked, "hf", find_precision("fp16"), 1, 1) is None
+    assert source_fault(config, "trtllm", find_precision("fp16"), 1, 1) is None
