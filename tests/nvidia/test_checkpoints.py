@@ -61,6 +61,8 @@ def checkpoints(
             if precision in ARCHITECTURES[name].without:
                 continue
             for split, (tp, pp) in SPLITS.items():
+                if pp > 1 and not ARCHITECTURES[name].pp:
+                    continue
                 target = root / f"{name}-{precision}-{split}"
                 calibration = Calibration(folder / "prompts.jsonl", 2, 32)
                 job = CheckpointJob(

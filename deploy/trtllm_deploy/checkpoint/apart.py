@@ -1,12 +1,14 @@
-"""A transformers model whose experts are linears of their own.
+"""A transformers model whose experts and fused projections are linears of their own.
 
-transformers 5 keeps all experts of a layer in two tensors; modelopt's exporter, and whoever rounds
-inputs, look for a linear each. Comes in: a model. Goes out: the same one, computing the same.
-Knows nothing of files.
+transformers 5 keeps all experts of a layer in two tensors, Phi-3 its q, k and v in one; modelopt's
+exporter, and whoever rounds inputs, look for a linear each. Comes in: a model. Goes out: the same
+one, computing the same. Knows nothing of files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,14 +18,56 @@ from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, Experts
 
 
 def take_apart(model: nn.Module, architecture: str) -> None:
-    """Put linears in the place of each layer's stacked experts; they share its memory."""
+    """Put linears in the place of what is stacked or fused in each layer; they share its memory."""
     known = ARCHITECTURES.get(architecture)
-    if known is None or known.experts is None:
+    if known is None:
         return
-    for block in list(model.modules()):
-        stacked = getattr(block, "experts", None)
-        if isinstance(stacked, nn.Module) and hasattr(stacked, "gate_up_proj"):
-            block.experts = _ExpertList(stacked, known.experts)
+    for layer in model.get_submodule("model.layers").children():
+        if known.experts is not None:
+            block: Any = layer.get_submodule("mlp")
+            block.experts = _ExpertList(block.experts, known.experts)
+        for fused, parts in known.fused.items():
+            _part(layer, fused, parts, model.config)
+
+
+def split_rows(weight: Tensor, parts: int, config: Any) -> Sequence[Tensor]:
+    """A fused weight's parts: q, k and v by the config's heads, or halves."""
+    if parts != 3:
+        return torch.chunk(weight, parts)
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_rows = config.num_key_value_heads * size
+    return torch.split(weight, [heads * size, kv_rows, kv_rows])
+
+
+def _part(layer: nn.Module, fused: str, parts: Sequence[str], config: Any) -> None:
+    """Linears beside a fused one, which becomes a call of theirs."""
+    place, _, name = fused.rpartition(".")
+    owner = layer.get_submodule(place)
+    rows = split_rows(layer.get_submodule(fused).weight.data, len(parts), config)  # type: ignore[arg-type]
+    names = [part.rpartition(".")[2] for part in parts]
+    for part, weight in zip(names, rows, strict=True):
+        owner.add_module(part, _linear(weight))
+    delattr(owner, name)
+    object.__setattr__(owner, name, _Joined(owner, names))  # no submodule: it holds its owner
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Linears of one module, computed as one; found by name, for modelopt replaces them."""
+
+    owner: nn.Module
+    names: Sequence[str]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([self.owner.get_submodule(name)(x) for name in self.names], -1)
 
 
 class _Expert(nn.Module):
@@ -34,10 +78,7 @@ class _Expert(nn.Module):
         self.act_fn, self._names = act, names
         weights = {names.gate: gate, names.up: up, names.down: down}
         for name, weight in weights.items():
-            with torch.device("meta"):
-                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            linear.weight = nn.Parameter(weight, requires_grad=False)
-            self.add_module(name, linear)
+            self.add_module(name, _linear(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down = (

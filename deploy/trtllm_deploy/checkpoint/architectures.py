@@ -69,8 +69,12 @@ class Architecture:
     ``fields`` are more config fields, dotted, and those of transformers that they are.
     ``activations`` are those that TensorRT-LLM calls otherwise. ``on_disk`` are beginnings of names
     that files have otherwise than transformers. ``only`` are values of a model's config beside
-    which TensorRT-LLM's class computes something else; ``without`` precisions that modelopt or the
-    class doesn't make of it.
+    which TensorRT-LLM's class computes something else, ``head_size`` whether it takes one that
+    isn't hidden_size / heads, ``pp`` whether it can be split into pipeline stages; ``without``
+    precisions that modelopt or the class doesn't make of it. ``fused`` are linears of transformers
+    that are several in all else here; ``joined`` linears of TensorRT-LLM that modelopt exports as
+    several, in their order. ``script`` is the container's own converter where it isn't that of
+    ``decoder_type``.
     """
 
     name: str
@@ -87,7 +91,12 @@ class Architecture:
     experts: Experts | None = None
     on_disk: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
+    head_size: bool = True
+    pp: bool = True
     without: frozenset[str] = frozenset()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    script: str | None = None
 
 
 # from 0.16 on QWenForCausalLM reads seq_length, which isn't the context length
@@ -142,6 +151,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         experts=_MIXTRAL,
         on_disk={"block_sparse_moe.": "mlp."},
         without=_NOT_OF_EXPERTS,
+    ),
+    "Phi3ForCausalLM": Architecture(
+        "Phi3ForCausalLM",
+        "llama",
+        "phi3",
+        attn_bias=False,
+        linears={
+            **_ATTENTION,
+            "mlp.fc": Linear(("mlp.up_proj", "mlp.gate_proj"), "output"),
+            "mlp.proj": _GATED["mlp.proj"],
+        },
+        activations=_SWIGLU,
+        only={"partial_rotary_factor": 1.0},
+        head_size=False,
+        pp=False,  # models/phi3/model.py: every rank has embedding, last norm and head
+        fused={
+            "self_attn.qkv_proj": _ATTENTION["attention.qkv"].parts,
+            "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+        },
+        joined={"mlp.fc": ("mlp.gate", "mlp.fc")},
+        script="phi",
     ),
 }
 

@@ -39,7 +39,8 @@ def script_command(job: CheckpointJob, calibration_dir: Path, architecture: str)
     }
     split = {"dtype": precision.dtype, "tp_size": job.tp, "pp_size": job.pp}
     if precision.quant_algo is None and job.kv_cache_dtype is None:
-        name = f"convert_checkpoint-{ARCHITECTURES[architecture].decoder_type}"
+        ours = ARCHITECTURES[architecture]
+        name = f"convert_checkpoint-{ours.script or ours.decoder_type}"
         values: dict[str, Any] = {**where, **split}
     else:
         name = "quantize"

@@ -12,8 +12,9 @@ import copy
 import gc
 import itertools
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.export import export_hf_checkpoint, torch_to_tensorrt_llm_checkpoint
+from modelopt.torch.export.quant_utils import preprocess_linear_fusion
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
@@ -136,9 +139,15 @@ def _measured(model: Any) -> dict[str, float]:
 def _export(
     model: Any, job: CheckpointJob, precision: Precision, hf_config: dict[str, Any], aside: Path
 ) -> None:
+    ours = ARCHITECTURES[hf_config["architectures"][0]]
+    for linear in ours.joined:
+        for layer in model.model.layers:  # one smoothing and one scale for what becomes one
+            preprocess_linear_fusion(
+                [layer.get_submodule(part) for part in ours.linears[linear].parts]
+            )
     ranks = torch_to_tensorrt_llm_checkpoint(
         model,
-        ARCHITECTURES[hf_config["architectures"][0]].decoder_type,
+        ours.decoder_type,
         getattr(torch, precision.dtype),
         inference_tensor_parallel=job.tp,
         inference_pipeline_parallel=job.pp,
@@ -148,6 +157,8 @@ def _export(
         # the two that kv_cache_scaling_factor is made of: no release has a parameter for them
         for name in [each for each in weights if each.endswith(_KEY_AND_VALUE_SCALES)]:
             del weights[name]
+        for linear, parts in ours.joined.items():
+            _join(weights, linear, parts)
         save_file(weights, aside / f"rank{exported['rank']}.safetensors")
     quantization = exported["quantization"]
     if "quantized_layers" in quantization:  # of nothing quantized; no release takes that key
@@ -155,6 +166,24 @@ def _export(
         exported["quantization"] = {name: quantization[name] for name in kept}
     config = complete_config(exported, hf_config, precision.quant_algo)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _join(weights: dict[str, Tensor], linear: str, parts: Sequence[str]) -> None:
+    """Make one linear of several, in place: their output channels one after the other.
+
+    Of what belongs to the input they have one for all, or can't be joined.
+    """
+    whole = re.compile(rf"(.+\.){re.escape(parts[0])}\.(\w+)")
+    for match in [found for name in weights if (found := whole.fullmatch(name))]:
+        layer, kind = match.groups()
+        each = [weights.pop(f"{layer}{part}.{kind}") for part in parts]
+        shared = kind in ("activation_scaling_factor", "prequant_scaling_factor")
+        if shared or each[0].numel() == 1:
+            if not all(torch.equal(each[0], other) for other in each):
+                raise UserError(f"{layer}{linear}: its parts differ in their {kind}")
+            weights[f"{layer}{linear}.{kind}"] = each[0]
+        else:
+            weights[f"{layer}{linear}.{kind}"] = torch.cat(each)
 
 
 def _export_hf(

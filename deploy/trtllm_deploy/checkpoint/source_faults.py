@@ -37,7 +37,7 @@ def source_fault(
         return None
     return (
         _unknown(config)
-        or (_unlike(config, precision) if kind == "trtllm" else None)
+        or (_unlike(config, precision, pp) if kind == "trtllm" else None)
         or _unsplit(config, precision, tp, pp)
     )
 
@@ -96,16 +96,22 @@ def _unknown(config: Mapping[str, Any]) -> Fault | None:
     return Fault(f"architecture '{name}' isn't supported", f"one of: {known}; or 'backend: llmapi'")
 
 
-def _unlike(config: Mapping[str, Any], precision: Precision) -> Fault | None:
+def _unlike(config: Mapping[str, Any], precision: Precision, pp: int) -> Fault | None:
     """What the architecture's models may have, or be made in, and TensorRT-LLM's class hasn't."""
     name = config["architectures"][0]
     ours = ARCHITECTURES[name]
     if precision.name in ours.without:
         return Fault(f"no {precision.name} checkpoint can be made of {name}", "remove it")
-    for field, value in ours.only.items():
-        if config.get(field, value) != value:
+    if pp > 1 and not ours.pp:
+        return Fault(f"TensorRT-LLM's {name} has no pipeline stages", "write 'pp: 1', and more tp")
+    said = {**(config.get("rope_parameters") or {}), **config}
+    only = dict(ours.only)
+    if not ours.head_size:
+        only["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    for field, value in only.items():
+        if said.get(field) not in (None, value):
             return Fault(
-                f"TensorRT-LLM's {name} has no {field} {config[field]}", "write 'backend: llmapi'"
+                f"TensorRT-LLM's {name} has no {field} {said[field]}", "write 'backend: llmapi'"
             )
     return None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.apart import split_rows
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.tensors import InputRounding, KvRounding
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG
@@ -39,6 +40,7 @@ class SourceTensors:
             raise UserError(f"the model's config doesn't load: {error}", where=folder) from None
         ours = ARCHITECTURES.get((self.config.architectures or [""])[0])
         self._renamed = ours.on_disk if ours else {}
+        self._fused = ours.fused if ours else {}
         self._files: dict[str, Any] = {}
         for file in sorted(folder.glob("*.safetensors")):
             try:
@@ -58,13 +60,13 @@ class SourceTensors:
         """Weights of one layer, with the scale of those that have one."""
         prefix = _LAYER.format(index)
         names = [name for name in self._files if name.startswith(prefix)]
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for name in names:
             if name.endswith((".weight", ".bias")):
                 weight = self._tensor(name).float()
                 if f"{name}_scale" in self._files:
                     weight = weight * self._tensor(f"{name}_scale").float()
-                weights[self._module(name.removeprefix(prefix))] = weight
+                weights |= self._parts(self._module(name.removeprefix(prefix)), weight)
         return weights
 
     def roundings(self, index: int) -> dict[str, InputRounding]:
@@ -86,6 +88,14 @@ class SourceTensors:
             return None
         k_scale, v_scale = (self._tensor(name).item() for name in scales)
         return KvRounding("fp8", k_scale, v_scale)
+
+    def _parts(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        module, _, kind = name.rpartition(".")
+        parts = self._fused.get(module)
+        if parts is None:
+            return {name: weight}
+        rows = split_rows(weight, len(parts), self.config)
+        return {f"{part}.{kind}": each for part, each in zip(parts, rows, strict=True)}
 
     def _module(self, name: str) -> str:
         """The name that a layer's tensor has in transformers' model."""

@@ -180,7 +180,8 @@ def hf_config(config: Mapping[str, Any]) -> Any:
         rope_parameters={**rope, "rope_theta": config["rotary_base"]},
         attention_bias=config["attn_bias"],
         tie_word_embeddings=False,
-        sliding_window=None,  # Mistral's would be 4096 by default
+        # a checkpoint has none of these, and transformers' own defaults are some model's
+        **dict.fromkeys(("sliding_window", "bos_token_id", "eos_token_id", "pad_token_id")),
     )
 
 

@@ -73,7 +73,10 @@ def original(folder: Path) -> torch.Tensor:
 def test_fp16_reads_back_to_the_model_whatever_the_split(
     model: Model, tmp_path: Path, name: str, tp: int, pp: int
 ) -> None:
-    folder = model(name, **ODD[tp, pp])
+    odd, pp = ODD[tp, pp], pp if ARCHITECTURES[name].pp else 1
+    if not ARCHITECTURES[name].head_size:
+        odd = {key: value for key, value in odd.items() if key != "head_dim"}
+    folder = model(name, **odd)
     export(folder, tmp_path / "made", "fp16", tp, pp)
     assert torch.allclose(logits(load_model(tmp_path / "made")), original(folder), atol=1e-3)
 
@@ -103,9 +106,11 @@ def test_what_its_class_has_not_is_refused_before_the_start(model: Model, name: 
     ours = ARCHITECTURES[name]
     cases = [({field: "other"}, "fp16", field) for field in ours.only]
     cases += [({}, precision, precision) for precision in ours.without]
+    cases += [({}, "fp16", "pipeline stages")] * (not ours.pp)
+    cases += [({"head_dim": 48}, "fp16", "head_dim")] * (not ours.head_size)
     for change, precision, told in cases:
-        asked = {**config, **change}
-        fault = source_fault(asked, "trtllm", find_precision(precision), 1, 1)
+        asked, pp = {**config, **change}, 2 if told == "pipeline stages" else 1
+        fault = source_fault(asked, "trtllm", find_precision(precision), 1, pp)
         assert fault is not None and told in fault.what
         assert source_fault(asked, "hf", find_precision("fp16"), 1, 1) is None
     assert source_fault(config, "trtllm", find_precision("fp16"), 1, 1) is None
