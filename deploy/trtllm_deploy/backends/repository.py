@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ import jinja2
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import read_engine
 from trtllm_deploy.backends.jobs import RepositoryJob
+from trtllm_deploy.machine import quoting
 from trtllm_deploy.machine.data import packaged
 from trtllm_deploy.releases.release import Release, Step, Tensor, TritonModel, load_release, tensor
 from trtllm_deploy.spec.settings import lacking
@@ -246,6 +246,5 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # protobuf text, YAML and shell, not HTML
     )
     filters: dict[str, Any] = environment.filters
-    filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
-    filters["shell"] = shlex.quote
+    filters |= {"pbtxt": quoting.pbtxt, "yaml": quoting.yaml_text, "shell": quoting.shell}
     return environment

@@ -29,6 +29,8 @@ _ALLOWED = {
     "time": r"[0-9]+([:-][0-9]+)*",
     "namespace": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
     "pvc": r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?",
+    "cell": r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+    "variable": r"[A-Za-z_][A-Za-z0-9_]*",
 }
 """What may stand in a script or a manifest without quotes, by option."""
 
@@ -55,7 +57,11 @@ class ClusterJob:
                 "the reference backend is one process without a GPU",
                 fix="use 'trtllm-deploy serve', or 'backend: tensorrt'",
             )
-        _check(image=self.image, workspace=str(self.workspace))
+        _check(image=self.image, workspace=str(self.workspace), cell=self.cell.name)
+        for name, value in self.environment.items():
+            _check(variable=name)
+            if "\0" in value:
+                raise UserError(f"{name} has a NUL in it, which no environment holds")
         if self.ranks % self.gpus:
             raise UserError(
                 f"the {self.ranks} ranks of {self.cell.name} don't fill nodes of {self.gpus} GPUs",
@@ -134,8 +140,9 @@ def _check(**words: object) -> None:
     """Raises UserError for a value that would mean something else where it is put."""
     for option, word in words.items():
         allowed = _ALLOWED.get(option)
-        if allowed and word is not None and not re.fullmatch(allowed, str(word)):
-            raise UserError(f"--{option} can't be {word!r}", fix=f"it has to match {allowed}")
+        if allowed and word is not None and not re.fullmatch(allowed, str(word), re.ASCII):
+            name = option if option in ("cell", "variable") else f"--{option}"
+            raise UserError(f"{name} can't be {word!r}", fix=f"it has to match {allowed}")
 
 
 def _rendered(source: str, job: ClusterJob, **values: object) -> str:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from llm_perf.errors import UserError
 
@@ -69,19 +72,30 @@ def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
     """Ports that no other ``serve`` on this host takes meanwhile, nor does anybody else now.
 
     A server binds its ports only once it has started, and not while it waits for a restart. The
-    claim is a name of a socket that goes with its process and those that were forked from it.
-    Raises UserError as ``check_ports`` does, and when another claims one.
+    claim is a locked file of this user's, so nobody else can make one; it goes with its process and
+    those that were forked from it. Raises UserError as ``check_ports`` does, and when another serve
+    of this user claims one.
     """
     check_ports(ports, address)
     with contextlib.ExitStack() as held:
         for field in fields(ports):
             port = getattr(ports, field.name)
-            claim = held.enter_context(socket.socket(socket.AF_UNIX))
             try:
-                claim.bind(f"\0trtllm-deploy port {port}")
-            except OSError:
+                claim = held.enter_context(_claim_file(port).open("w"))
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 raise UserError(
                     f"port {port} belongs to another serve",
                     fix=f"see trtllm-deploy ps, or set another with --{field.name}-port",
                 ) from None
+            except (OSError, RuntimeError):
+                continue  # no home, or one that can't be written: nothing is claimed
         yield
+
+
+def _claim_file(port: int) -> Path:
+    """One for each port of this host, and of each network that containers have on it."""
+    network = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116 (no path for people)
+    folder = Path.home() / ".cache" / "trtllm-deploy" / "ports"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / f"{socket.gethostname()}-{network}-{port}"

@@ -18,7 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
@@ -177,6 +177,45 @@ def test_every_cell_has_a_name_of_its_own_in_kubernetes(one: str, other: str) ->
         assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
         assert len(name) <= 45
     assert (dns_name(one) == dns_name(other)) == (one == other)
+
+
+hostile = st.text(st.sampled_from("\n\r\t \"'`$(){};|&<>#\\!%:\x1b[\x7f\x85\u2028😀az09_./-"))
+
+
+@given(value=hostile)
+@settings(max_examples=40)
+def test_a_variable_reaches_its_process_as_it_is(value: str) -> None:
+    set_ = job(environment={"NCCL_SOCKET_IFNAME": value})
+    before, _, _ = slurm(set_).partition("\n# What each of")
+    script = f'{before}\nprintf %s "$NCCL_SOCKET_IFNAME"'
+    said = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
+    assert said.decode() == value
+    group = documents(kubernetes(set_))["LeaderWorkerSet"]
+    for template in pod_templates(group):
+        [container] = template["spec"]["containers"]
+        assert {"name": "NCCL_SOCKET_IFNAME", "value": value} in container["env"]
+
+
+@given(
+    option=st.sampled_from(["partition", "account", "time", "address"]),
+    value=st.text(st.sampled_from("az09-:._,+@"), min_size=1) | hostile.filter(bool),
+)
+def test_an_option_is_one_plain_word_or_refused(option: str, value: str) -> None:
+    try:
+        lines = slurm(job(), **{option: value}).splitlines()
+    except UserError:
+        return
+    assert not set(value) & set("\n\r\t \"'`$(){};|&<>#\\!%\x1b\x7f")
+    assert len(lines) == len(slurm(job(), **{option: "1"}).splitlines())
+
+
+@pytest.mark.parametrize("name", ["a\nb", "$(id)", "a b", "a`b", "a;b", "é"])
+def test_a_name_that_a_script_would_read_otherwise_is_refused(name: str) -> None:
+    odd = Cell(name, "fp8", 8, 2, 2048, 1024, 8)
+    with pytest.raises(UserError, match="cell can't be"):
+        ClusterJob(odd, "tensorrt", "1.2", WORKSPACE)
+    with pytest.raises(UserError, match="variable can't be"):
+        job(environment={name: "1"})
 
 
 def test_a_plain_cell_s_name_stays_readable() -> None:

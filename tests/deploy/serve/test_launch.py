@@ -71,3 +71,23 @@ def test_ports_of_a_serve_are_nobody_else_s_before_its_server_binds_them() -> No
         pass
     with claimed(others):
         pass
+
+
+def test_a_name_that_another_user_takes_blocks_no_serve() -> None:
+    ports = free_ports()
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(f"\0trtllm-deploy port {ports.http}")
+        with claimed(ports):
+            pass
+
+
+def test_without_a_home_ports_are_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    ports = free_ports()
+    with claimed(ports), claimed(ports):
+        pass
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports.http))
+        other.listen()
+        with pytest.raises(UserError, match="already in use"), claimed(ports):
+            pass
