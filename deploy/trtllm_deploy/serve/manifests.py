@@ -16,10 +16,16 @@ from pathlib import Path
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.repository import template
 from trtllm_deploy.releases.release import load_release
+from trtllm_deploy.serve.ports import DEFAULT_PORTS
 from trtllm_deploy.spec.deployment_file import Cell
 from trtllm_deploy.spec.schema import BackendName
 
 _NAME_LENGTH = 45  # of 63: pods and revisions of a LeaderWorkerSet get up to 18 more
+_SLURM_PORTS = {  # of the script; two jobs on a node share its network, and two pods don't
+    "http": "$TRITON_HTTP_PORT",
+    "grpc": "$((TRITON_HTTP_PORT + 1))",
+    "metrics": "$((TRITON_HTTP_PORT + 2))",
+}
 _ALLOWED = {
     "image": r"[A-Za-z0-9][\w.:/@#+-]*|/[\w./+-]+",
     "workspace": r"/[\w@%+./-]*",
@@ -97,11 +103,15 @@ def slurm(
     time: str | None = None,
     address: str = "127.0.0.1",
 ) -> str:
-    """A script for sbatch, for clusters with pyxis; the server listens at ``address``."""
+    """A script for sbatch, for clusters with pyxis; the server listens at ``address``.
+
+    Its ports follow from the job's number, or from TRITON_HTTP_PORT where sbatch is called.
+    """
     options = {"partition": partition, "account": account, "time": time}
     registry, slash, rest = job.container.partition("/")
     enroot = f"{registry}#{rest}" if slash and {".", ":"} & set(registry) else job.container
-    return _rendered("slurm.sh", job, image=enroot, options=options, address=address, **options)
+    values = {"image": enroot, "options": options, "address": address, "ports": _SLURM_PORTS}
+    return _rendered("slurm.sh", job, **values, **options)
 
 
 def kubernetes(
@@ -123,6 +133,7 @@ def kubernetes(
         pvc=pvc,
         memory=job.gpus * memory_per_gpu,
         address="0.0.0.0",  # of the pod, which probes and the Service reach
+        ports=DEFAULT_PORTS,  # of the pod's own network: two on a node don't meet
     )
 
 

@@ -137,13 +137,14 @@ def test_a_server_is_reached_probed_and_scraped_at_its_ports() -> None:
             assert "ports" not in worker["spec"]["containers"][0]
 
 
-def test_pods_take_their_gpus_and_never_a_token_s_value() -> None:
+def test_pods_take_their_gpus_and_no_token_for_they_download_nothing() -> None:
     text = kubernetes(job(), pvc="shared", memory_per_gpu=16)
     for template in pod_templates(documents(text)["LeaderWorkerSet"]):
         [container] = template["spec"]["containers"]
         assert container["resources"]["limits"] == {"memory": "128Gi", "nvidia.com/gpu": 8}
-        [token] = [each for each in container["env"] if each["name"] == "HF_TOKEN"]
-        assert token["valueFrom"]["secretKeyRef"]["name"] == "hf-token"
+        assert [each["name"] for each in container["env"]] == ["HOME"]
+        assert template["spec"].get("hostNetwork") is None  # nor do two on a node meet at a port
+        assert not any("hostPort" in each for each in container.get("ports", ()))
         volumes = {each["name"]: each for each in template["spec"]["volumes"]}
         assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "32Gi"}
         assert volumes["workspace"]["persistentVolumeClaim"]["claimName"] == "shared"
@@ -158,7 +159,8 @@ def test_the_environment_reaches_every_process(
     wanted = job(2, 1, environment={"NCCL_DEBUG": "INFO", "UCX_TLS": "it's $HOME"})
     script = slurm(wanted)[: slurm(wanted).index("\nsrun")]
     shown = 'echo "$NCCL_DEBUG, $UCX_TLS"'
-    with run("bash", "-c", f"{script}\n{shown}", SLURMD_NODENAME="n") as process:
+    on = {"SLURMD_NODENAME": "n", "SLURM_JOB_ID": "7"}
+    with run("bash", "-c", f"{script}\n{shown}", **on) as process:
         output, _ = process.communicate(timeout=60)
     assert output.splitlines()[-1] == "INFO, it's $HOME"
     group = documents(kubernetes(job(environment=wanted.environment)))["LeaderWorkerSet"]
@@ -343,8 +345,9 @@ def said(tmp_path: Path) -> dict[int, list[str]]:
     return {int(line.split()[0]): line.split()[1:] for line in lines}
 
 
-def assert_leader_mode(ranks: dict[int, list[str]], named: Cell) -> None:
+def assert_leader_mode(ranks: dict[int, list[str]], named: Cell, http: int = 8000) -> None:
     """Rank 0 serves the repository, the others load the engine only."""
+    ports = {f"--http-port={http}", f"--grpc-port={http + 1}", f"--metrics-port={http + 2}"}
     assert sorted(ranks) == list(range(named.world_size))
     for rank, (_host, binary, *flags) in ranks.items():
         assert binary.endswith("/tritonserver")
@@ -353,7 +356,7 @@ def assert_leader_mode(ranks: dict[int, list[str]], named: Cell) -> None:
         assert f"--backend-config=python,shm-region-prefix-name=prefix{rank}_" in flags
         other = {"--model-control-mode=explicit", "--load-model=tensorrt_llm"}
         assert (other <= set(flags)) == (rank > 0)
-        assert {"--grpc-port=8001", "--http-port=8000", "--metrics-port=8002"} <= set(flags)
+        assert ports <= set(flags)
         assert "--disable-auto-complete-config" in flags
 
 
@@ -364,11 +367,27 @@ def test_slurm_s_tasks_get_the_flags_of_their_rank(
     script.write_text(slurm(job()))
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     environment = {"SLURM_NTASKS": "16", "SLURMD_NODENAME": "node1", "HOSTNAME": "node"}
-    with run("bash", str(script), **environment) as process:
+    with run("bash", str(script), **environment, SLURM_JOB_ID="14002") as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert "rank 0 will listen on node1" in output
-    assert_leader_mode(said(tmp_path), cell())
+    assert "rank 0 will listen on node1, gRPC 10007, HTTP 10006, metrics 10008" in output
+    assert_leader_mode(said(tmp_path), cell(), 10006)
+
+
+def test_jobs_on_one_node_meet_at_no_port_unless_told(
+    run: Callable[..., subprocess.Popen[str]],
+) -> None:
+    script = slurm(job(2, 1))[: slurm(job(2, 1)).index("\nsrun")]
+
+    def ports(**environment: str) -> list[int]:
+        with run("bash", "-c", script, SLURMD_NODENAME="n", **environment) as process:
+            output, _ = process.communicate(timeout=60)
+        return [int(number) for number in re.findall(r"(?:gRPC|HTTP|metrics) (\d+)", output)]
+
+    told = [ports(SLURM_JOB_ID=str(number)) for number in (6999, 7000, 7001, 123456789)]
+    assert len({port for each in told for port in each}) == 12
+    assert all(1024 < port < 32768 for each in told for port in each)
+    assert ports(SLURM_JOB_ID="1", TRITON_HTTP_PORT="8000") == [8001, 8000, 8002]
 
 
 def test_slurm_s_job_fails_with_its_ranks(
@@ -377,7 +396,7 @@ def test_slurm_s_job_fails_with_its_ranks(
     script = tmp_path / "job.sh"
     script.write_text(slurm(job(2, 1)))
     environment = {"SLURM_NTASKS": "2", "SLURMD_NODENAME": "n", "HOSTNAME": "n", "FAIL_1": "3"}
-    with run("bash", str(script), **environment) as process:
+    with run("bash", str(script), **environment, SLURM_JOB_ID="1") as process:
         process.communicate(timeout=60)
     assert process.returncode == 3
 
