@@ -137,9 +137,13 @@ def _measure(
     flags: dict[str, Any],
 ) -> Run:
     from llm_perf import api
+    from llm_perf.load import estimate
     from llm_perf.load.progress import show_progress
 
-    with show_progress(load.title) as watch:
+    if said := estimate.warning_before(load, conditions.extent, workload.prompts):
+        click.echo(said, err=True)
+    timed = conditions.extent.duration_s is not None
+    with show_progress(load.title, None if timed else estimate.warning_meanwhile) as watch:
         run = api.measure(endpoint, workload, load, replace(conditions, watch=watch))
     try:
         api.print_run(run, explain=flags["explain"])

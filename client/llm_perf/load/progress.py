@@ -18,6 +18,7 @@ from llm_perf.screen import plain
 
 _PLAIN_EVERY_S = 10.0
 _CLEAR_LINE = "\r\x1b[K"
+_PACE_AFTER_S = 30.0
 _COLUMNS = 80  # of a terminal that doesn't say
 
 
@@ -51,16 +52,26 @@ def add_up(parts: Sequence[Progress], total: int | None) -> Progress:
 
 
 @contextmanager
-def show_progress(label: str) -> Iterator[Watch]:
-    """Give a function that shows each ``Progress`` it is told, on stderr."""
+def show_progress(
+    label: str, warn: Callable[[int, int | None, float], str | None] | None = None
+) -> Iterator[Watch]:
+    """Give a function that shows each ``Progress`` it is told, on stderr.
+
+    ``warn`` is asked once, half a minute after the start, whether there is something to say of
+    (done, total, seconds since the start).
+    """
     out = sys.stderr
     live = out.isatty()
-    printed = at = monotonic()
+    began = printed = at = monotonic()
     responses = 0
 
     def watch(seen: Progress) -> None:
-        nonlocal printed, at, responses
+        nonlocal printed, at, responses, warn
         now = monotonic()
+        if warn and seen.done and now - began >= _PACE_AFTER_S:
+            if said := warn(seen.done, seen.total, now - began):
+                print(f"{_CLEAR_LINE if live else ''}{plain(label)}: {said}", file=out, flush=True)
+            warn = None
         more, passed = seen.responses - responses, now - at
         rate = more / passed if more > 0 and passed > 0 else None  # since the last that saw some
         if rate is not None:
