@@ -22,6 +22,9 @@ from llm_perf.errors import UserError
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Render: TypeAlias = Callable[[Messages], str]
+_TOKENS: Final = tuple(
+    f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+)
 _ABSENT: Final[dict[str, None]] = {"tools": None, "documents": None}  # as transformers gives them
 
 
@@ -31,8 +34,9 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body).set_lineno(line)]  # what is set inside stays inside
 
 
 def load_chat_template(tokenizer_path: str | Path) -> Render:
@@ -58,7 +62,11 @@ def load_chat_template(tokenizer_path: str | Path) -> Render:
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not made for HTML
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    known = {f"{name}_token": _token(settings, name) for name in ("bos", "eos", "pad", "unk")}
+    settings = _settings(folder / "special_tokens_map.json") | settings
+    named = {name: _token(settings, name) for name in _TOKENS}
+    known = {
+        name: token for name, token in named.items() if token
+    }  # templates ask if it is defined
     try:
         template = environment.from_string(source)
     except TemplateError as error:
@@ -92,7 +100,7 @@ def _named(settings: Mapping[str, Any]) -> str | None:
 
 
 def _token(settings: Mapping[str, Any], name: str) -> str:
-    token = settings.get(f"{name}_token")
+    token = settings.get(name)
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else ""
 

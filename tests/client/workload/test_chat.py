@@ -25,22 +25,34 @@ def configure(folder: Path, **settings: object) -> Path:
     return folder
 
 
-def test_the_template_is_rendered_as_transformers_renders_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML + "{{ messages | tojson }}{{ eos_token }}\n{% if true %}\n  x\n{% endif %}",
+        "{{ messages | tojson(indent=2) }}",
+        "{% if tools is not none %}tools{% endif %}{% if documents is none %}none{% endif %}",
+        "{% set x = 'a' %}{% generation %}{% set x = 'b' %}{{ x }}{% endgeneration %}{{ x }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "{{ bos_token is defined }} {{ sep_token }} {{ cls_token is defined }}",
+        "{{ strftime_now('%Y') }}{{ messages | selectattr('role', 'equalto', 'user') | list }}",
+    ],
+)
+def test_the_template_is_rendered_as_transformers_renders_it(tmp_path: Path, template: str) -> None:
     transformers = pytest.importorskip("transformers")
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.save(str(tmp_path / "tokenizer.json"))
-    template = CHATML + "{{ messages | tojson }}{{ eos_token }}\n{% if true %}\n  x\n{% endif %}"
     configure(
         tmp_path,
         chat_template=template,
         tokenizer_class="PreTrainedTokenizerFast",
         eos_token={"__type": "AddedToken", "content": "</s>"},
+        sep_token="<sep>",
     )
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
         ASK, tokenize=False, add_generation_prompt=True
     )
     assert load_chat_template(tmp_path)(ASK) == theirs
-    assert "<|im_start|>user\n<&> 四<|im_end|>\n<|im_start|>assistant\n" in theirs
 
 
 def test_a_file_of_its_own_and_the_default_of_several_are_found(tmp_path: Path) -> None:
