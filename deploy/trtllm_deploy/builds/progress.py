@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from llm_perf.screen import plain
 from trtllm_deploy.plan.plan import Stage
 
 _ROWS_KEPT = 4  # lines of the terminal that stay free of the table
@@ -80,7 +81,8 @@ class BuildProgress:
         del self._running[stage.key]
         self._failed += 1
         self._console.print(
-            f"[red]failed[/red] {stage.kind:<9} {stage.title}: {escape(error)}", soft_wrap=True
+            f"[red]failed[/red] {stage.kind:<9} {stage.title}: {escape(plain(error))}",
+            soft_wrap=True,
         )
 
     def given_up(self, stages: Sequence[Stage]) -> None:
@@ -119,7 +121,7 @@ class BuildProgress:
             expected = self._seconds.get(running.stage.key)
             eta = "" if expected is None else _clock(max(expected - took, 0))
             name = f"{running.stage.kind} [bold]{running.stage.title}[/bold]"
-            table.add_row(name, "running", _clock(took), eta, escape(running.said))
+            table.add_row(name, "running", _clock(took), eta, escape(plain(running.said)))
         for stage in list(self._waiting.values())[: room - len(self._running)]:
             table.add_row(f"[dim]{stage.kind} {stage.title}", "[dim]waiting")
         return table

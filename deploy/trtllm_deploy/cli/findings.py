@@ -141,7 +141,8 @@ def _logs(logs: Sequence[TextIO], as_json: bool) -> int:
         unexplained |= not causes and any(map(error_in, lines))
         if not causes and not as_json:
             told = "nothing known was found; its first errors, or last lines:"
-            click.echo("\n  ".join([f"{log.name}: {told}", *map(plain, first_errors(lines))]))
+            shown = [f"{log.name}: {told}", *first_errors(lines)]
+            click.echo("\n  ".join(map(plain, shown)))
     return (_json if as_json else _print)(once(found)) or int(unexplained)
 
 

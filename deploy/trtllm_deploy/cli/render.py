@@ -15,6 +15,7 @@ import click
 from rich.markup import escape
 
 from llm_perf.errors import UserError
+from llm_perf.screen import plain
 from trtllm_deploy.cli.options import deployment_file, planned, workspace_folder
 from trtllm_deploy.machine.console import console
 
@@ -112,12 +113,12 @@ def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> No
 
     def show(changed: Mapping[str, list[str]]) -> None:
         for name, lines in changed.items():
-            shown = [f"[bold]{escape(name)}[/]", *map(escape, lines)]
+            shown = [f"[bold]{escape(name)}[/]", *(escape(plain(line)) for line in lines)]
             out.print("\n  ".join(shown), soft_wrap=True)
 
     said = try_out(asked.file, asked.facts, chosen, space, show)
     space.keep_overrides(kept)
-    out.print(said)
+    out.print(escape(plain(said)), soft_wrap=True)
 
 
 COMMANDS = (render, set_)
