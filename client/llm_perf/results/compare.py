@@ -40,8 +40,8 @@ _SIDE: Final = click.Path(path_type=Path)
     multiple=True,
     metavar="RULE",
     help="Exit code 3 when the change from A to B is surely so, by the near end of its interval: "
-    "METRIC.STATISTIC, an operator, ±X or ±X%, as in 'time_to_first_token.p99 > +5%' or "
-    "'score.avg < -0.01'. Can be repeated.",
+    "METRIC.STATISTIC, an operator, ±X, ±X% or ±X with a unit of time, as in "
+    "'time_to_first_token.p99 > +5%' or 'score.avg < -0.01'. Can be repeated.",
 )
 @click.option(
     "--force",

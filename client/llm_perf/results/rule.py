@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from llm_perf.duration import UNITS
 from llm_perf.errors import UserError
 from llm_perf.results.change import Pairs, changes_of
 from llm_perf.results.written import Side
@@ -23,13 +24,18 @@ _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
     "<=": operator.le,
 }
 _RULE: Final = re.compile(
-    r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", re.ASCII
+    r"\s*(\w+)\.(\w+)\s*(>=|<=|>|<)\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*"
+    rf"(%|{'|'.join(UNITS)}|)\s*",
+    re.ASCII,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``METRIC.STATISTIC OPERATOR ±X[%]``, on the change from A to B."""
+    """``METRIC.STATISTIC OPERATOR ±X[%]``, on the change from A to B.
+
+    With a ``unit`` of time, X is that of a metric in ms.
+    """
 
     text: str
     metric: str
@@ -37,6 +43,7 @@ class Rule:
     comparison: str
     limit: float
     relative: bool
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +85,13 @@ def parse_rule(text: str) -> Rule:
         raise UserError(
             f"{text!r} is no rule",
             where="--fail-if",
-            fix="write METRIC.STATISTIC > ±X or ±X%, like 'time_to_first_token.p99 > +5%'",
+            fix="write METRIC.STATISTIC > ±X, ±X% or ±Xms, like 'time_to_first_token.p99 > +5%'",
         )
-    metric, statistic, comparison, limit, percent = match.groups()
-    return Rule(text.strip(), metric, statistic, comparison, float(limit), bool(percent))
+    metric, statistic, comparison, limit, unit = match.groups()
+    relative = unit == "%"
+    scaled = float(limit) * (UNITS[unit] * 1000 if unit in UNITS else 1)
+    unit = "" if relative else unit
+    return Rule(text.strip(), metric, statistic, comparison, scaled, relative, unit)
 
 
 def judge(rule: Rule, a: Side, b: Side, both: Pairs) -> Verdict:
@@ -95,6 +105,11 @@ def judge(rule: Rule, a: Side, b: Side, both: Pairs) -> Verdict:
             f"there is no {rule.metric}.{rule.statistic} to compare in both runs",
             where="--fail-if",
             fix="use a metric and statistic of the JSON, like time_to_first_token.p99",
+        )
+    known = (a.document.get(rule.metric) or {}).get("unit") if rule.unit else None
+    if rule.unit and known != "ms":
+        raise UserError(
+            f"{rule.metric} is no time", where="--fail-if", fix=f"leave the {rule.unit} out"
         )
     scale = 100 / abs(change.a) if rule.relative else 1.0
     seen = scale * change.difference

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_perf.errors import UserError
 from llm_perf.load.load import Concurrency, Extent
 from llm_perf.record import Record, Status
-from llm_perf.results.change import Change, compare
+from llm_perf.results.change import Change, compare, pairs
 from llm_perf.results.compare import compare_command
 from llm_perf.results.export import write_run
 from llm_perf.results.rule import Rule, judge, parse_rule
@@ -148,6 +148,15 @@ def test_rules_are_read_as_written(
     assert parse_rule(text) == Rule(
         text.strip(), metric, statistic, operator, float(limit), relative
     )
+
+
+def test_a_rule_of_a_time_takes_its_unit(written: Written) -> None:
+    a, b = (read_side(written(name, answered([ttft] * 4))) for name, ttft in (("a", 10), ("b", 70)))
+    both = pairs(a, b)
+    for rule, outcome in (("> +50ms", "broken"), ("> 0.05 s", "broken"), ("> 1m", "kept")):
+        assert judge(parse_rule(f"time_to_first_token.avg {rule}"), a, b, both).outcome == outcome
+    with pytest.raises(UserError, match="output_sequence_length is no time; leave the ms out"):
+        judge(parse_rule("output_sequence_length.avg > 5ms"), a, b, both)
 
 
 @given(st.text(max_size=30))
