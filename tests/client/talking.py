@@ -19,6 +19,7 @@ class TalkingServer:
     refuses: frozenset[str] = frozenset()
     counts: bool = True
     silent_for: str | None = None  # the prompt whose tokens aren't counted
+    broken: bool = False  # answers what it doesn't refuse with HTTP 500
     models: tuple[str, ...] = ("m",)
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -44,7 +45,8 @@ class TalkingServer:
             said = {"delta": {"content": word}} if chat else {"text": word}
             end = "stop" if number == len(words) - 1 else None
             yield {"choices": [{**said, "finish_reason": end}]}
-        if self.counts and body.get("stream_options") and body.get("prompt") != self.silent_for:
+        silent = self.silent_for is not None and body.get("prompt") == self.silent_for
+        if self.counts and body.get("stream_options") and not silent:
             count = {"prompt_tokens": 7, "completion_tokens": len(words)}
             yield {"choices": [], "usage": count}
 
@@ -53,6 +55,7 @@ class TalkingServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 self._answer(200, {"data": [{"id": name} for name in talking.models]})
@@ -63,6 +66,9 @@ class TalkingServer:
                 if refused := sorted(talking.refuses & body.keys()):
                     said = f"Unrecognized request argument supplied: {', '.join(refused)}"
                     self._answer(400, {"error": {"message": said}})
+                    return
+                if talking.broken:
+                    self._answer(500, {"error": {"message": "broken"}})
                     return
                 self.send_response(200)
                 self.send_header("content-type", "text/event-stream")

@@ -179,18 +179,17 @@ async def _tried(transport: HttpTransport, dialect: OpenAI, trial: Prompt) -> Op
         tried = replace(dialect, usage=usage, least=keys)
         seen = Exchange("trial")
         await transport.stream(tried.request(prompt, seen.request_id), seen, _TRIAL_S)
-        if seen.failure is None:
-            counted = any("total_tokens" in tried.parse(each).facts for _, each in seen.messages)
-            if trial.input_tokens is None and not counted:
-                raise UserError("the server counts no tokens", fix="give --tokenizer-path")
-            lost = [*([] if usage == dialect.usage else ["stream_options"])]
-            lost += [key for key in _FIXED[0] if key not in keys]
-            left = "" if keys else ", so that answers may be shorter than asked for"
-            note = f"the server refuses {' and '.join(lost)} ({said}): it is not sent{left}"
-            return replace(tried, remarks=(note,) if lost else ())
-        if not _REFUSED.match(seen.failure[1]):
-            break
-        said = said or seen.failure[1]
+        if seen.failure is not None and _REFUSED.match(seen.failure[1]):
+            said = said or seen.failure[1]
+            continue
+        counted = any("total_tokens" in tried.parse(each).facts for _, each in seen.messages)
+        if seen.failure is None and trial.input_tokens is None and not counted:
+            raise UserError("the server counts no tokens", fix="give --tokenizer-path")
+        lost = [*([] if usage == dialect.usage else ["stream_options"])]
+        lost += [key for key in _FIXED[0] if key not in keys]
+        left = "" if keys else ", so that answers may be shorter than asked for"
+        note = f"left out what the server refuses, {' and '.join(lost)} ({said}){left}"
+        return replace(tried, remarks=(note,) if lost else ())
     return dialect
 
 

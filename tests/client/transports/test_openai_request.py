@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ from click.testing import CliRunner
 from llm_perf.api import Concurrency, Endpoint, Run, load_workload, measure
 from llm_perf.cli.main import command
 from llm_perf.errors import UserError
+from llm_perf.transports import connect
 from llm_perf.workload.fields import parse_extra_body
 from llm_perf.workload.synthetic import Lengths
+from llm_perf.workload.workload import Prompt
 from tests.client.talking import TalkingServer
 
 
@@ -73,7 +76,7 @@ def test_a_fixed_length_is_asked_for_as_far_as_the_server_takes_it(
         assert body["max_tokens"] == 3 and ("stream_options" in body) != (
             "stream_options" in refuses
         )
-    said = [note for note in run.notes if "the server refuses" in note]
+    said = [note for note in run.notes if "what the server refuses" in note]
     assert len(said) == bool(refuses)
     assert all(key in said[0] for key in refuses)
 
@@ -81,6 +84,18 @@ def test_a_fixed_length_is_asked_for_as_far_as_the_server_takes_it(
 def test_without_a_fixed_length_nothing_is_tried(asked) -> None:
     _, bodies = asked("a", refuses={"min_tokens"})
     assert len(bodies) == 1
+
+
+def test_what_is_refused_is_left_out_though_the_trial_fails_of_something_else() -> None:
+    async def told(url: str) -> tuple[str, ...]:
+        trial = Prompt(0, "a", 1, 3, min_tokens=3)
+        transport = await connect(Endpoint(url, "openai", "m"), 1, trial=trial)
+        await transport.close()
+        return transport.dialect.remarks
+
+    with TalkingServer(refuses=frozenset({"ignore_eos"}), broken=True) as server:
+        (note,) = asyncio.run(told(server.url))
+    assert note.startswith("left out what the server refuses, ignore_eos (HTTP 400: ")
 
 
 def test_another_failure_of_the_trial_is_the_runs_to_tell(asked) -> None:
