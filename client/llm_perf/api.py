@@ -118,6 +118,7 @@ def measure(
             *_glued(endpoint, workload),
         ),
         max_in_flight_seen=came.kept.most_in_flight,
+        unique_prefix=conditions.unique_prefix,
         stopped=came.stopped,
         server=server,
         server_metrics=scraper.summary() if scraper else {},

@@ -90,7 +90,8 @@ def _measure_all(
             if flags["isl"] is not None and load is not loads[0]:
                 workload = asked.read_workload(flags, load.name)
             path = export.export_path(export_file, load.name, several=len(loads) > 1)
-            if flags["resume"] and _is_finished(path, endpoint, workload, load, extent):
+            asked_now = {"sha256": workload.sha256, "unique_prefix": flags["unique_prefix"]}
+            if flags["resume"] and _is_finished(path, endpoint, asked_now, load, extent):
                 click.echo(f"Kept {path}: it was finished before\n")
                 done.append(path)
                 continue
@@ -112,14 +113,14 @@ def _measure_all(
 
 
 def _is_finished(
-    path: Path, endpoint: Endpoint, workload: Workload, load: Load, extent: Extent
+    path: Path, endpoint: Endpoint, workload: dict[str, Any], load: Load, extent: Extent
 ) -> bool:
     """Whether an earlier run has written all of this load's results, from this endpoint."""
     import json
 
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        same = document["workload"]["sha256"] == workload.sha256
+        same = workload.items() <= document["workload"].items()
         same = same and document["load"] == {**load.to_json(), **extent.to_json()}
         there = document["endpoint"]
         same = same and all(there[key] == getattr(endpoint, key) for key in there)

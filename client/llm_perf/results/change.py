@@ -211,6 +211,9 @@ def _warnings(a: Side, b: Side) -> Iterator[str]:
         was, became = ((side.document.get("load") or {}).get(key) for side in (a, b))
         if was != became:
             yield f"{what}: {was} in A, {became} in B"
+    tagged = [side.document["workload"].get("unique_prefix", False) for side in (a, b)]
+    if tagged[0] != tagged[1]:
+        yield f"--unique-prefix: {tagged[0]} in A, {tagged[1]} in B"
     most = [side.document.get("max_in_flight_seen") for side in (a, b)]
     if most[0] != most[1]:
         yield f"requests in flight, at most: {most[0]} in A, {most[1]} in B"

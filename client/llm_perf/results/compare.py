@@ -97,7 +97,7 @@ def _interval(change: Change) -> str:
     if change.low is None or change.high is None:
         return "-"
     if change.low == change.high == 0:
-        return "all the same  "
+        return "no change  "
     return f"{_signed(change.low)} to {_signed(change.high)}{' *' if change.sure else '  '}"
 
 

@@ -37,6 +37,7 @@ class Run:
     health: Health | None = None
     remarks: tuple[str, ...] = ()  # what the runner has to say: cut short, resumed, held back
     max_in_flight_seen: int | None = None
+    unique_prefix: bool = False  # each prompt began with a tag of its own
     stopped: str | None = None  # why it ended before its time, if it did
     server: Mapping[str, Any] = field(default_factory=dict)
     server_metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Run:
                 "prompts": len(self.workload.prompts),
                 "tokenizer": self.workload.tokenizer and str(self.workload.tokenizer.path),
                 "seed": self.workload.seed,
+                "unique_prefix": self.unique_prefix,
             },
             "server": dict(self.server),
             "server_metrics": dict(self.server_metrics),

@@ -26,6 +26,7 @@ _ROWS: Final = {
 }
 _ACROSS: Final = (
     ("tokens/s", "output_token_throughput", "avg"),
+    ("steady", "output_token_throughput", "steady"),
     ("requests/s", "request_throughput", "avg"),
     ("goodput/s", "request_goodput", "avg"),
     ("OSL/latency", "output_token_throughput_per_user_e2e", "avg"),
@@ -73,8 +74,18 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
 
 
 def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
-    """Print one line per load: throughput against latency."""
-    shown = [each for each in _ACROSS if any(each[1] in run.metrics for run in runs)]
+    """Print one line per load: throughput against latency.
+
+    ``steady`` is of the tokens/s while the load was full, where that says something else.
+    """
+    shown = [
+        (head, key, statistic)
+        for head, key, statistic in _ACROSS
+        if any(
+            _steady(run.metrics[key]) if statistic == "steady" else key in run.metrics
+            for run in runs
+        )
+    ]
     heads = ("load", *(head for head, _, _ in shown), "ok / failed")
     rows = [
         (

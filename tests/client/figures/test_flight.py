@@ -13,7 +13,7 @@ from llm_perf.api import Concurrency, Extent, Run
 from llm_perf.figures.flight import flights, served
 from llm_perf.figures.metrics import compute_metrics
 from llm_perf.record import Record, Status
-from llm_perf.results.table import print_run
+from llm_perf.results.table import print_run, print_summary
 from tests.client.runs import MS, asked, make_run
 from tests.client.scripted import FINAL, Say, ScriptedTriton
 
@@ -110,6 +110,17 @@ def test_the_table_says_what_differs_and_over_how_much() -> None:
     )
     assert "Requests in flight: mean 3.20" in text
     assert "while the load was full" not in printed(make_run(loop(4, 20)))
+
+
+def test_a_sweeps_summary_has_the_steady_part_where_it_differs() -> None:
+    def summary(*runs: Run) -> str:
+        file = io.StringIO()
+        print_summary(runs, file)
+        return file.getvalue()
+
+    ramped, full = make_run(loop(4, 16, offset_ms=50)), make_run(loop(4, 20))
+    assert "400.00" in summary(ramped, full) and " steady " in summary(ramped, full)
+    assert " steady " not in summary(full, full)
 
 
 def test_the_label_is_the_load(ask: Callable[..., Run]) -> None:

@@ -265,10 +265,12 @@ def test_other_loads_and_other_failures_are_refused_or_said(written: Written) ->
             max_in_flight_seen=3,
             extent=Extent(warmup_requests=5),
             stopped="interrupted",
+            unique_prefix=True,
         )
     )
     assert compare(a, fewer).warnings == (
         "warm-up requests: 0 in A, 5 in B",
+        "--unique-prefix: False in A, True in B",
         "requests in flight, at most: 4 in A, 3 in B",
         "requests failed: 0 of 20 in A, 1 of 20 in B; figures are of the others",
         "B ended early: interrupted",
@@ -294,7 +296,7 @@ def test_what_is_the_same_is_not_an_interval_of_zeros(written: Written) -> None:
     a = written("a", answered([100, 110], ["x", "x"], "x"))
     text = invoke(a, a).stdout
     assert "+0.000 to +0.000" not in text
-    assert "all the same" in text
+    assert "no change" in text
     score = change(compare(read_side(a), read_side(a)).changes, "score.avg")
     assert score.low is not None and score.low < -0.3  # two equal answers prove little
 
