@@ -86,13 +86,12 @@ def config(served: Running, model: str) -> Any:
 def test_a_running_server_starts_anew_with_its_settings(command: Command, served: Running) -> None:
     before = answer(served)
     assert "seventeen" in before
-    assert "enable_kv_cache_reuse" not in config(served, "tensorrt_llm")["parameters"]
-    said = command("set", CELL, "enable_kv_cache_reuse=true", "preprocessing_instance_count=2")
-    assert 'parameters.enable_kv_cache_reuse.string_value: not set → "true"' in said
+    said = command("set", CELL, "enable_kv_cache_reuse=false", "preprocessing_instance_count=2")
+    assert 'parameters.enable_kv_cache_reuse.string_value: "true" → "false"' in said
     assert "instance_group[0].count: 1 → 2" in said
     assert re.search(r"started anew, ready after [\d.]+ s", said)
     parameters = config(served, "tensorrt_llm")["parameters"]
-    assert parameters["enable_kv_cache_reuse"] == {"string_value": "true"}
+    assert parameters["enable_kv_cache_reuse"] == {"string_value": "false"}
     assert config(served, "preprocessing")["instance_group"][0]["count"] == 2
     assert answer(served) == before
     [now] = running(command.workspace)  # type: ignore[attr-defined]

@@ -22,7 +22,12 @@ from pathlib import Path
 ONCE = {
     *("model-repository", "exit-timeout-secs", "model-control-mode", "http-port", "grpc-port"),
     *("metrics-port", "http-address", "grpc-address", "metrics-address", "backend-directory"),
-    *("disable-auto-complete-config", "pinned-memory-pool-byte-size", "enable-peer-access"),
+    *(
+        "log-verbose",
+        "disable-auto-complete-config",
+        "pinned-memory-pool-byte-size",
+        "enable-peer-access",
+    ),
 }
 REPEATED = {
     *("load-model", "backend-config", "cuda-memory-pool-byte-size", "http-restricted-api"),

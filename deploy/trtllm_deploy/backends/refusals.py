@@ -65,9 +65,10 @@ def refuse_gpus(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]
 
 def _refuse_kv_cache(file: DeploymentFile) -> None:
     spec = file.deployment
-    if not spec.triton.enable_kv_cache_reuse:
+    release, reuse = load_release(spec.release), spec.triton.enable_kv_cache_reuse
+    if not (release.defaults.get("enable_kv_cache_reuse") if reuse is None else reuse):
         return
-    if "int8_kv_cache_reuse" in load_release(spec.release).cannot:
+    if "int8_kv_cache_reuse" in release.cannot:
         for precision in spec.precisions:
             if spec.kv_cache_dtype.get(precision) == "int8":
                 raise file.error(

@@ -77,6 +77,7 @@ def setting_values(job: RepositoryJob, backend: Ensemble) -> Mapping[str, str]:
     chosen: dict[str, object] = {
         "bls_instance_count": min(_BLS_INSTANCES, job.max_batch_size),
         "logits_datatype": "TYPE_FP32" if backend == "reference" else _logits_type(job.engine_dir),
+        **(load_release(job.release).defaults if backend == "reference" else {}),
         **job.settings.model_dump(exclude_none=True),
         "triton_backend": "python" if backend == "reference" else "tensorrtllm",
         "triton_max_batch_size": job.max_batch_size,

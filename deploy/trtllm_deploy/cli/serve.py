@@ -5,6 +5,7 @@ They print, and keep to what a person chose; a server itself is :mod:`trtllm_dep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,19 @@ def _restarts(text: str) -> float:
     type=click.IntRange(min=1),
     help="Seconds that requests in flight get when it is told to stop.",
 )
+@click.option(
+    "--log-verbose",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Triton's own: 0 is quiet, 1 tells of requests, more tells more.",
+)
+@click.option(
+    "--tritonserver",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="This program; default: the one on PATH, else the container's, else nvidia-pytriton's.",
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
 @click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
 @click.option("--force", is_flag=True, help="Launch whatever preflight finds.")
@@ -111,7 +125,11 @@ def serve(
         cache_dir=target.workspace.triton,
         processes=processes,
         exit_seconds=chosen["exit_timeout"],
+        tritonserver=chosen["tritonserver"],
+        log_verbose=chosen["log_verbose"],
     )
+    for flag, why in _without_effect(processes, chosen):
+        click.echo(f"trtllm-deploy: {flag} changes nothing: {why}", err=True)
     if chosen["show"]:
         click.echo(new_server().shell_command())
         return 0
@@ -133,6 +151,8 @@ def _target(
 
     if repository is not None and file is None:
         space = Workspace(workspace.resolve())
+        if not any(repository.glob("*/config.pbtxt")):
+            raise UserError("no folder in it has a config.pbtxt", where=repository)
         return Target(repository.absolute().name, repository, space, {})
     if file is None or cell is None or repository is not None:
         raise UserError("serve takes FILE and CELL, or --repository", fix="see serve --help")
@@ -160,6 +180,18 @@ def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
         gpus=visible_gpus(chosen["gpus"]) if named or orchestrator else (),
         variables=target.variables,
     )
+
+
+def _without_effect(processes: Processes, chosen: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Flags that were given and do nothing for this server, each with the reason."""
+    from trtllm_deploy.machine.gpu import gpus
+
+    if chosen["no_mpi"] and processes.world_size == 1:
+        yield "--no-mpi", "one process serves it"
+    if chosen["oversubscribe"] and not processes.mpirun:
+        yield "--oversubscribe", "mpirun doesn't start it"
+    if chosen["gpus"] is not None and not chosen["hostfile"] and not gpus():
+        yield "--gpus", "there is no GPU here"
 
 
 def _preflight(target: Target, processes: Processes) -> bool:

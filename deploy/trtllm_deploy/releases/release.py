@@ -88,6 +88,8 @@ class Release:
     """NVIDIA's container with it and Triton"""
     backends: tuple[str, ...]
     cannot: frozenset[str]
+    defaults: Mapping[str, Any]
+    """what settings are where they aren't set, as far as releases differ in that"""
 
     def script(self, command: str) -> str:
         """Path of a command's script; ``TRTLLM_EXAMPLES`` says where the examples folder is.
@@ -133,6 +135,7 @@ def load_release(name: str) -> Release:
         image=data["image"],
         backends=tuple(data["backends"]),
         cannot=frozenset(data.get("cannot", ())),
+        defaults=data.get("defaults", {}),
     )
 
 

@@ -29,6 +29,7 @@ def server_command(
     name: str,
     rank_logs: Path,
     exit_seconds: int,
+    log_verbose: int = 0,
 ) -> list[str]:
     """The whole command line.
 
@@ -48,6 +49,7 @@ def server_command(
             *(f"--{kind}-port={getattr(ports, kind)}" for kind in ("grpc", "http", "metrics")),
             *(f"--{kind}-address={address}" for kind in ("grpc", "http", "metrics")),
             "--disable-auto-complete-config",
+            *([f"--log-verbose={log_verbose}"] if log_verbose else []),
             f"--backend-config=python,shm-region-prefix-name={name}{rank}_",
             *triton.flags,
         ]

@@ -30,11 +30,15 @@ class Triton:
     environment: Mapping[str, str]
 
 
-def find_triton(cache_dir: Path) -> Triton:
+def find_triton(cache_dir: Path, binary: Path | None = None) -> Triton:
     """The container's Triton, else the wheel's with its backend folder assembled in ``cache_dir``.
 
-    Raises UserError when this machine has neither.
+    With ``binary`` that one. Raises UserError when this machine has neither, or it isn't one.
     """
+    if binary is not None:
+        if not binary.is_file() or not os.access(binary, os.X_OK):
+            raise UserError("is no program that can be started", where=binary)
+        return Triton(binary.absolute(), (), _python_environment())
     on_path = shutil.which("tritonserver")
     if on_path or _CONTAINER_TRITON.exists():
         return Triton(Path(on_path or _CONTAINER_TRITON), (), _python_environment())

@@ -72,6 +72,8 @@ class TritonServer:
         cache_dir: Path | None = None,
         processes: Processes | None = None,
         exit_seconds: int = _EXIT_SECONDS,
+        tritonserver: Path | None = None,
+        log_verbose: int = 0,
     ) -> None:
         self.repository = repository
         self.ports = ports
@@ -81,6 +83,8 @@ class TritonServer:
         self.log = ServerLog(log_file)
         self.exit_seconds = exit_seconds
         self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
+        self._tritonserver = tritonserver
+        self._log_verbose = log_verbose
         self._name = new_name()
         self._supervisor: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +107,7 @@ class TritonServer:
 
         Raises UserError: there is no Triton here.
         """
-        triton = find_triton(self._cache_dir)
+        triton = find_triton(self._cache_dir, self._tritonserver)
         environment = {**triton.environment, **self.processes.environment}
         if self.processes.mpirun:  # else what it keeps there stays when it is killed
             environment["OMPI_MCA_orte_tmpdir_base"] = str(supervise.scratch(self._name))
@@ -116,6 +120,7 @@ class TritonServer:
             name=self._name,
             rank_logs=self.log.ranks,
             exit_seconds=self.exit_seconds,
+            log_verbose=self._log_verbose,
         )
         return command, environment
 

@@ -151,7 +151,7 @@ class TritonSettings(BaseModel):
     )
     # tensorrt_llm: KV cache and attention
     enable_kv_cache_reuse: Flag | None = _about(
-        "share KV cache pages between prompts with a common beginning (0.11.0: false, 1.2: true)"
+        "share KV cache pages between prompts with a common beginning (false, from 0.19 on true)"
     )
     kv_cache_free_gpu_mem_fraction: Fraction | None = _about(
         "share of the memory free after loading that the KV cache may take (0.9)"

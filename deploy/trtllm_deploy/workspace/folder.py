@@ -76,6 +76,13 @@ class Workspace:
         """Whether the artifact is there and whole."""
         return self.store.has(stage.kind, stage.key)
 
+    def _moved_from(self, plan: CellPlan) -> str | None:
+        """Where the workspace was, if the repository under the cell's name was rendered there."""
+        [_, (name, _)] = self.names(plan)
+        manifest = self.store.manifest("repository", name.resolve().name) or {}
+        then = manifest.get("made_from", {}).get("workspace")
+        return then if then not in (None, str(self.root)) else None
+
     @property
     def downloads(self) -> Path:
         """Downloads that were cut, by the key of their fetch stage."""
@@ -155,10 +162,18 @@ class Workspace:
         Raises UserError: the cell, as the deployment file describes it now, isn't built.
         """
         if not all(map(self.has, plan.stages)):
+            fix = "run 'trtllm-deploy build' with the same file and workspace first"
+            if all(map(self.has, plan.stages[:-1])) and (old := self._moved_from(plan)):
+                raise UserError(
+                    f"the workspace was {old} when {plan.cell.name} was built, and its repository"
+                    " names files there",
+                    where=self.root,
+                    fix=f"{fix}; engines and checkpoints stay",
+                )
             raise UserError(
                 f"{plan.cell.name} isn't built as the deployment file has it now",
                 where=self.root,
-                fix="run 'trtllm-deploy build' with the same file and workspace first",
+                fix=fix,
             )
         self.name(plan)
         return self.names(plan)[1][0]

@@ -60,22 +60,36 @@ def test_what_is_not_set_is_not_in_the_config(tmp_path: Path, release: str) -> N
     bare = render(tmp_path / "bare", release)["tensorrt_llm"]
     required = load_release(release).models["tensorrt_llm"].required
     assert all(bare.parameters[key].string_value == "" for key in required - {"tokenizer_dir"})
-    assert set(bare.parameters) - {"tokenizer_dir"} - required == {
+    said = load_release(release).defaults.keys()  # as the release has it, not this engine
+    assert set(bare.parameters) - {"tokenizer_dir"} - required - said == {
         "gpt_model_type",
         "gpt_model_path",
         "FORCE_CPU_ONLY_INPUT_TENSORS",
         "executor_worker_path",
     }
-    more = render(
-        tmp_path / "more", release, enable_kv_cache_reuse=True, kv_cache_free_gpu_mem_fraction=0.5
-    )["tensorrt_llm"]
+    more = render(tmp_path / "more", release, kv_cache_free_gpu_mem_fraction=0.5, max_beam_width=1)[
+        "tensorrt_llm"
+    ]
     added = {
         key: more.parameters[key].string_value
         for key in set(more.parameters) - set(bare.parameters)
     }
-    assert added == {"enable_kv_cache_reuse": "true", "kv_cache_free_gpu_mem_fraction": "0.5"}
+    assert added == {"max_beam_width": "1", "kv_cache_free_gpu_mem_fraction": "0.5"}
     for file in tmp_path.rglob("config.pbtxt"):
         assert "${" not in file.read_text()
+
+
+@pytest.mark.parametrize(("release", "reuses"), [("0.11.0", None), ("1.2", "true")])
+def test_the_reference_reuses_the_kv_cache_as_the_release_does_unasked(
+    tmp_path: Path, release: str, reuses: str | None
+) -> None:
+    name = "enable_kv_cache_reuse"
+    given = render(tmp_path / "unset", release)["tensorrt_llm"].parameters
+    assert (given[name].string_value if name in given else None) == reuses
+    given = render(tmp_path / "off", release, **{name: False})["tensorrt_llm"].parameters
+    assert given[name].string_value == "false"
+    given = render(tmp_path / "theirs", release, backend="tensorrt")["tensorrt_llm"].parameters
+    assert name not in given  # the backend's own default holds
 
 
 def test_the_backend_decides_what_tensorrt_llm_is(tmp_path: Path) -> None:

@@ -282,6 +282,29 @@ def test_print_shows_the_command_and_starts_nothing(two_ranks: Place) -> None:
     assert not left(two_ranks)
 
 
+def test_flags_that_do_nothing_are_named_and_the_rest_reach_triton(one_rank: Place) -> None:
+    other = one_rank.root / "bin/tritonserver"
+    more = ("--no-mpi", "--gpus", "0", "--log-verbose", "2", "--tritonserver", other)
+    done = one_rank.run(one_rank.serve_words("--print", *more))
+    assert done.returncode == 0
+    assert "--no-mpi changes nothing: one process serves it" in done.stderr
+    assert "--oversubscribe changes nothing: mpirun doesn't start it" in done.stderr
+    assert "--gpus changes nothing: there is no GPU here" in done.stderr
+    words = shlex.split(done.stdout)
+    assert "--log-verbose=2" in words
+    assert str(other) in words
+    missing = one_rank.run(one_rank.serve_words("--print", "--tritonserver", "/nowhere"))
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "/nowhere: is no program" in missing.stderr
+
+
+def test_a_folder_that_is_no_repository_is_not_printed(one_rank: Place) -> None:
+    words = one_rank.words("serve", "--repository", one_rank.root / "orders", "--print")
+    done = one_rank.run(words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no folder in it has a config.pbtxt" in done.stderr
+
+
 def test_preflight_stops_a_launch_unless_forced(one_rank: Place) -> None:
     engine = one_rank.root / "engine/rank0.engine"
     engine.unlink()

@@ -23,7 +23,9 @@ def planned(tmp_path: Path, space: Workspace) -> Planning:
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "prompts.jsonl").write_text("{}")
 
-    def planned(samples: int = 8, **changed: object) -> list[CellPlan]:
+    def planned(
+        samples: int = 8, workspace: Path = space.root, **changed: object
+    ) -> list[CellPlan]:
         spec = {
             "models": {"tiny": {"source": "model"}},
             "precisions": ["fp16", "fp8"],
@@ -38,7 +40,7 @@ def planned(tmp_path: Path, space: Workspace) -> Planning:
             calibration_digest="prompts",
             tools={},
             templates_digest="templates",
-            workspace=space.root,
+            workspace=workspace,
         )
         return plan(load_deployment(file), facts)
 

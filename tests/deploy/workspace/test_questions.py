@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from llm_perf.errors import UserError
 from trtllm_deploy.builds.estimate import about, estimate
 from trtllm_deploy.plan.plan import CellPlan, Stage
 from trtllm_deploy.workspace.folder import Workspace
@@ -118,3 +119,17 @@ def test_a_workspace_whose_locks_cannot_be_opened_is_still_readable(
 
     monkeypatch.setattr(os, "open", refuse)
     assert not space.store.being_made("fetch", stage.key)
+
+
+def test_of_a_workspace_that_was_moved_one_line_says_what_mends_it(
+    planned: Planning, space: Workspace
+) -> None:
+    make(space, *planned())
+    moved = Workspace(space.root.rename(space.root.with_name("moved")))
+    each = planned(workspace=moved.root)[0]
+    with pytest.raises(UserError, match=f"the workspace was {space.root} when") as caught:
+        moved.repository(each)
+    assert "run 'trtllm-deploy build'" in str(caught.value)
+    assert "engines and checkpoints stay" in str(caught.value)
+    make(moved, each)
+    assert moved.repository(each).exists()
