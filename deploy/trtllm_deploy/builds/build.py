@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from trtllm_deploy.builds.critical_path import Schedule, Task
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0  # so that Ctrl-C and clocks on the screen are never far behind
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 OpenExecutor: TypeAlias = Callable[[], Executor]
 
 
@@ -43,15 +45,24 @@ def build(
     watcher: BuildProgress,
     *,
     fail_fast: bool = False,
+    rejected: Mapping[str, str] = _NOTHING,
 ) -> Outcome:
     """Make every missing artifact, then name the cells that are whole.
 
     A stage that fails takes along what depends on it; the rest goes on, unless ``fail_fast``.
-    ``executor`` is opened only if there is something to make.
+    ``executor`` is opened only if there is something to make. Cells on a checkpoint that is
+    ``rejected``, with the error, aren't built.
     """
     with Lease(workspace.store.root) as lease:
         lease.hold((stage.kind, stage.key) for each in plans for stage in each.stages)
-        return _build(plans, workspace, executor, watcher, fail_fast=fail_fast)
+        good = [each for each in plans if each.checkpoint.key not in rejected]
+        outcome = _build(good, workspace, executor, watcher, fail_fast=fail_fast)
+    bad = tuple(each for each in plans if each.checkpoint.key in rejected)
+    return replace(
+        outcome,
+        failures={**rejected, **outcome.failures},
+        unbuilt=(*outcome.unbuilt, *bad),
+    )
 
 
 def _build(

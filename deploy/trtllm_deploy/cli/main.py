@@ -123,14 +123,21 @@ def _build(asked: Planned, fail_fast: bool) -> Outcome:
     from trtllm_deploy.machine.remains import scratch_folder, sweep_remains
     from trtllm_deploy.plan.notes import notes
     from trtllm_deploy.plan.plan import distinct
+    from trtllm_deploy.workspace.threshold import below_threshold
 
     for note in notes(asked.file, [each.cell for each in asked.plans], asked.facts):
         click.echo(f"trtllm-deploy: note: {plain(note)}", err=True)
     asked.workspace.remember(asked.file.path.absolute(), distinct(asked.plans))
     sweep_remains()
+    rejected = below_threshold(asked.plans, asked.file, asked.workspace)
     with scratch_folder(), BuildProgress(console()) as progress:
         outcome = build_plans(
-            asked.plans, asked.workspace, asked.executor, progress, fail_fast=fail_fast
+            asked.plans,
+            asked.workspace,
+            asked.executor,
+            progress,
+            fail_fast=fail_fast,
+            rejected=rejected,
         )
     for error in dict.fromkeys(outcome.failures.values()):
         click.echo(f"trtllm-deploy: {error}", err=True)

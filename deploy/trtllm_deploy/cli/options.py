@@ -112,10 +112,12 @@ def planned(
     where: Where = Where(),
     *,
     offline_ok: bool = False,
+    as_made: bool = False,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Planned:
     """Read a deployment file and plan it; with other ``overrides`` than the workspace's, if given.
 
+    ``as_made``: checkpoints count whatever tools they were made with.
     Raises UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
     """
     from trtllm_deploy.plan.plan import plan
@@ -128,7 +130,7 @@ def planned(
     from trtllm_deploy.backends.backend import BACKENDS
 
     compiles = BACKENDS[file.deployment.backend].compiles
-    facts = gather(file, space, _gpus(where, compiles), offline_ok=offline_ok)
+    facts = gather(file, space, _gpus(where, compiles), offline_ok=offline_ok, as_made=as_made)
     facts = facts if overrides is None else replace(facts, overrides=overrides)
     return Planned(file, facts, plan(file, facts), space, where)
 

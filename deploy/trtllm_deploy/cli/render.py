@@ -83,23 +83,28 @@ def render(
 @click.command("set")
 @deployment_file
 @click.argument("cell")
-@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE...]")
 @workspace_folder
 def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> None:
     """Change settings of CELL that need no build: keys of FILE's 'triton:' block.
 
-    They hold, whatever is built meanwhile, until 'set FILE CELL KEY=' brings back what FILE says. A
+    Without any, say which are changed. They hold, whatever is built meanwhile, until 'set FILE CELL
+    KEY=' brings back what FILE says. A
     server that runs loads them where Triton allows it. What 'check' calls an error, or the server
     refuses, changes nothing.
     """
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.serve.change import try_out
     from trtllm_deploy.spec.deployment_file import load_deployment
-    from trtllm_deploy.spec.overrides import overridden, parse_changes
+    from trtllm_deploy.spec.overrides import overridden, parse_changes, shown
     from trtllm_deploy.workspace.folder import Workspace
 
     space = Workspace(workspace.resolve())
     kept, document = space.overrides, load_deployment(file)
+    if not changes:
+        for line in shown(kept.get(cell, {})) or ["nothing is set: all is as the file says"]:
+            click.echo(plain(line))
+        return
     wanted = {**kept.get(cell, {}), **parse_changes(changes, document)}
     kept[cell] = {key: value for key, value in wanted.items() if value is not None}
     overridden(document, kept[cell])

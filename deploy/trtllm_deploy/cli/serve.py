@@ -158,7 +158,7 @@ def _target(
         raise UserError("serve takes FILE and CELL, or --repository", fix="see serve --help")
     from trtllm_deploy.plan.plan import find_plan
 
-    asked = planned(file, workspace)
+    asked = planned(file, workspace, as_made=True)
     plan, space = find_plan(asked.plans, asked.file, cell), asked.workspace
     variables, lengths = asked.file.deployment.env, (plan.cell.isl, plan.cell.osl)
     tokenizer, repository = space.artifact(plan.fetch), space.repository(plan)

@@ -31,6 +31,7 @@ _COLOURS = {"there": "green", "running": "bold", "failed": "red", "missing": "di
 def status(file: Path, workspace: Path) -> None:
     """Show how far each cell of FILE is: what is there, runs, failed or is missing."""
     from trtllm_deploy.plan.plan import StageKind, distinct
+    from trtllm_deploy.spec.overrides import shown
     from trtllm_deploy.workspace.questions import status as status_of
 
     asked = planned(file, workspace, offline_ok=True)
@@ -44,6 +45,9 @@ def status(file: Path, workspace: Path) -> None:
         table.add_row(each.cell.name, *(f"[{_COLOURS[state]}]{state}" for state in states))
     out = console()
     out.print(table)
+    for each in asked.plans:
+        for change in shown(each.overrides):
+            out.print(escape(plain(f"set      {each.cell.name}: {change}")), soft_wrap=True)
     for stage in distinct(asked.plans):
         if note := found[stage.key].note:
             state = f"{found[stage.key].state:<8}"
@@ -79,11 +83,14 @@ def logs(file: Path, cell: str, workspace: Path, paths: bool) -> None:
 def why(file: Path, cell: str, workspace: Path) -> None:
     """Say what the next build of CELL makes, and what changed since the last one."""
     from trtllm_deploy.plan.plan import find_plan
+    from trtllm_deploy.spec.overrides import shown
     from trtllm_deploy.workspace.questions import why as reasons_of
 
     asked = planned(file, workspace, offline_ok=True)
-    out = console()
-    for reason in reasons_of(find_plan(asked.plans, asked.file, cell), asked.workspace):
+    out, chosen = console(), find_plan(asked.plans, asked.file, cell)
+    for change in shown(chosen.overrides):
+        out.print(escape(plain(f"set        {change}, in place of the file's")), soft_wrap=True)
+    for reason in reasons_of(chosen, asked.workspace):
         verdict = "is there" if reason.there else "[bold]will be made[/bold]"
         out.print(f"{reason.stage.kind:<10} {verdict}")
         for change in reason.changes:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from trtllm_deploy.plan.plan import Facts
 from trtllm_deploy.plan.shape import trained_length
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
+from trtllm_deploy.spec.overrides import shown
 
 
 def notes(file: DeploymentFile, cells: Sequence[Cell], facts: Facts) -> list[str]:
@@ -23,7 +24,12 @@ def notes(file: DeploymentFile, cells: Sequence[Cell], facts: Facts) -> list[str
         f"{model}: config.json isn't known, so it isn't judged before its download: {why}"
         for model, why in facts.unjudged.items()
     ]
-    return [*told.values(), *unknown]
+    changed = [
+        f"{cell.name}: set to {', '.join(shown(own))}, in place of the file's"
+        for cell in cells
+        if (own := facts.overrides.get(cell.name))
+    ]
+    return [*told.values(), *changed, *unknown]
 
 
 def _clipped(file: DeploymentFile, cell: Cell) -> Iterator[tuple[object, str]]:

@@ -86,6 +86,8 @@ class Facts:
     """by model name: why its config.json isn't known"""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """by cell name: triton settings in place of the file's"""
+    made_with: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """tools of checkpoints that are there, by the key of all else; they count instead of ours"""
 
     @property
     def shapes(self) -> Mapping[str, ModelShape]:
@@ -230,7 +232,7 @@ def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) 
     kv_cache_dtype = spec.kv_cache_dtype.get(cell.precision)
     scripts = spec.checkpoint_with == "scripts"
     calibrated = PRECISIONS[cell.precision].calibrated or kv_cache_dtype is not None
-    made_from = {
+    made_from: dict[str, Any] = {
         "format": _CHECKPOINT_FORMAT,
         "kind": BACKENDS[spec.backend].checkpoint_kind,
         "with": spec.checkpoint_with,
@@ -247,8 +249,8 @@ def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) 
         }
         if calibrated
         else None,
-        "tools": dict(facts.tools),
     }
+    made_from["tools"] = dict(facts.made_with.get(content_key(made_from), facts.tools))
     return Stage(
         "checkpoint",
         content_key(made_from),

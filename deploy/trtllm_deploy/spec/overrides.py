@@ -7,6 +7,7 @@ as it is for that cell, both checked as the file is. Knows nothing of plans and 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,3 +78,8 @@ def overridden(
     for key, wrong in lacking(settings, file.deployment.release):
         raise UserError(f"{key}: {wrong}", where=where, fix="reset it: trtllm-deploy set … KEY=")
     return replace(file, deployment=file.deployment.model_copy(update={"triton": settings}))
+
+
+def shown(changed: Mapping[str, Any]) -> list[str]:
+    """What was changed, as ``set`` takes it."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items()]

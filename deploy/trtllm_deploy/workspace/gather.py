@@ -23,8 +23,10 @@ from trtllm_deploy.plan.plan import Facts, fetched_from
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.store.store import content_key
+from trtllm_deploy.store.store import content_key
 from trtllm_deploy.workspace.folder import Workspace
 
+_ABSENT = "not installed"
 _TOOLS = ("nvidia-modelopt", "transformers", "torch")
 
 
@@ -34,26 +36,45 @@ def gather(
     gpus: tuple[Gpu, ...] = (),
     *,
     offline_ok: bool = False,
+    as_made: bool = False,
 ) -> Facts:
     """Look up what the plan depends on; ``gpus`` are those that stages will run on.
 
-    ``offline_ok`` lets hub ids stay unresolved when the hub can't be reached, as a plan may. Raises
-    UserError: a source can't be resolved.
+    ``offline_ok`` lets hub ids stay unresolved when the hub can't be reached, as a plan may. With
+    ``as_made``, and where a tool isn't installed, checkpoints that are there count whatever tools
+    they were made with. Raises UserError: a source can't be resolved.
     """
     spec = file.deployment
+    tools = {name: _version(name) for name in _TOOLS}
+    as_made = as_made or _ABSENT in tools.values()
     sources = {name: _resolve(file, name, workspace, offline_ok) for name in spec.models}
     configs, unjudged = _configs(file, sources, workspace, offline_ok)
     return Facts(
         sources=sources,
         calibration_digest=_identity(file.calibration_data()),
-        tools={name: _version(name) for name in _TOOLS},
+        tools=tools,
         templates_digest=templates_digest(load_release(spec.release)),
         workspace=workspace.root,
         gpus=gpus,
         configs=configs,
         unjudged=unjudged,
         overrides=workspace.overrides,
+        made_with=_made_with(workspace, tools) if as_made else {},
     )
+
+
+def _made_with(
+    workspace: Workspace, ours: Mapping[str, str]
+) -> dict[str, Mapping[str, str]]:
+    """Tools of the checkpoints that are there, by the key of all else: our own, or the newest."""
+    made = sorted(workspace.store.manifests("checkpoint"), key=lambda each: each["created"])
+    found: dict[str, Mapping[str, str]] = {}
+    for made_from in (dict(each["made_from"]) for each in made):
+        tools = made_from.pop("tools")
+        key = content_key(made_from)
+        if found.get(key) != ours:
+            found[key] = tools
+    return found
 
 
 def _resolve(file: DeploymentFile, name: str, workspace: Workspace, offline_ok: bool) -> Source:
@@ -121,4 +142,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _ABSENT

@@ -18,6 +18,7 @@ from trtllm_deploy.cli import main as cli
 from trtllm_deploy.cli.options import Where, planned
 from trtllm_deploy.plan.plan import Stage
 from trtllm_deploy.spec.deployment_file import Cell
+from trtllm_deploy.workspace import gather
 
 CELL = "model0_fp16_tp2_pp1_isl64_osl64_bs1"
 
@@ -106,6 +107,33 @@ def test_why_names_the_flag_that_changed(matrix: Matrix, say: Say) -> None:
         "repository will be made",
         "           its engine changed",
     ]
+
+
+def test_what_set_changed_shows_wherever_a_cell_is_told_of(matrix: Matrix, say: Say) -> None:
+    file = str(matrix.file)
+    assert "nothing is set" in say("set", file, CELL).out
+    assert say("set", file, CELL, "max_queue_size=7").code == 0
+    change = "max_queue_size=7"
+    assert f"set      {CELL}: {change}" in say("status", file).out
+    assert f"set        {change}, in place of the file's" in say("why", file, CELL).out
+    assert f"{CELL}: set to {change}, in place of the file's" in say("plan", file).out
+    assert say("set", file, CELL).out == f"{change}\n"
+    assert say("set", file, CELL, "max_queue_size=").code == 0
+    assert change not in say("plan", file).out
+
+
+def test_a_checkpoint_serves_where_its_tools_are_not(
+    matrix: Matrix, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix.run()
+    file = str(matrix.file)
+    assert "checkpoint 0 of" in say("plan", file).out
+    other = {"nvidia-modelopt": "0.1", "transformers": "4.1", "torch": "2.1"}
+    monkeypatch.setattr(gather, "_version", other.__getitem__)
+    assert "checkpoint 0 of" not in say("plan", file).out  # other tools make it anew
+    assert say("serve", file, CELL, "--print").code == 0  # but serve takes what is there
+    monkeypatch.setattr(gather, "_version", lambda _: "not installed")
+    assert "checkpoint 0 of" in say("plan", file).out
 
 
 def test_gc_says_what_it_would_delete_and_deletes_only_when_told(matrix: Matrix, say: Say) -> None:
