@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 PRECISIONS = {
     **{"fp16": None, "bf16": None, "fp8": "fp8"},
     **{"int8_sq": "int8", "int8_wo": None, "int4_awq": None},
+    **{"fp8_bf16": "fp8", "int8_wo_bf16": None, "int4_awq_bf16": None},
 }
 SPLITS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}
 Name = tuple[str, str, str]

@@ -54,7 +54,9 @@ def script_command(job: CheckpointJob, calibration_dir: Path, architecture: str)
 def _quantize_flags(job: CheckpointJob, calibration_dir: Path) -> dict[str, Any]:
     precision = find_precision(job.precision)
     flags: dict[str, Any] = {
-        "qformat": "full_prec" if precision.quant_algo is None else precision.name,
+        "qformat": "full_prec"
+        if precision.quant_algo is None
+        else precision.like or precision.name,
         "kv_cache_dtype": job.kv_cache_dtype,
         "seed": job.seed,
     }

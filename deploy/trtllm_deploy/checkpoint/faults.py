@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Rounding moves the size of a block of weights by some percent, a scale that is off by two by 2.
 _SCALE_LOW, _SCALE_HIGH = 0.7, 1.4
+_ROW_ERROR = 0.02  # bfloat16 rounds by 0.4 % at most
 _ALIKE = 0.9  # cosine of a weight and its quantized form; of two unrelated weights it is near 0
 
 
@@ -34,6 +35,27 @@ class Split:
 def weight_error(ours: Tensor, theirs: Tensor) -> float:
     """Size of the difference over size of the original (Frobenius norms)."""
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
+
+
+def not_finite(name: str, ours: Tensor, theirs: Tensor) -> str | None:
+    """Which of the two holds NaN or Inf: no comparison shows it where both do."""
+    holders = {"the original": theirs, "the checkpoint": ours}
+    bad = [who for who, held in holders.items() if not held.isfinite().all()]
+    return f"{name} of {' and '.join(bad)} holds NaN or Inf" if bad else None
+
+
+def outer_faults(name: str, ours: Tensor, theirs: Tensor) -> Iterator[str]:
+    """Embedding, last norm or head, row by row: prompts touch few rows, and none is quantized."""
+    if bad := not_finite(name, ours, theirs):
+        yield bad
+    elif ours.shape != theirs.shape:
+        yield f"{name} has shape {list(ours.shape)}, the original {list(theirs.shape)}"
+    else:
+        size = theirs.reshape(len(theirs), -1).norm(dim=1)
+        error = (ours - theirs).reshape(len(theirs), -1).norm(dim=1)
+        off = error > _ROW_ERROR * (size + size.mean())
+        if off.any():
+            yield f"{int(off.sum())} of {len(off)} rows of {name} aren't the original's"
 
 
 def weight_faults(name: str, ours: Tensor, theirs: Tensor, split: Split) -> Iterator[str]:

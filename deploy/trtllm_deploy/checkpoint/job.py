@@ -7,6 +7,7 @@ Reads configs and prompts only; torch isn't needed.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,27 @@ class CheckpointJob:
             list(read_prompts(self.calibration.data)), self.calibration.samples, self.seed
         )
 
-    def tokenizer(self) -> Any:
-        """The model's, by transformers. Raises UserError: it doesn't load."""
+    def encoder(self) -> Callable[[str, int], list[int]]:
+        """Text to at most so many token ids, special tokens included: as serving tokenizes.
+
+        With tokenizer.json, where there is one: transformers may read another tokenizer out of it
+        (its LlamaTokenizerFast loses the spaces of a byte-level one). Raises UserError: it doesn't
+        load.
+        """
+        from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
+        file = self.model_dir / "tokenizer.json"
         try:
-            return AutoTokenizer.from_pretrained(
+            if file.is_file():
+                own = Tokenizer.from_file(str(file))
+                own.no_truncation()
+                own.no_padding()
+                return lambda text, most: list(own.encode(text).ids[:most])
+            other: Any = AutoTokenizer.from_pretrained(
                 self.model_dir, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
+            return lambda text, most: list(other(text)["input_ids"][:most])
         except Exception as error:  # a broken tokenizer file raises nearly anything
             raise UserError(f"the tokenizer doesn't load: {error}", where=self.model_dir) from error
 

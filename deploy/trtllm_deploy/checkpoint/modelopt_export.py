@@ -110,7 +110,7 @@ def _recipe(precision: Precision, kv_cache_dtype: str | None) -> dict[str, Any]:
 
 def _quantize(model: Any, job: CheckpointJob, recipe: dict[str, Any], progress: Progress) -> Any:
     assert job.calibration is not None  # check_job saw to it
-    tokenizer, prompts, length = job.tokenizer(), job.prompts(), job.calibration.max_length
+    encode, prompts, length = job.encoder(), job.prompts(), job.calibration.max_length
     passes = itertools.count(1)
 
     def measure(model: Any) -> None:
@@ -119,9 +119,8 @@ def _quantize(model: Any, job: CheckpointJob, recipe: dict[str, Any], progress: 
         for number, prompt in enumerate(prompts):
             if number % max(1, len(prompts) // 20) == 0:
                 progress(f"{10 + 70 * number // len(prompts)}% {label}")
-            batch = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=length)
-            if batch["input_ids"].numel():
-                model(input_ids=batch["input_ids"].to(model.device), use_cache=False)
+            if ids := encode(prompt, length):
+                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
 
     with torch.no_grad():
         return mtq.quantize(model, recipe, measure)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.apart import split_rows
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.source_files import weight_files
 from trtllm_deploy.checkpoint.tensors import InputRounding, KvRounding
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG
 from trtllm_deploy.machine.json_files import read_json_object
@@ -42,16 +43,21 @@ class SourceTensors:
         self._renamed = ours.on_disk if ours else {}
         self._fused = ours.fused if ours else {}
         self._files: dict[str, Any] = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in weight_files(folder):
             try:
                 shard = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise UserError(f"can't be read: {error}", where=file) from None
             self._files |= dict.fromkeys(shard.keys(), shard)  # type: ignore[no-untyped-call]
+        # transformers also loads what was saved from the model without its head
+        self._prefix = "" if any(name.startswith("model.") for name in self._files) else "model."
+        if self._prefix:
+            self._files = {self._full(name): shard for name, shard in self._files.items()}
 
     def outer(self) -> dict[str, Tensor]:
-        """Embedding, last norm and head; a head that is tied is the embedding itself."""
-        embedding = self._tensor(_EMBEDDING).float()
+        """Embedding, last norm and head; of two that are tied, either may be stored."""
+        tied = self.config.tie_word_embeddings and _EMBEDDING not in self._files
+        embedding = self._tensor(_HEAD if tied else _EMBEDDING).float()
         head = self._tensor(_HEAD).float() if _HEAD in self._files else embedding
         norm = self._tensor("model.norm.weight").float()
         return {_EMBEDDING: embedding, "model.norm.weight": norm, _HEAD: head}
@@ -107,5 +113,9 @@ class SourceTensors:
     def _tensor(self, name: str) -> Tensor:
         if name not in self._files:
             raise UserError(f"tensor '{name}' is missing", where=self._folder)
-        tensor: Tensor = self._files[name].get_tensor(name)
+        stored = name.removeprefix(self._prefix) if name != _HEAD else name
+        tensor: Tensor = self._files[name].get_tensor(stored)
         return tensor
+
+    def _full(self, name: str) -> str:
+        return name if name == _HEAD else f"{self._prefix}{name}"

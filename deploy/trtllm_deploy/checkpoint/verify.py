@@ -19,17 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.faults import Split, activation_fault, weight_error, weight_faults
+from trtllm_deploy.checkpoint.faults import (
+    Split,
+    activation_fault,
+    not_finite,
+    outer_faults,
+    weight_error,
+    weight_faults,
+)
 from trtllm_deploy.checkpoint.layerwise import hidden_states
+from trtllm_deploy.checkpoint.overflow import Overflow
 from trtllm_deploy.checkpoint.source_tensors import SourceTensors
 from trtllm_deploy.checkpoint.tensors import CheckpointTensors, InputRounding, LayerTensors
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG, config_differences
 from trtllm_deploy.machine.json_files import read_json_object
-from trtllm_deploy.spec.precision import Precision
+from trtllm_deploy.spec.precision import PRECISIONS, Precision
 
 REPORT = "verify.json"
 _RANGE = {"fp8": 448.0, "int8": 127.0}  # steps from zero to the largest number
-_FP16_MAX = 65504.0  # the largest number of float16 (IEEE 754 binary16)
 
 
 @dataclass(slots=True)
@@ -39,7 +46,6 @@ class _Findings:
     faults: list[str] = field(default_factory=list)
     seen: dict[str, float] = field(default_factory=dict)
     worst_weight: tuple[float, str] = (0.0, "")
-    overflow: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,14 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
     checkpoint: LayerTensors
     checkpoint = (SourceTensors if task.as_hf else CheckpointTensors)(task.checkpoint_dir)
     ids, mask = _padded(task.prompts)
-    findings = _Findings()
+    findings, overflow = _Findings(), Overflow(mask)
+    half = task.precision.dtype == "float16"
 
-    def watch(index: int, layer: nn.Module, _: Mapping[str, Tensor]) -> None:
-        layer.register_forward_hook(
-            lambda _, __, output: _check_overflow(task, index, output, mask, findings)
-        )
+    def watch(index: int, layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        if half:
+            overflow.watch(index, layer)
+            for name, weight in weights.items():
+                overflow.weight(f"layers.{index}.{name}", weight)
         for name, rounding in checkpoint.roundings(index).items():
             key = f"model.layers.{index}.{name}"
             layer.get_submodule(name).register_forward_pre_hook(
@@ -95,7 +103,13 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
     original = hidden_states(source, ids, device, watch)
     read_back = hidden_states(checkpoint, ids, device, compare)
     _check_activations(task, checkpoint, findings)
-    heads = tuple(each.outer()["lm_head.weight"].to(device) for each in (source, checkpoint))
+    outer = (source.outer(), checkpoint.outer())
+    for name, weight in outer[0].items():
+        if half:
+            overflow.weight(name, weight)
+        findings.faults.extend(outer_faults(name, outer[1][name], weight))
+    heads = tuple(each["lm_head.weight"].to(device) for each in outer)
+    del outer
     figures = _compare_logits(task.prompts, (original, read_back), heads)
     report = {
         "precision": task.precision.name,
@@ -106,6 +120,8 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
         "device": device,
         "seconds": round(time.monotonic() - started, 3),
     }
+    if overflow.said:
+        raise UserError(overflow.said, where=task.checkpoint_dir, fix=_in_bf16(task.precision))
     _judge(task, report, findings)
     return report
 
@@ -119,14 +135,12 @@ def _check_config(task: Task, hf_config: Mapping[str, Any]) -> None:
 
 def _judge(task: Task, report: Mapping[str, Any], findings: _Findings) -> None:
     where = task.checkpoint_dir
-    if findings.overflow:
-        raise UserError(findings.overflow, where=where, fix="make the checkpoint in bf16")
     figures = (*report["perplexity"].values(), report["mean_abs_err"])
     if not findings.faults and not all(map(math.isfinite, figures)):
         raise UserError(
             "the model's or the checkpoint's logits are NaN or infinite",
             where=where,
-            fix="look for NaN or Inf in the embedding, norm and head of the source",
+            fix="look for NaN or Inf in the source's weights",
         )
     top1 = report["top1"]
     failed = not top1 >= task.min_top1  # also when it isn't a number
@@ -143,6 +157,13 @@ def _judge(task: Task, report: Mapping[str, Any], findings: _Findings) -> None:
         where=task.checkpoint_dir,
         fix="make the checkpoint again" if findings.faults else "see 'verify:' and 'calibration:'",
     )
+
+
+def _in_bf16(precision: Precision) -> str:
+    """The precision that differs in its dtype alone, where there is one."""
+    others = [each for each in PRECISIONS.values() if each.dtype == "bfloat16"]
+    same = [each.name for each in others if each.quant_algo == precision.quant_algo]
+    return f"make the checkpoint in {' or '.join(same or [each.name for each in others])}"
 
 
 def _no_fault(task: Task, findings: _Findings) -> str:
@@ -164,17 +185,6 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[row, : len(prompt)] = torch.tensor(prompt)
         mask[row, : len(prompt)] = 1
     return ids, mask
-
-
-def _check_overflow(task: Task, index: int, output: Any, mask: Tensor, findings: _Findings) -> None:
-    """A hidden state of the original that float16 can't hold; once, for it stays in later ones."""
-    state = output[0] if isinstance(output, tuple) else output
-    largest = (state.abs().amax(-1) * mask.to(state.device)).max().item()
-    if task.precision.dtype == "float16" and largest > _FP16_MAX and not findings.overflow:
-        findings.overflow = (
-            f"hidden states reach {largest:.4g} after layer {index}, float16 ends at"
-            f" {_FP16_MAX:.0f}"
-        )
 
 
 def _largest(x: Tensor, rounding: InputRounding, mask: Tensor) -> float:
@@ -205,10 +215,8 @@ def _compare_layer(
             findings.faults.append(f"the original has no {full} of shape {list(weight.shape)}")
             continue
         expected = expected.to(weight)
-        holders = {"the original": expected, "the checkpoint": weight}
-        bad = [who for who, held in holders.items() if not held.isfinite().all()]
-        if bad:
-            findings.faults.append(f"{full} of {' and '.join(bad)} holds NaN or Inf")
+        if bad := not_finite(full, weight, expected):
+            findings.faults.append(bad)
             continue
         findings.worst_weight = max(findings.worst_weight, (weight_error(weight, expected), full))
         if weight.dim() == 2:

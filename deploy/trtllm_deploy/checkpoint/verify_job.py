@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 import torch
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.attention_windows import narrowest
 from trtllm_deploy.checkpoint.calibration import built_in_prompts, read_prompts
 from trtllm_deploy.checkpoint.job import CheckpointJob, Verification
+from trtllm_deploy.checkpoint.trtllm_format import CONFIG
 from trtllm_deploy.checkpoint.verify import REPORT, Task, verify_checkpoint
-from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.machine.json_files import read_json_object, write_json
 from trtllm_deploy.spec.precision import find_precision, least_top1
 
 _MAX_TOKENS = 64  # of a prompt: long enough for attention to matter, short enough for a CPU
@@ -59,15 +61,14 @@ def verify_job(
 
 def _tokens(job: CheckpointJob, asked: Verification) -> list[list[int]]:
     """Token ids of the prompts; of those that calibration used, where there was one."""
-    tokenizer = job.tokenizer()
+    encode = job.encoder()
+    # a checkpoint says nothing of sliding windows: within one, both see the same
+    most = min(_MAX_TOKENS, narrowest(read_json_object(job.model_dir / CONFIG)) or _MAX_TOKENS)
     if job.calibration is not None:
         texts = job.prompts()
     else:
         texts = built_in_prompts() if asked.text is None else list(read_prompts(asked.text))
-    found = [
-        tokenizer(text, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
-        for text in texts[: asked.prompts]
-    ]
+    found = [encode(text, most) for text in texts[: asked.prompts]]
     prompts = [ids for ids in found if len(ids) > 1]
     if not prompts:
         raise UserError("no prompt of two tokens at least to verify on", where=asked.text)

@@ -22,7 +22,8 @@ class Precision:
     number of input channels that share a weight scale, 0 for none. ``min_top1`` is the share of
     positions at which a checkpoint must have the original's top token to pass verification; a
     deployment file may say otherwise. ``as_hf`` says that TensorRT-LLM's LLM API loads it from a
-    Hugging Face checkpoint that modelopt exports. ``meaning`` is for people.
+    Hugging Face checkpoint that modelopt exports. ``like`` names the precision that differs only in
+    its dtype. ``meaning`` is for people.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Precision:
     quant_algo: str | None = None
     group_size: int = 0
     as_hf: bool = True
+    like: str | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -45,9 +47,15 @@ class Precision:
         return self.quant_algo in ("FP8", "W4A8_AWQ")
 
 
-PRECISIONS: Mapping[str, Precision] = {
-    name: Precision(name, **fields) for name, fields in load_data("spec/precisions.yaml").items()
-}
+def _read() -> dict[str, Precision]:
+    said = load_data("spec/precisions.yaml")
+    return {
+        name: Precision(name, **{**said.get(fields.get("like"), {}), **fields})
+        for name, fields in said.items()
+    }
+
+
+PRECISIONS: Mapping[str, Precision] = _read()
 
 
 _KV_MIN_TOP1 = 0.97  # a quantized KV cache alone may cost so much

@@ -281,7 +281,7 @@ def test_weights_of_another_model_are_refused(planted: Make) -> None:
     ("tensor", "said"),
     [
         ("model.layers.1.mlp.up_proj.weight", r"layers\.1\.mlp\.up_proj.* holds NaN or Inf"),
-        ("model.norm.weight", "logits are NaN or infinite"),
+        ("model.norm.weight", r"model\.norm\.weight of the original holds NaN"),
     ],
 )
 def test_nan_in_a_source_is_no_agreement(
@@ -298,8 +298,96 @@ def test_hidden_states_beyond_float16_ask_for_bf16(make: Make, tmp_path: Path) -
     def enlarge(weights: dict[str, torch.Tensor]) -> None:
         weights["model.layers.0.mlp.down_proj.weight"].mul_(1e6)
 
-    with pytest.raises(UserError, match=r"hidden states reach .* after layer 0.*bf16"):
+    said = r" of layers\.0\.mlp.* reach .*, float16 ends at 65504; .* in bf16"
+    with pytest.raises(UserError, match=said):
         verify_checkpoint(from_changed_source(make, tmp_path, enlarge))
+
+
+# What both hold and no logit of the prompts shows: agreement is 100 %.
+
+
+def test_nan_in_a_row_that_no_prompt_touches_is_found_in_both(
+    tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    row = untouched(prompts)
+
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.embed_tokens.weight"][row, 0] = math.nan
+
+    task = from_spoilt_source(tmp_path, prompts, "fp16", spoil)
+    said = r"model\.embed_tokens\.weight of the original and the checkpoint holds NaN or Inf"
+    with pytest.raises(UserError, match=said):
+        verify_checkpoint(task)
+
+
+def test_a_wrong_row_that_no_prompt_touches_is_found(
+    make: Make, tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    row = untouched(prompts)
+
+    def swap(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.embed_tokens.weight"][row] *= -1
+
+    with pytest.raises(UserError, match=r"1 of 320 rows of model\.embed_tokens\.weight aren't"):
+        verify_checkpoint(from_changed_source(make, tmp_path, swap))
+
+
+def untouched(prompts: list[list[int]]) -> int:
+    seen = {token for prompt in prompts for token in prompt}
+    return max(set(range(320)) - seen)
+
+
+def move(weights: dict[str, torch.Tensor]) -> None:
+    """The same function, with numbers inside the first MLP that float16 can't hold."""
+    weights["model.layers.0.mlp.up_proj.weight"].mul_(2.0**17)
+    weights["model.layers.0.mlp.down_proj.weight"].div_(2.0**17)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fix"), [("fp16", "in bf16"), ("int8_wo", "in int8_wo_bf16")]
+)
+def test_an_overflow_within_a_layer_asks_for_bf16_by_name(
+    tmp_path: Path, prompts: list[list[int]], precision: str, fix: str
+) -> None:
+    def milder(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.mlp.up_proj.weight"].mul_(2.0**14)
+        weights["model.layers.0.mlp.down_proj.weight"].div_(2.0**8)
+
+    task = from_spoilt_source(tmp_path, prompts, precision, milder)
+    with pytest.raises(UserError, match=rf"layers\.0\.mlp.* float16 ends at 65504; .*{fix}$"):
+        verify_checkpoint(task)
+
+
+@pytest.mark.parametrize("precision", ["fp8_bf16", "int8_wo_bf16", "int4_awq_bf16"])
+def test_what_overflows_float16_can_be_made_in_bfloat16(
+    tmp_path: Path, prompts: list[list[int]], precision: str
+) -> None:
+    task = from_spoilt_source(tmp_path, prompts, precision, move)
+    report = verify_checkpoint(task)
+    assert report["top1"] > 0.9
+    config = json.loads((task.checkpoint_dir / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config["quantization"]["quant_algo"] == find_precision(precision).quant_algo
+
+
+def from_spoilt_source(
+    tmp_path: Path,
+    prompts: list[list[int]],
+    precision: str,
+    change: Callable[[dict[str, torch.Tensor]], None],
+) -> Task:
+    """A checkpoint made of a changed source, so that both hold the same."""
+    model, output = tmp_path / "spoilt", tmp_path / "made"
+    shutil.copytree(EXAMPLE / "model", model)
+    (file,) = model.glob("*.safetensors")
+    weights = {name: each.float() for name, each in load_file(file).items()}
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+    found = find_precision(precision)
+    measured = export_checkpoint(
+        CheckpointJob(model, output, precision, calibration=CALIBRATION), lambda _: None
+    )
+    return Task(model, output, found, prompts, min(found.min_top1, 0.9), measured)
 
 
 def from_changed_source(
