@@ -6,6 +6,7 @@ both. Pure; records in, numbers out.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from llm_perf.record import Record, Status
 
 _PAUSING = (Status.REFUSED, Status.THROTTLED)  # the slot waits before it asks again
 _NEVER = 2**63 - 1
+_FULL = 0.98  # of the number: a slot takes a moment from an end to its next send
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -51,17 +53,18 @@ class Flights:
     def steady(self, concurrency: int) -> tuple[int, int] | None:
         """From the moment the load is full until it first can't be kept full, in ns.
 
-        Full are ``concurrency`` requests in flight, or as many as there ever were. It can't be
-        kept full when a request ends and none is left to send, or a slot pauses.
+        Full are ``concurrency`` requests in flight, or as many as there ever were, but for those
+        whose slot is about to send again. It can't be kept full when a request ends and none is
+        left to send, be it to one of several workers, or a slot pauses.
         """
         if not len(self.sent):
             return None
         sends, ends = np.sort(self.sent), np.sort(self.ended)
         in_flight = np.arange(1, len(sends) + 1) - np.searchsorted(ends, sends, "right")
-        full = int(sends[np.argmax(in_flight >= min(concurrency, in_flight.max()))])
-        after = int(np.searchsorted(ends, sends[-1], "right"))
+        full = sends[in_flight >= math.ceil(_FULL * min(concurrency, in_flight.max()))]
+        after = int(np.searchsorted(ends, full[-1], "right"))
         short = min(int(ends[min(after, len(ends) - 1)]), self.paused_ns)
-        return (full, short) if full < short else None
+        return (int(full[0]), short) if full[0] < short else None
 
 
 def flights(records: Iterable[Record]) -> Flights:

@@ -65,6 +65,19 @@ def test_a_slot_that_pauses_ends_the_steady_part() -> None:
     assert flights([*loop(2, 8), refused]).steady(2) == (1000 * MS, 1200 * MS)
 
 
+def test_a_worker_that_has_no_more_to_send_ends_the_steady_part() -> None:
+    quick, slow = loop(2, 8), loop(2, 16)  # two workers share the load; one is through first
+    assert flights([*quick, *slow]).steady(4) == (1000 * MS, 1400 * MS)
+
+
+def test_a_slot_on_its_way_to_the_next_send_leaves_the_load_full() -> None:
+    many = [
+        streamed(1000 + i % 100 + 101 * (i // 100)) for i in range(1000)
+    ]  # 1 ms from end to send
+    part = flights(many).steady(100)
+    assert part is not None and part[1] - part[0] > 800 * MS
+
+
 def test_an_open_loop_and_a_run_without_answers_have_no_steady_part() -> None:
     assert "steady" not in compute_metrics(loop(2, 8), open_loop=True)["request_throughput"]
     failed = [asked(status=Status.REFUSED, chunks_ms=())]
