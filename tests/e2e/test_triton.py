@@ -256,6 +256,19 @@ def test_a_prompt_is_counted_by_the_server_where_the_client_has_no_tokenizer(
     assert unknown.output_tokens == known.output_tokens == known.tokenizer_tokens
 
 
+@pytest.mark.parametrize(("protocol", "port"), [("grpc", "grpc_url"), ("http", "http_url")])
+def test_one_question_is_answered_on_the_screen(
+    streaming: TritonServer, truth: Callable[[str, int], list[int]], protocol: str, port: str
+) -> None:
+    command = [sys.executable, "-m", "llm_perf", "ask", CHINESE, "-i", protocol]
+    command += ["-u", getattr(streaming, port), "--max-tokens", str(MAX_TOKENS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ids = truth(CHINESE, MAX_TOKENS)
+    assert done.stdout.rstrip("\n") == decoded(ids)
+    assert f"{len(TOKENIZER.encode(CHINESE))} in (server's count)" in done.stderr
+    assert "TTFT" in done.stderr and "out (server's count)" in done.stderr
+
+
 def test_a_stop_word_ends_a_stream(streaming: TritonServer) -> None:
     [full, stopped] = send(
         streaming.grpc_url,
