@@ -26,7 +26,7 @@ _ROWS: Final = {
 }
 _ACROSS: Final = (
     ("tokens/s", "output_token_throughput", "avg"),
-    ("steady", "output_token_throughput", "steady"),
+    ("steady tokens/s", "output_token_throughput", "steady"),
     ("requests/s", "request_throughput", "avg"),
     ("goodput/s", "request_goodput", "avg"),
     ("OSL/latency", "output_token_throughput_per_user_e2e", "avg"),
@@ -76,7 +76,7 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
 def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
     """Print one line per load: throughput against latency.
 
-    ``steady`` is of the tokens/s while the load was full, where that says something else.
+    ``steady tokens/s`` is of the time in which the load was full, where that says something else.
     """
     shown = [
         (head, key, statistic)

@@ -132,8 +132,8 @@ def test_a_sweeps_summary_has_the_steady_part_where_it_differs() -> None:
         return file.getvalue()
 
     ramped, full = make_run(loop(4, 16, offset_ms=50)), make_run(loop(4, 20))
-    assert "400.00" in summary(ramped, full) and " steady " in summary(ramped, full)
-    assert " steady " not in summary(full, full)
+    assert "400.00" in summary(ramped, full) and " steady tokens/s " in summary(ramped, full)
+    assert " steady tokens/s " not in summary(full, full)
 
 
 def test_the_label_is_the_load(ask: Callable[..., Run]) -> None:
