@@ -12,7 +12,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import h2.config
 import h2.connection
@@ -76,6 +76,9 @@ class Voice:
         self.writer.transport.abort()
 
     async def play(self, fault: str) -> None:
+        if (own := self.server.modes.get(fault)) is not None:
+            await own(self)
+            return
         if fault in _BEFORE:
             await _BEFORE[fault](self)
             return
@@ -138,8 +141,17 @@ _BETWEEN: dict[str, Callable[[Voice], Awaitable[None]]] = {
 }
 
 
+Mode = Callable[[Voice], Awaitable[None]]
+
+
 class FaultyServer:
-    """Serves on ``url`` from a thread of its own while entered."""
+    """Serves on ``url`` from a thread of its own while entered.
+
+    ``modes`` are further ways to go wrong: by the prompt's text, what is done instead of an answer.
+    """
+
+    def __init__(self, modes: Mapping[str, Mode] | None = None) -> None:
+        self.modes = modes or {}
 
     def __enter__(self) -> FaultyServer:
         self._loop = asyncio.new_event_loop()
@@ -263,7 +275,7 @@ class _Http2:
 class _GrpcVoice(Voice):
     def __init__(self, connection: _Http2, number: int) -> None:
         super().__init__(connection.server, connection.writer)
-        self._h2, self._number = connection.h2, number
+        self._h2, self.number = connection.h2, number
 
     def message(self, word: str) -> bytes:
         return _prefixed(response(Say(word, 1)).SerializeToString())
@@ -277,25 +289,25 @@ class _GrpcVoice(Voice):
 
     async def start(self) -> None:
         head = [(":status", "200"), ("content-type", "application/grpc")]
-        self._h2.send_headers(self._number, head)
+        self._h2.send_headers(self.number, head)
         await self._flush()
 
     async def put(self, data: bytes) -> None:
-        self._h2.send_data(self._number, data)
+        self._h2.send_data(self.number, data)
         await self._flush()
 
     async def end(self, final: bool = True, status: str = "0") -> None:
         if final:
             await self.put(_prefixed(response(FINAL).SerializeToString()))
-        self._h2.send_headers(self._number, [("grpc-status", status)], end_stream=True)
+        self._h2.send_headers(self.number, [("grpc-status", status)], end_stream=True)
         await self._flush()
 
     async def reset(self) -> None:
-        self._h2.reset_stream(self._number, error_code=2)
+        self._h2.reset_stream(self.number, error_code=2)
         await self._flush()
 
     async def refuse(self) -> None:
-        self._h2.reset_stream(self._number, error_code=7)
+        self._h2.reset_stream(self.number, error_code=7)
         await self._flush()
 
     async def leave(self) -> None:

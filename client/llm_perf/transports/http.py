@@ -68,19 +68,22 @@ class HttpTransport:
         if seen.failure and seen.failure[0] is Status.TIMEOUT:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
         if answer.status not in (0, 200):
-            seen.retry_after_s = retry_after(answer)
+            told_s = retry_after(answer)
+            # nobody waits longer for leave to ask than for an answer
+            seen.retry_after_s = None if told_s is None else min(told_s, timeout_s)
             status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
             seen.failure = status, f"HTTP {answer.status}: {said_in(hide(join(pieces)))}"
             return
         came = seen.failure is None
-        if are_events(pieces):
+        streamed = are_events(pieces)
+        if streamed:
             seen.messages = [(at, hide(said)) for at, said in cut_events(pieces, came)]
         elif came and pieces:
             seen.messages = [(pieces[-1][0], hide(join(pieces)))]
         if came and not any(self.dialect.ended(each) for _, each in reversed(seen.messages)):
             last = as_it_came(seen.messages[-1][1]) if seen.messages else "nothing"
             seen.failure = Status.ERROR, f"the answer has no end; last came: {last}"
-        if seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
+        if streamed and seen.failure and seen.failure[0] is Status.ERROR and seen.messages:
             seen.failure = Status.CUT, seen.failure[1]
 
     def so_far(self, seen: Exchange) -> list[bytes]:
