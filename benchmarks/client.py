@@ -1,6 +1,7 @@
-"""What measuring costs and how late it stamps: llm_perf against its peers on one Triton.
+"""What measuring costs and how late it stamps: llm_perf against its peers on one server.
 
     python benchmarks/client.py [--streams 8,32,128,512] [--rounds 3] [--json FILE]
+    python benchmarks/client.py --protocol openai [--streams 256] [--before CHECKOUT]
 
 A real Triton serves a decoupled stub model (stamps.py) whose responses carry the time they were
 sent. Each client keeps N streams of 64 responses in flight until it has made the same number of
@@ -9,6 +10,8 @@ CPU is user + system time of the client's process while it is under load, per re
 is the client's stamp − the model's, so it holds the server's own way out, the same for all.
 perf_analyzer is the binary in PyPI's tritonclient 2.50.0, fetched once into ~/.cache; it is left
 out where it can't run (Debian: apt-get install libb64-0d).
+With ``--protocol openai`` the server is sse.py's (10,000 chunks/s at most, in bursts), and whole
+commands take turns (openai_peers.py): CPU is that of all their processes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,6 +34,7 @@ import numpy as np
 
 sys.path[0] = str(Path(__file__).parent.parent)  # this file has the name of what it measures
 
+from benchmarks import openai_peers
 from benchmarks.peers import (
     LIMIT_S,
     TEXT,
@@ -41,6 +45,7 @@ from benchmarks.peers import (
     by_tritonclient_aio,
     requests_for,
 )
+from benchmarks.sse import sse_server
 from llm_perf.load.loop import run_loop
 from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, connect
@@ -59,6 +64,7 @@ input { name: "max_tokens" data_type: TYPE_INT32 dims: [1] }
 output { name: "text_output" data_type: TYPE_STRING dims: [1] }
 instance_group { count: 1 kind: KIND_CPU }
 """
+MOST_PER_S = 10_000  # chunks of all streams together
 PROMPT = Prompt(index=0, text=TEXT, input_tokens=1, max_tokens=TOKENS)
 Figures = dict[str, Any]
 
@@ -123,12 +129,16 @@ def in_child(name: str, url: str, streams: int) -> Figures:
     return result
 
 
-def measure(name: str, url: str, streams: int) -> Figures | None:
+def by_grpc(name: str, url: str, streams: int) -> Figures:
+    if name == "perf_analyzer":
+        return figures(name, streams, *by_perf_analyzer(url, streams))
+    return in_child(name, url, streams)
+
+
+def measure(name: str, streams: int, client: Callable[[], Figures]) -> Figures | None:
     """One client's figures in one round; ``None`` where it can't run."""
     try:
-        if name == "perf_analyzer":
-            return figures(name, streams, *by_perf_analyzer(url, streams))
-        return in_child(name, url, streams)
+        return client()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         print(f"{name:17} {streams:8} left out: {error}", file=sys.stderr, flush=True)
         return None
@@ -142,12 +152,12 @@ def medians(rounds: list[Figures]) -> Figures:
     }
 
 
-def point(url: str, streams: int, rounds: int) -> list[Figures]:
+def point(clients: Mapping[str, Callable[[], Figures]], streams: int, rounds: int) -> list[Figures]:
     """All clients at one number of streams."""
-    seen: dict[str, list[Figures]] = {name: [] for name in ("perf_analyzer", *CLIENTS)}
+    seen: dict[str, list[Figures]] = {name: [] for name in clients}
     for _ in range(rounds):
         for name, rows in seen.items():
-            if (row := measure(name, url, streams)) is not None:
+            if (row := measure(name, streams, clients[name])) is not None:
                 rows.append(row)
     found = [medians(rows) for rows in seen.values() if rows]
     for row in found:
@@ -181,11 +191,45 @@ def print_ratios(rows: list[Figures]) -> None:
             print(f"{row['client']:17} {row['streams']:8} {cpu:4.1f} {late:10.1f}")
 
 
+def grpc_points(streams: list[int], rounds: int) -> list[Figures]:
+    """All clients of Triton."""
+    rows: list[Figures] = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "triton.log")
+        with TritonServer(repository(Path(folder)), ports=free_ports(), log_file=log) as server:
+            server.wait_ready()
+            in_child("ours", server.grpc_url, 8)  # warms the server up
+            for each in streams:
+                names = ("perf_analyzer", *CLIENTS)
+                clients = {name: partial(by_grpc, name, server.grpc_url, each) for name in names}
+                rows += point(clients, each, rounds)
+    return rows
+
+
+def openai_points(streams: list[int], rounds: int, before: Path | None) -> list[Figures]:
+    """All clients of an OpenAI-style server."""
+    rows: list[Figures] = []
+    with sse_server(MOST_PER_S) as (url, pipe):
+        for each in streams:
+
+            def client(name: str, command: openai_peers.Command, streams: int = each) -> Figures:
+                measured = openai_peers.measure(command, url, pipe, streams, 4 * streams)
+                return figures(name, streams, *measured)
+
+            known = openai_peers.commands(before)
+            rows += point(
+                {name: partial(client, name, it) for name, it in known.items()}, each, rounds
+            )
+    return rows
+
+
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--streams", default="8,32,128,512", help="numbers of streams")
+    parser.add_argument("--protocol", choices=("grpc", "openai"), default="grpc")
+    parser.add_argument("--streams", help="numbers of streams [8,32,128,512; openai: 256]")
     parser.add_argument("--rounds", type=int, default=3, help="times each client is measured")
+    parser.add_argument("--before", type=Path, help="a checkout of another revision, for openai")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--one", choices=CLIENTS, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -193,15 +237,15 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(one(arguments.one, arguments.url, int(arguments.streams))))
         return
-    rows: list[Figures] = []
+    openai = arguments.protocol == "openai"
+    words = arguments.streams or ("256" if openai else "8,32,128,512")
+    streams = [int(word) for word in words.split(",")]
     print("client             streams  responses   CPU µs   resp/s  p50 late  p99 ms", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "triton.log")
-        with TritonServer(repository(Path(folder)), ports=free_ports(), log_file=log) as server:
-            server.wait_ready()
-            in_child("ours", server.grpc_url, 8)  # warms the server up
-            for streams in map(int, arguments.streams.split(",")):
-                rows += point(server.grpc_url, streams, arguments.rounds)
+    if openai:
+        before = arguments.before and arguments.before.resolve()
+        rows = openai_points(streams, arguments.rounds, before)
+    else:
+        rows = grpc_points(streams, arguments.rounds)
     print_ratios(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
