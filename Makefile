@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-nvidia check format clean
+.PHONY: help quickstart test test-nvidia release-data check format clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(INSTALLED)  ## all tests, offline, with real Triton and real modelopt
 test-nvidia: $(INSTALLED)  ## TRTLLM_SOURCES=FOLDER of <release>/TensorRT-LLM trees: their own code judges ours
 	@test -n "$(TRTLLM_SOURCES)" || { echo "set TRTLLM_SOURCES to a folder with <release>/TensorRT-LLM" >&2; exit 2; }
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN)/pytest tests/nvidia -s
+
+release-data: $(INSTALLED)  ## SOURCE=TREE RELEASE=NAME [BACKEND=TREE] [AS=RELEASE]: write a release's data
+	$(RUN)/python -m tests.nvidia.release_data $(or $(SOURCE),-) $(or $(BACKEND),-) "$(RELEASE)" $(AS)
 
 check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/ruff check .

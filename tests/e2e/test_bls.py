@@ -32,7 +32,6 @@ from test_triton import (
     tensors,
 )
 
-from trtllm_deploy.releases.release import release_names
 from trtllm_deploy.serve.launch import TritonServer
 from trtllm_deploy.serve.ports import free_ports
 
@@ -49,7 +48,7 @@ ACCUMULATING = "accumulating_bls"
 ACCUMULATE = 'parameters { key: "accumulate_tokens" value: { string_value: "true" } }\n'
 
 
-@pytest.fixture(scope="module", params=release_names())
+@pytest.fixture(scope="module", params=("0.11.0", "1.2"))
 def server(
     request: pytest.FixtureRequest, repository: Callable[..., Path], triton_cache: Path
 ) -> Iterator[TritonServer]:

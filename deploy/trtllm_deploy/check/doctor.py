@@ -24,7 +24,7 @@ from huggingface_hub import get_token
 from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.gpu import ask, complaint, gpus, read_report
-from trtllm_deploy.releases.release import release_names
+from trtllm_deploy.releases.release import release_names, same_release
 
 Facts = Mapping[str, str]
 _DATA = load_data("check/doctor.yaml")
@@ -60,10 +60,10 @@ def _without_gpu(reason: object) -> dict[str, str]:
 def _software() -> dict[str, str]:
     places = f"{os.environ.get('PATH', os.defpath)}:/opt/tritonserver/bin"
     found = {name: installed(name) for name in _DATA["packages"]}
-    version = f"{found['tensorrt-llm']}."
+    version = found["tensorrt-llm"] or ""
     facts = {
         **found,
-        "release": next((name for name in release_names() if version.startswith(f"{name}.")), None),
+        "release": next((name for name in release_names() if same_release(version, name)), None),
         "tritonserver": shutil.which("tritonserver", path=places),
         "container": os.environ.get("NVIDIA_TRITON_SERVER_VERSION"),
         "mpirun": shutil.which("mpirun"),

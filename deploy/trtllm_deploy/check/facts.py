@@ -22,7 +22,7 @@ from trtllm_deploy.backends.engine_config import EngineConfig, read_engine
 from trtllm_deploy.check.finding import Finding, Level
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.releases.release import Release, load_release, release_names, same_release
+from trtllm_deploy.releases.release import Release, load_release, release_of
 
 _PLACEHOLDER = re.compile(r"\$\{(\w*)")
 _QUOTED = re.compile(r"""("(\\.|[^"\\])*"|'(\\.|[^'\\])*')|#.*""")
@@ -232,9 +232,16 @@ def _with_engine(facts: Facts, llm: Model) -> Facts:
     except UserError as error:
         problem = found("no_engine", llm.at("gpt_model_path"), problem=error)
         return replace(facts, llm=llm, unreadable=(*facts.unreadable, problem))
-    names = [name for name in release_names() if same_release(engine.version, name)]
-    release = load_release(names[0]) if names else None
+    release = _release(engine.version)
     return replace(facts, llm=llm, engine=engine, place=str(path), release=release)
+
+
+def _release(version: str) -> Release | None:
+    """What is known of an engine's release."""
+    try:
+        return load_release(release_of(version))
+    except UserError:
+        return None
 
 
 def _read_llmapi(model: Model) -> tuple[Model, EngineConfig]:

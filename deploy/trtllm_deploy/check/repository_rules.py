@@ -19,7 +19,7 @@ from trtllm_deploy.check.facts import Facts, found
 from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.json_files import read_json_object
-from trtllm_deploy.releases.release import load_release, release_names
+from trtllm_deploy.releases.release import load_release, release_names, spans
 from trtllm_deploy.spec.settings import TritonSettings
 
 _NEEDED = {  # parameters without which a model doesn't work
@@ -97,7 +97,7 @@ def keys(facts: Facts) -> Iterator[Finding]:
                 continue
             near = difflib.get_close_matches(key, set().union(*known.values()), n=1, cutoff=0.85)
             if owners:
-                who = {"owners": ", ".join(owners), "mine": mine}
+                who = {"owners": spans(owners), "mine": mine}
                 yield found("other_release", model.at(key), key=key, **who)
             elif now := _FORMER.get(key):
                 yield found("former", model.at(key), key=key, now=now)

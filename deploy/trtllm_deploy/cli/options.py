@@ -121,11 +121,18 @@ def planned(
     Raises UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
     """
     from trtllm_deploy.plan.plan import plan
+    from trtllm_deploy.releases.release import stand_in
     from trtllm_deploy.spec.deployment_file import load_deployment
     from trtllm_deploy.workspace.folder import Workspace
     from trtllm_deploy.workspace.gather import gather
 
     file = load_deployment(path)
+    if other := stand_in(file.deployment.release):
+        click.echo(
+            f"warning: there is no data for TensorRT-LLM {file.deployment.release}: commands and"
+            f" models are those of {other}",
+            err=True,
+        )
     space = Workspace(workspace.resolve())
     from trtllm_deploy.backends.backend import BACKENDS
 

@@ -80,11 +80,15 @@ def print_releases(console: Console, names: Sequence[str]) -> None:
     Raises UserError: one name, more than two, or a release there is no data for.
     """
     if not names:
-        table = Table("release", "backends", "trtllm-build flags", "models")
+        table = Table(
+            "release", "backends", "trtllm-build flags", "image", "taken from a neighbour"
+        )
         for name in release_names():
             release = load_release(name)
             flags = len(release.commands["trtllm-build"].flags)
-            table.add_row(name, ", ".join(release.backends), str(flags), ", ".join(release.models))
+            image = release.image.rpartition("/")[2]
+            backends = ", ".join(release.backends)
+            table.add_row(name, backends, str(flags), image, release.interpolated or "nothing")
         console.print(table)
         return
     if len(names) != 2:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
@@ -90,6 +92,8 @@ class Release:
     cannot: frozenset[str]
     defaults: Mapping[str, Any]
     """what settings are where they aren't set, as far as releases differ in that"""
+    interpolated: str = ""
+    """what is taken from its neighbours, for want of its sources; empty: all is its own"""
 
     def script(self, command: str) -> str:
         """Path of a command's script; ``TRTLLM_EXAMPLES`` says where the examples folder is.
@@ -107,10 +111,25 @@ class Release:
         return f"{root.rstrip('/')}/llmapi/tensorrt_llm"
 
 
+def release_files() -> Path:
+    """The folder of the release files."""
+    return Path(str(resources.files("trtllm_deploy") / "releases"))
+
+
 def release_names() -> tuple[str, ...]:
-    """The releases there is data for, in alphabetical order."""
-    names = (each.name for each in (resources.files("trtllm_deploy") / "releases").iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+    """The releases there is data for, the oldest first."""
+    return tuple(sorted((each.stem for each in release_files().glob("*.yaml")), key=_number))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """``1.2`` as (1, 2, 0), by which releases are ordered; what follows (``rc3``) is left out."""
+    match = re.match(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}(?![0-9])", version)
+    if match is None:
+        raise UserError(
+            f"{version!r} is no TensorRT-LLM release", fix=f"known are {', '.join(release_names())}"
+        )
+    parts = [int(part) for part in match[0].split(".")]
+    return (*parts, 0, 0)[:3]
 
 
 def same_release(version: str, release: str) -> bool:
@@ -118,16 +137,52 @@ def same_release(version: str, release: str) -> bool:
     return re.match(re.escape(release) + r"(?![0-9])", version) is not None
 
 
+def spans(names: Iterable[str]) -> str:
+    """Some of the releases in few words: ``0.12.0 to 0.15.0, 1.2``."""
+    known, chosen = release_names(), set(names)
+    runs = groupby(known, key=lambda name: name in chosen)
+    groups = [list(run) for taken, run in runs if taken]
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in groups)
+
+
+def release_of(version: str) -> str:
+    """The release whose data is used for a version: its own, else the next lower one.
+
+    Raises UserError: no version, or one before the first or past the last known release.
+    """
+    number, known = _number(version), release_names()
+    if own := [name for name in known if _is(version, name)]:
+        return own[-1]
+    lower = [name for name in known if _number(name) < number]
+    if not lower or len(lower) == len(known):
+        raise UserError(
+            f"there is no data for TensorRT-LLM {version}", fix=f"known are {', '.join(known)}"
+        )
+    return lower[-1]
+
+
+def _is(version: str, release: str) -> bool:
+    return same_release(version, release) or _number(version) == _number(release)
+
+
+def stand_in(version: str) -> str | None:
+    """The release whose data stands in for a version that there is none for; None: it has its own.
+
+    Raises UserError as ``release_of`` does.
+    """
+    release = release_of(version)
+    return None if _is(version, release) else release
+
+
 @cache
 def load_release(name: str) -> Release:
-    """The data of one release. Raises UserError for a release there is none for."""
-    if name not in release_names():
-        raise UserError(
-            f"unknown TensorRT-LLM release {name!r}", fix=f"known are {', '.join(release_names())}"
-        )
-    data = load_data(f"releases/{name}.yaml")
+    """The data of one release, or for a version between two known ones that of the lower.
+
+    Then ``interpolated`` says so. Raises UserError as ``release_of`` does.
+    """
+    data, other = read_release(release_of(name)), stand_in(name)
     return Release(
-        name=data["name"],
+        name=name,
         models={key: _model(key, value) for key, value in data["model_repository"].items()},
         commands={key: read_command(key, value) for key, value in data["commands"].items()},
         examples=data["examples"],
@@ -136,7 +191,43 @@ def load_release(name: str) -> Release:
         backends=tuple(data["backends"]),
         cannot=frozenset(data.get("cannot", ())),
         defaults=data.get("defaults", {}),
+        interpolated=f"all is that of {other}" if other else data["interpolated"],
     )
+
+
+GONE = "gone"
+"""What a release file writes for an entry of the other release that it doesn't have."""
+
+
+def read_release(name: str) -> dict[str, Any]:
+    """A release file with what it takes from the release that it is ``as``.
+
+    Mappings (tensors, parameters, flags) are taken entry by entry, all else whole. A command says
+    of each flag that is gone what to write instead.
+    """
+    said = dict(load_data(f"releases/{name}.yaml"))
+    if "as" not in said:
+        return {**said, "interpolated": said.get("interpolated", "")}
+    known = read_release(said["as"])
+    gone = {
+        command: {
+            "instead": {
+                flag: "remove it: it is gone"
+                for flag, what in facts.get("flags", {}).items()
+                if what == GONE and flag not in known["commands"][command].get("instead", {})
+            }
+        }
+        for command, facts in said.get("commands", {}).items()
+    }
+    whole = _over(_over(known, {"commands": gone}), said)
+    return {**whole, "interpolated": said.get("interpolated", "")}
+
+
+def _over(known: Any, said: Any) -> Any:
+    if not isinstance(known, Mapping) or not isinstance(said, Mapping):
+        return said
+    merged = {**known, **{key: _over(known.get(key), value) for key, value in said.items()}}
+    return {key: value for key, value in merged.items() if value != GONE}
 
 
 def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
@@ -149,8 +240,8 @@ def _model(name: str, data: Mapping[str, Any]) -> TritonModel:
         settings=frozenset(data["settings"]),
         dynamic_batching=data.get("dynamic_batching", False),
         steps=tuple(
-            Step(step["model"], _named(step["input_map"]), _named(step["output_map"]))
-            for step in data.get("steps", ())
+            Step(model, _named(step["input_map"]), _named(step["output_map"]))
+            for model, step in data.get("steps", {}).items()
         ),
         required=frozenset(data.get("required", ())),
     )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from llm_perf.errors import UserError
 from trtllm_deploy.releases.commands import Scalar
-from trtllm_deploy.releases.release import load_release, release_names
+from trtllm_deploy.releases.release import load_release, release_names, spans
 from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
 from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
 from trtllm_deploy.spec.settings import lacking
@@ -227,7 +227,7 @@ def _check_flags(file: DeploymentFile) -> None:
         if wrong:
             what, fix = wrong
             others = [name for name in release_names() if _takes(name, flag, value)]
-            also = f" (TensorRT-LLM {', '.join(others)} takes it)" if others else ""
+            also = f" (TensorRT-LLM {spans(others)} takes it)" if others else ""
             raise file.error(key, f"TensorRT-LLM {spec.release}: {what}{also}", fix)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from trtllm_deploy.machine.environment import is_secret
-from trtllm_deploy.releases.release import release_names
+from trtllm_deploy.releases.release import release_of
 from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.settings import TritonSettings
 
@@ -54,6 +54,13 @@ def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _release(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is no text; write it in quotes: "{value}"')
+    release_of(value)
+    return value
 
 
 Tokens = Annotated[int, Field(gt=0, strict=True)]
@@ -153,7 +160,7 @@ class Deployment(_Block):
     backend: Annotated[BackendName, _known("backend", get_args(BackendName))] = Field(
         default="reference", description="how cells are served"
     )
-    release: Annotated[str, _known("release", tuple(release_names()))] = Field(
+    release: Annotated[str, BeforeValidator(_release)] = Field(
         default="1.2", description="TensorRT-LLM release, in quotes"
     )
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]

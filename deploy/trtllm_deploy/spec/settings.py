@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from trtllm_deploy.releases.release import Release, load_release, release_names
+from trtllm_deploy.releases.release import Release, load_release, release_names, spans
 
 
 def _about(description: str, default: Any = None) -> Any:
@@ -230,9 +230,9 @@ class TritonSettings(BaseModel):
 def lacking(settings: TritonSettings, release: str) -> Iterator[tuple[str, str]]:
     """The settings that the file names and the release lacks, each with what is wrong."""
     for name in sorted(settings.model_fields_set - OURS):
-        able = [each for each in release_names() if _takes(load_release(each), name)]
-        if release not in able:
-            also = f" (TensorRT-LLM {', '.join(able)} has it)" if able else ""
+        if not _takes(load_release(release), name):
+            able = [each for each in release_names() if _takes(load_release(each), name)]
+            also = f" (TensorRT-LLM {spans(able)} has it)" if able else ""
             yield name, f"TensorRT-LLM {release} has no such setting{also}"
 
 

@@ -15,16 +15,16 @@ from trtllm_deploy.backends.repository import (
     render_repository,
     with_additions,
 )
-from trtllm_deploy.releases.release import load_release, release_names
+from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.settings import OURS, TritonSettings
 
 CONTRACTS = {
     name: json.loads(
         (Path(__file__).parents[2] / f"standins/contracts/model-repository-{name}.json").read_text()
     )["models"]
-    for name in release_names()
+    for name in ("0.11.0", "1.2")  # the others are held against NVIDIA's trees: tests/nvidia
 }
-ALL = [(release, model) for release in release_names() for model in MODELS]
+ALL = [(release, model) for release in CONTRACTS for model in MODELS]
 NOT_SETTINGS = {"engine_dir", "tokenizer_dir", "triton_backend", "triton_max_batch_size"}
 
 
@@ -54,6 +54,13 @@ def tensors(declared: list[dict[str, Any]], values: dict[str, str]) -> list[dict
         tensor |= {"allow_ragged_batch": True} if each["ragged"] else {}
         made[each["name"]] = tensor  # 1.2's ensemble lists kv_cache_alloc_total_blocks twice
     return list(made.values())
+
+
+def ordered(config: ModelConfig) -> ModelConfig:
+    """By name, as Triton takes tensors: a release file that builds on another has its order."""
+    for tensors in (config.input, config.output):
+        tensors.sort(key=lambda each: each.name)
+    return config
 
 
 def expected(release: str, name: str, values: dict[str, str]) -> ModelConfig:
@@ -107,7 +114,7 @@ def test_a_config_with_all_values_is_the_contract(release: str, name: str) -> No
     values = distinct_values(CONTRACTS[release][name]) | {"decoupled_mode": "true"}
     model = with_additions(load_release(release), extra_tensors=False)[name]
     rendered = text_format.Parse(render_config(model, values), ModelConfig())
-    assert rendered == expected(release, name, values)
+    assert ordered(rendered) == ordered(expected(release, name, values))
 
 
 @pytest.mark.parametrize(("release", "name"), ALL)
@@ -148,7 +155,7 @@ def test_with_few_values_a_config_lacks_only_parameters(
             del whole.parameters[key]
             if key in load_release(release).models[name].required:
                 whole.parameters[key].string_value = ""
-    assert rendered == whole
+    assert ordered(rendered) == ordered(whole)
 
 
 def test_what_the_last_releases_read_without_a_default_is_always_there() -> None:
@@ -199,10 +206,10 @@ def test_our_additions_are_the_only_difference_to_the_contract(release: str, nam
     if (release, name) == ("1.2", "postprocessing"):
         assert not ours.HasField("dynamic_batching")
         ours.dynamic_batching.SetInParent()
-    assert ours == expected(release, name, values)
+    assert ordered(ours) == ordered(expected(release, name, values))
 
 
-@pytest.mark.parametrize("release", release_names())
+@pytest.mark.parametrize("release", CONTRACTS)
 def test_every_placeholder_is_a_setting_or_ours(release: str) -> None:
     contract = CONTRACTS[release]
     placeholders = {name for model in contract.values() for name in model["placeholders"]}
