@@ -122,12 +122,11 @@ def _build(asked: Planned, fail_fast: bool) -> Outcome:
     from trtllm_deploy.builds.progress import BuildProgress
     from trtllm_deploy.machine.remains import scratch_folder, sweep_remains
     from trtllm_deploy.plan.notes import notes
-    from trtllm_deploy.plan.plan import distinct
     from trtllm_deploy.workspace.threshold import below_threshold
 
     for note in notes(asked.file, [each.cell for each in asked.plans], asked.facts):
         click.echo(f"trtllm-deploy: note: {plain(note)}", err=True)
-    asked.workspace.remember(asked.file.path.absolute(), distinct(asked.plans))
+    asked.workspace.remember(asked.file, asked.plans)
     sweep_remains()
     rejected = below_threshold(asked.plans, asked.file, asked.workspace)
     with scratch_folder(), BuildProgress(console()) as progress:

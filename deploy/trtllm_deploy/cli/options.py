@@ -126,14 +126,14 @@ def planned(
     from trtllm_deploy.workspace.folder import Workspace
     from trtllm_deploy.workspace.gather import gather
 
-    file = load_deployment(path)
+    space = Workspace(workspace.resolve())
+    file = space.named_apart(load_deployment(path))
     if other := stand_in(file.deployment.release):
         click.echo(
             f"warning: there is no data for TensorRT-LLM {file.deployment.release}: commands and"
             f" models are those of {other}",
             err=True,
         )
-    space = Workspace(workspace.resolve())
     from trtllm_deploy.backends.backend import BACKENDS
 
     compiles = BACKENDS[file.deployment.backend].compiles

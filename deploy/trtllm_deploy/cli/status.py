@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 from rich.markup import escape
@@ -20,6 +20,7 @@ from trtllm_deploy.machine.console import console
 
 if TYPE_CHECKING:
     from trtllm_deploy.store.leases import Artifact
+    from trtllm_deploy.workspace.folder import Built
     from trtllm_deploy.workspace.leftovers import Leftover
 
 _COLOURS = {"there": "green", "running": "bold", "failed": "red", "missing": "dim"}
@@ -151,16 +152,16 @@ def gc(files: tuple[Path, ...], workspace: Path, yes: bool, forget: tuple[Path, 
     click.echo(f"{len(found) - len(stayed)} folders, {freed / 2**20:.1f} MiB {done}")
 
 
-def _needs(known: Mapping[Path, Any], file: Path, folder: Leftover) -> bool:
-    return (folder.kind, folder.key) in (known[file] or ())
+def _needs(known: Mapping[Path, Built], file: Path, folder: Leftover) -> bool:
+    return (folder.kind, folder.key) in (known[file].needs or ())
 
 
 def _needs_of_missing(
-    missing: list[Path], known: Mapping[Path, list[Artifact] | None], needed: set[Artifact]
+    missing: list[Path], known: Mapping[Path, Built], needed: set[Artifact]
 ) -> Iterator[Artifact]:
     """What files that aren't there needed when they were built; said, so that it can be mended."""
     for file in missing:
-        needs = known[file]
+        needs = known[file].needs
         if needs is None:
             raise UserError(
                 "it was built here and isn't there, and what it needs isn't known",

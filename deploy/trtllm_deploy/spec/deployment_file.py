@@ -25,6 +25,7 @@ from trtllm_deploy.spec.settings import lacking
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
+_UNNAMED = {"backend", "release", "checkpoint_with", "kv_cache_dtype", "build", "triton"}
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -41,6 +42,8 @@ class Cell:
     max_batch_size: int
     build: tuple[tuple[str, Scalar], ...] = ()
     """build flags that the matrix varies"""
+    variant: str = ""
+    """what tells it from a cell of another file that is named alike otherwise"""
 
     @property
     def world_size(self) -> int:
@@ -54,6 +57,7 @@ class Cell:
         return (
             f"{self.model}_{self.precision}_tp{self.tp}_pp{self.pp}"
             f"_isl{self.isl}_osl{self.osl}_bs{self.max_batch_size}{varied}"
+            f"{'_' if self.variant else ''}{self.variant}"
         )
 
 
@@ -63,6 +67,8 @@ class DeploymentFile:
 
     located: Located
     deployment: Deployment
+    variant: str = ""
+    """of all its cells' names"""
 
     @property
     def path(self) -> Path:
@@ -101,7 +107,7 @@ class DeploymentFile:
             for values in itertools.product(*map(as_list, varied.values()))
         ]
         return [
-            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build)
+            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build, self.variant)
             for (name, model), precision, (isl, osl), batch, build in itertools.product(
                 spec.models.items(),
                 spec.precisions,
@@ -110,6 +116,10 @@ class DeploymentFile:
                 flags,
             )
         ]
+
+    def settings(self) -> Mapping[str, Any]:
+        """What makes a cell and isn't in its name."""
+        return self.deployment.model_dump(mode="json", include=_UNNAMED, exclude_none=True)
 
     def given_flags(self, cell: Cell) -> dict[str, Any]:
         """The flags of trtllm-build that the file decides; lengths in tokens."""

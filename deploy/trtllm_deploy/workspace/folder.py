@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_perf.errors import UserError
 from trtllm_deploy.plan.plan import CellPlan, Stage
+from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.store.leases import Artifact
-from trtllm_deploy.store.store import Store, link
+from trtllm_deploy.store.store import Store, content_key, link
 from trtllm_deploy.machine.json_files import read_json, write_json
 
 _FILES = "deployment-files.json"
 _OVERRIDES = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A deployment file as it was last built.
+
+    What it needed (None: it isn't known), the names of its cells, and their variant; ``settings``
+    is a digest of what isn't in names.
+    """
+
+    needs: list[Artifact] | None
+    cells: tuple[str, ...] = ()
+    variant: str = ""
+    settings: str = ""
+
+
+def _read_built(said: Mapping[str, Any]) -> Built:
+    needs = said["needs"]
+    read = None if needs is None else [(kind, key) for kind, key in needs]
+    return Built(**{**said, "needs": read, "cells": tuple(said.get("cells", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +132,44 @@ class Workspace:
         for folder in ("engines", "ensemble_models"):
             yield from (path for path in (self.root / folder).glob("*") if path.is_symlink())
 
-    def remember(self, file: Path, stages: Iterable[Stage]) -> None:
-        """Note that a deployment file was built here and what it needs, for ``gc``."""
-        needs: list[Artifact] = sorted((stage.kind, stage.key) for stage in stages)
-        known = self.deployment_files()
-        if known.get(file) != needs:
-            self._keep_deployment_files({**known, file: needs})
+    def named_apart(self, file: DeploymentFile) -> DeploymentFile:
+        """The file, with names of its own where another one's cells were built under the same.
 
-    def deployment_files(self) -> dict[Path, list[Artifact] | None]:
-        """What the files that were built here (absolute) needed then; None: it isn't known."""
+        A file keeps the names that it was first built with; so does a copy, or one that was moved.
+        """
+        known = self.deployment_files()
+        mine = known.get(file.path.absolute())
+        if mine is not None:
+            return replace(file, variant=mine.variant)
+        names, settings = {cell.name for cell in file.cells()}, content_key(file.settings())
+        others = (each for each in known.values() if not each.variant)
+        taken = any(each.settings != settings and names & {*each.cells} for each in others)
+        return replace(file, variant=settings[:6] if taken else "")
+
+    def remember(self, file: DeploymentFile, plans: Sequence[CellPlan]) -> None:
+        """Note that a deployment file was built here, its names, and what it needs, for ``gc``."""
+        needs: list[Artifact] = sorted({(stage.kind, stage.key) for plan in plans for stage in plan.stages})
+        names = tuple(plan.cell.name for plan in plans)
+        built = Built(needs, names, file.variant, content_key(file.settings()))
+        known, path = self.deployment_files(), file.path.absolute()
+        if known.get(path) != built:
+            self._keep_deployment_files({**known, path: built})
+
+    def deployment_files(self) -> dict[Path, Built]:
+        """The files that were built here (absolute), in the order of their first builds."""
         known = read_json(self.root / _FILES) or {}
-        if isinstance(known, list):  # as it was written before the needs were kept
-            known = dict.fromkeys(known)
-        return {
-            Path(file): None if needs is None else [(kind, key) for kind, key in needs]
-            for file, needs in known.items()
-        }
+        if isinstance(known, list):  # as it was written before anything else was kept
+            known = {file: {"needs": None} for file in known}
+        return {Path(file): _read_built(said) for file, said in known.items()}
 
     def forget(self, files: Iterable[Path]) -> None:
         """Give up what deployment files needed that were built here."""
         gone = set(files)
-        kept = {file: needs for file, needs in self.deployment_files().items() if file not in gone}
+        kept = {file: said for file, said in self.deployment_files().items() if file not in gone}
         self._keep_deployment_files(kept)
 
-    def _keep_deployment_files(self, known: Mapping[Path, list[Artifact] | None]) -> None:
-        write_json(self.root / _FILES, {str(file): needs for file, needs in known.items()})
+    def _keep_deployment_files(self, known: Mapping[Path, Built]) -> None:
+        write_json(self.root / _FILES, {str(file): asdict(said) for file, said in known.items()})
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:

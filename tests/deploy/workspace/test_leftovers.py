@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from trtllm_deploy.plan.plan import CellPlan, distinct
 from trtllm_deploy.store.leases import Lease, in_use
-from trtllm_deploy.workspace.folder import Workspace
+from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
+from trtllm_deploy.workspace.folder import Built, Workspace
 from trtllm_deploy.workspace.leftovers import leftovers, sweep
 
 from tests.deploy.workspace.artifacts import Planning, being_made, make
@@ -150,21 +151,52 @@ def test_a_lease_ends_with_its_process_however_that_ends(tmp_path: Path) -> None
     assert not list(tmp_path.glob("leases/*.json"))
 
 
+def at(path: Path, planned: Planning, **changed: object) -> tuple[DeploymentFile, list[CellPlan]]:
+    """The planned file as if it stood somewhere else."""
+    plans = planned(**changed)
+    text = (path.parent / "d.yaml").read_text()
+    path.write_text(text)
+    return load_deployment(path), plans
+
+
 def test_a_workspace_knows_what_the_files_needed_that_were_built(
     planned: Planning, tmp_path: Path, space: Workspace
 ) -> None:
-    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
-    plans = planned()
+    one, plans = at(tmp_path / "one.yaml", planned)
+    two, _ = at(tmp_path / "two.yaml", planned)
     assert space.deployment_files() == {}
-    space.remember(one, distinct(plans))
-    space.remember(two, distinct(plans[:1]))
-    space.remember(one, distinct(plans[2:]))
-    assert space.deployment_files() == {one: sorted(needs(plans[2:])), two: sorted(needs(plans[:1]))}
-    space.forget([one])
-    assert list(space.deployment_files()) == [two]
+    space.remember(one, plans)
+    space.remember(two, plans[:1])
+    space.remember(one, plans[2:])
+    needed = {file: said.needs for file, said in space.deployment_files().items()}
+    assert needed == {one.path: sorted(needs(plans[2:])), two.path: sorted(needs(plans[:1]))}
+    space.forget([one.path])
+    assert list(space.deployment_files()) == [two.path]
+
+
+@pytest.mark.parametrize(
+    "other", [{"triton": {"max_queue_size": 3}}, {"release": "0.11.0"}, {"backend": "tensorrt"}]
+)
+def test_cells_of_two_files_that_differ_otherwise_than_by_name_get_names_of_their_own(
+    planned: Planning, tmp_path: Path, space: Workspace, other: dict[str, object]
+) -> None:
+    one, plans = at(tmp_path / "one.yaml", planned)
+    space.remember(space.named_apart(one), plans)
+    copy, _ = at(tmp_path / "copy.yaml", planned)
+    two, _ = at(tmp_path / "two.yaml", planned, **other)
+    apart = space.named_apart(two)
+    names = [[cell.name for cell in space.named_apart(each).cells()] for each in (one, copy, two)]
+    assert names[0] == names[1] == [plan.cell.name for plan in plans]
+    assert names[2] == [f"{name}_{apart.variant}" for name in names[0]]
+    assert len(apart.variant) == 6
+    space.remember(apart, plans)
+    space.forget([one.path])
+    assert space.named_apart(two) == apart  # names stay what they were
+    edited, _ = at(tmp_path / "two.yaml", planned, triton={"max_queue_size": 4})
+    assert space.named_apart(edited).variant == apart.variant
 
 
 def test_a_list_of_files_without_their_needs_is_read(tmp_path: Path, space: Workspace) -> None:
     space.root.mkdir()
     (space.root / "deployment-files.json").write_text('["/gone.yaml"]')
-    assert space.deployment_files() == {Path("/gone.yaml"): None}
+    assert space.deployment_files() == {Path("/gone.yaml"): Built(None)}
