@@ -25,7 +25,10 @@ class Key(NamedTuple):
 
 def is_text(value: object) -> bool:
     """Whether it is text that UTF-8 can spell: JSON can have half a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_words(value: object) -> bool:

@@ -23,7 +23,6 @@ from llm_perf.errors import UserError
 Objects: TypeAlias = Iterator[tuple[Any, str | Path, int | None]]
 FIX: Final = 'write an object like {"text_input": "…", "max_tokens": 64, "reference": "…"}'
 _LARGEST: Final = 2**31  # bytes that a packed file may unfold to
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _JSONL: Final = "write it as a jsonl, one object a line"
 _OTHERS: Final = {  # what it begins with → what it is
@@ -50,7 +49,7 @@ def read_objects(
     data = _text(_unpacked(path), path)
     begins = data.lstrip()[:1]
     if begins == b"{" and not _is_one(data):
-        for number, raw in enumerate(_LINE_END.split(data), start=1):
+        for number, raw in enumerate(data.splitlines(), start=1):
             if raw.strip():
                 yield load(raw, path, number), path, number
     elif begins in (b"{", b"["):
@@ -102,7 +101,7 @@ def _text(data: bytes, path: Path) -> bytes:
 
 def _is_one(data: bytes) -> bool:
     """Whether a file that begins with an object is one JSON document, over several lines or not."""
-    first, *others = _LINE_END.split(data.strip(), maxsplit=1)
+    first, *others = re.split(rb"[\r\n]", data.strip(), maxsplit=1)
     try:
         return isinstance(json.loads(first).get("data"), list) and not others
     except (ValueError, RecursionError):  # it goes on below, or is wrong
