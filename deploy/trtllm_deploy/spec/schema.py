@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llm_perf.errors import UserError
 from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.releases.release import release_of
 from trtllm_deploy.spec.precision import PRECISIONS
@@ -59,7 +60,10 @@ def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
 def _release(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError(f'{value!r} is no text; write it in quotes: "{value}"')
-    release_of(value)
+    try:
+        release_of(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
     return value
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,14 @@ def test_the_home_of_nobody_is_no_folder(folder: Path, source: str) -> None:
 def test_calibration_data_that_never_ends_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="/dev/zero is no file or folder"):
         load_deployment(write(folder, GOOD.replace("data: prompts.jsonl", "data: /dev/zero")))
+
+
+@pytest.mark.parametrize(
+    ("release", "said"),
+    [('"1.3.0"', "there is no data for TensorRT-LLM 1.3.0"), ("1.2", 'write it in quotes: "1.2"')],
+)
+def test_a_release_without_data_is_told_with_its_line(
+    folder: Path, release: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=rf"yaml:1: release: .*{re.escape(said)}"):
+        load_deployment(write(folder, f"release: {release}\n{GOOD}"))
