@@ -190,9 +190,12 @@ def _own_end(path: Path) -> int | None:
     """The id of ``eos_token`` in ``tokenizer_config.json``."""
     name = _read(path, "tokenizer_config.json").get("eos_token")
     name = name.get("content") if isinstance(name, dict) else name
-    added = _read(path, path.name).get("added_tokens")
-    tokens = added if isinstance(added, list) else []
-    return next((token.get("id") for token in tokens if token.get("content") == name), None)
+    own = _read(path, path.name).get("added_tokens")
+    tokens = [each for each in own if isinstance(each, dict)] if isinstance(own, list) else []
+    known: dict[Any, Any] = {text: number for number, (text, _) in _added(path).items()}
+    known |= {each.get("content"): each.get("id") for each in tokens}
+    number = known.get(name) if isinstance(name, str) else None
+    return number if type(number) is int else None
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from llm_perf.errors import UserError
 from llm_perf.workload.synthetic import Lengths
-from llm_perf.workload.tokens import load_tokenizer
+from llm_perf.workload.tokens import load_tokenizer, stop_ids
 from llm_perf.workload.workload import synthetic_workload
 
 EXAMPLE = Path(__file__).parents[3] / "examples/number-words/model"
@@ -139,6 +139,16 @@ def test_tokens_that_only_the_config_names_are_known_as_transformers_knows_them(
     for text in MARKED:
         assert ours.count([text], special=True) == [len(theirs(text).input_ids)], text
     assert ours.count(["<|extra|>"], special=False) == [1]
+
+
+def test_an_end_that_only_the_config_names_is_the_one_of_several(tmp_path: Path) -> None:
+    added = {"11": {"content": "<|end|>"}, "12": {"content": "<|im_end|>"}}
+    config = {"eos_token": "<|im_end|>", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [11, 12]}))
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (tmp_path / name).write_text("{}")
+        assert stop_ids(tmp_path / name)["end_id"] == 12
 
 
 def test_so_are_those_of_added_tokens_json(tmp_path: Path) -> None:
