@@ -23,7 +23,6 @@ _UNREAD: Mapping[str, tuple[Any, ...]] = {
     "xgrammar_tokenizer_info_path": (),
     "max_beam_width": (1,),
     "sink_token_length": (0,),
-    "normalize_log_probs": (),
     "medusa_choices": (),
     "eagle_choices": (),
     "lookahead_window_size": (),

@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
+from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import EngineConfig
 from trtllm_deploy.backends.refusals import FP8_SM
 from trtllm_deploy.check.facts import Facts, Model, found
 from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.checkpoint.architectures import find_architecture
+from trtllm_deploy.checkpoint.attention_windows import attention_windows
+from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.plan.memory import (
     KV_FRACTION,
     WEIGHT_BYTES,
@@ -151,7 +156,7 @@ def memory(facts: Facts, llm: Model, engine: EngineConfig) -> Iterator[Finding]:
     window = int(llm.number("max_attention_window_size") or longest or 0)
     if not longest:
         return
-    if window < longest:
+    if window < longest and window not in _own_windows(facts):
         where = llm.at("max_attention_window_size")
         yield found("window", where, asked=window, built=longest)
     block, beams = engine.limit("tokens_per_block") or 1, int(llm.number("max_beam_width") or 1)
@@ -179,6 +184,19 @@ def memory(facts: Facts, llm: Model, engine: EngineConfig) -> Iterator[Finding]:
             yield found("cache_sequence", where, tokens=tokens, needed=one)
         elif tokens < batch * each:
             yield found("cache_batch", where, tokens=tokens, needed=batch * each)
+
+
+def _own_windows(facts: Facts) -> set[int | None]:
+    """The sliding windows that the models of the tokenizers' folders have, where they say it."""
+    files = [
+        Path(model.get("tokenizer_dir") or "") / "config.json"
+        for model in facts.playing("preprocessing")
+    ]
+    found: set[int | None] = set()
+    for file in files:
+        with suppress(UserError):
+            found |= {*attention_windows(read_json_object(file))}
+    return found
 
 
 def _bytes_on_a_gpu(engine: EngineConfig) -> tuple[int, int, float] | None:

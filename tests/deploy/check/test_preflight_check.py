@@ -65,6 +65,17 @@ def test_warnings_alone_are_no_failure(site: Site) -> None:
     assert set(found[0]) == {"level", "what", "where", "why", "fix"}
 
 
+def test_a_window_that_the_model_has_is_no_finding(site: Site, tmp_path: Path) -> None:
+    site.write("max_attention_window_size", "2048")
+    assert "max_attention_window_size 2048 is less" in run(site.repository)[1]
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"model_type": "mistral", "sliding_window": 2048, "num_hidden_layers": 2}
+    (model / "config.json").write_text(json.dumps(config))
+    site.write("tokenizer_dir", str(model), "preprocessing")
+    assert "max_attention_window_size" not in run(site.repository)[1]
+
+
 def test_the_processes_and_the_engine_can_be_said(site: Site) -> None:
     site.write("gpt_model_path", "/engines/in/a/container")
     assert run(site.repository)[0] == 1

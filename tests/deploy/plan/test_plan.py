@@ -147,6 +147,18 @@ def test_calibration_takes_as_many_gpus_as_the_model_fills(folder: Path) -> None
     )
 
 
+def test_a_models_window_reaches_its_repository_and_no_other_stage(folder: Path) -> None:
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 160}
+    slides = replace(FACTS, configs={"tiny": config})
+    plain, made = (plans(folder, facts, backend="tensorrt") for facts in (FACTS, slides))
+    assert rebuilt(plain, made) == {"repository"}
+    said = {each.repository.made_from["triton"]["max_attention_window_size"] for each in made}
+    assert said == {"160"}
+    file = load_deployment(folder / "d.yaml")
+    settings = slides.file_for(made[0].cell, file).deployment.triton
+    assert settings.max_attention_window_size == "160"  # as the repository is rendered
+
+
 def test_fp8_falls_back_where_the_gpu_has_none_and_each_cell_is_planned_once(folder: Path) -> None:
     ampere = replace(FACTS, gpus=(gpu("8.0"),))
     with pytest.raises(UserError, match=r"fp8 needs compute capability 8.9 or more, GPU has 8.0"):
