@@ -124,7 +124,7 @@ def test_a_server_that_went_away_ends_the_run(
                 answered.release()
 
         def leave() -> None:
-            answered.acquire(timeout=10)
+            answered.acquire(timeout=60)
             server.stop()
 
         thread = threading.Thread(target=leave)
