@@ -19,7 +19,7 @@ from typing import Any
 from llm_perf.errors import UserError
 from trtllm_deploy.builds.critical_path import Node
 from trtllm_deploy.builds.executor import Ended, Event, Line, Make, OnLine, attempt
-from trtllm_deploy.machine.gpu import gpus, pick, split
+from trtllm_deploy.machine.gpu import devices, gpus, pick
 from trtllm_deploy.plan.plan import Stage
 
 _GRACE_S = 10.0  # for a worker to kill its command and remove what is half made
@@ -121,16 +121,19 @@ def visible_gpus(asked: str | None) -> tuple[str, ...]:
     if asked is None:
         inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
         if inherited is None or not listed:
-            return tuple(gpu.device for gpu in listed)
-        names = split(inherited)
+            return devices(listed)
+        names = tuple(inherited.split(","))
         return names[: len(pick(listed, names))]
-    chosen = split(asked)
+    chosen = tuple(part.strip() for part in asked.split(",") if part.strip())
     for each in chosen:
         if listed and not pick(listed, [each]):
-            known = ", ".join(gpu.device for gpu in listed)
+            known = ", ".join(devices(listed))
             raise UserError(f"there is no GPU {each}", fix=f"choose from {known}")
-    if len({*(pick(listed, chosen) or chosen)}) != len(chosen):
-        raise UserError(f"--gpus {asked}: one is listed twice")
+    if len(set(chosen)) != len(chosen) or (listed and len(pick(listed, chosen)) != len(chosen)):
+        raise UserError(
+            f"--gpus {asked}: one is listed twice, or by number beside a UUID",
+            fix="name each once, all by number or all by UUID",
+        )
     return chosen
 
 

@@ -23,7 +23,7 @@ from trtllm_deploy.builds.executor import OnLine
 from trtllm_deploy.checkpoint.fetch import fetch
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, Verification
 from trtllm_deploy.checkpoint.quantize import run_checkpoint
-from trtllm_deploy.machine.gpu import gpus, pick, split
+from trtllm_deploy.machine.gpu import gpus, pick
 from trtllm_deploy.plan.plan import Facts, Stage, StageKind
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.workspace.folder import Workspace
@@ -76,7 +76,7 @@ class StageMaker:
             self._make_repository(stage, target)
 
     def _make_engine(self, stage: Stage, target: Path, log: Path, on_line: OnLine) -> None:
-        visible = split(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        visible = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
         with _timing_cache(stage, self.workspace, visible) as timing_cache:
             job = EngineJob(
                 checkpoint=self._input(stage, "checkpoint"),

@@ -49,18 +49,6 @@ class Gpu:
         """The compute capability as one number: 90 for Hopper."""
         return int(self.capability.replace(".", ""))
 
-    @property
-    def device(self) -> str:
-        """What CUDA_VISIBLE_DEVICES calls it: its number, or a MIG instance's UUID."""
-        return self.uuid if self.parent else str(self.index)
-
-    def is_called(self, name: str) -> bool:
-        """Whether ``name`` means it in CUDA_VISIBLE_DEVICES: number, or how its UUID begins."""
-        if name.isdecimal():
-            return int(name) == self.index
-        known = name.startswith(("GPU-", "MIG-"))
-        return known and (self.uuid.startswith(name) or self.parent.startswith(name))
-
 
 def ask(*arguments: str) -> str:
     """What nvidia-smi answers.
@@ -137,30 +125,50 @@ def _instances(gpu: Gpu, listing: str) -> list[Gpu]:
     return found
 
 
+def devices(listed: Sequence[Gpu]) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES calls them: numbers, or UUIDs where one is a MIG instance."""
+    by_uuid = any(gpu.parent for gpu in listed)
+    return tuple(gpu.uuid if by_uuid else str(gpu.index) for gpu in listed)
+
+
 def pick(listed: Sequence[Gpu], names: Iterable[str]) -> tuple[Gpu, ...]:
     """The GPUs that ``names`` mean, in that order, as CUDA reads CUDA_VISIBLE_DEVICES.
 
-    A number or a GPU's UUID means the first of its MIG instances; the first name that means nothing
-    ends the list (CUDA programming guide, environment variables).
+    The first name that means none, or several, ends the list, and so does a number after UUIDs or
+    a UUID after numbers; one that comes again leaves none at all (tried on two
+    H100). A number or a GPU's UUID means the first of its MIG instances.
     """
     found: list[Gpu] = []
+    numbers = None
     for name in names:
-        called = next((each for each in listed if each.is_called(name)), None)
-        if called is None:
+        number = re.match(r"\s*\+?(\d+)", name)
+        called = _called(listed, name, int(number[1]) if number else None)
+        if called is None or numbers not in (None, bool(number)):
             break
+        if called in found:
+            return ()
+        numbers = bool(number)
         found.append(called)
     return tuple(found)
+
+
+def _called(listed: Sequence[Gpu], name: str, number: int | None) -> Gpu | None:
+    if number is not None:
+        return next((each for each in listed if each.index == number), None)
+    if not name.startswith(("GPU-", "MIG-")):
+        return None
+    meant: dict[str, Gpu] = {}
+    for each in listed:
+        for uuid in filter(None, (each.uuid, each.parent)):
+            if uuid.startswith(name):
+                meant.setdefault(uuid, each)
+    return next(iter(meant.values())) if len(meant) == 1 else None
 
 
 def visible(listed: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """Those of the GPUs that this environment's CUDA_VISIBLE_DEVICES leaves."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(listed) if names is None else pick(listed, split(names))
-
-
-def split(text: str) -> tuple[str, ...]:
-    """The names of a list as CUDA_VISIBLE_DEVICES has it."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(listed) if names is None else pick(listed, names.split(","))
 
 
 def read_report(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from llm_perf.errors import UserError
 from tests.standins import install
 from trtllm_deploy.check.preflight import here
-from trtllm_deploy.machine.gpu import Gpu, gpus, pick, read_listing, visible
+from trtllm_deploy.machine.gpu import Gpu, devices, gpus, pick, read_listing, visible
 
 H100 = "NVIDIA H100 80GB HBM3"
 A, B = "GPU-0aaaaaaa-1111-2222-3333-444444444444", "GPU-0bbbbbbb-1111-2222-3333-444444444444"
@@ -49,18 +48,42 @@ def test_gpus_are_those_that_nvidia_smi_lists(machine: pytest.MonkeyPatch) -> No
     assert gpus()[0].sm == 90
 
 
+# What CUDA made of them on a machine with two H100: cuDeviceGetCount and cuDeviceGetPCIBusId.
 @pytest.mark.parametrize(
     ("names", "indices"),
     [
         ("0,1", [0, 1]),
-        ("1", [1]),
-        (B, [1]),
-        (f"{B}, {A}", [1, 0]),
-        ("GPU-0b", [1]),
+        ("1,0", [1, 0]),
+        (" 0", [0]),
+        ("0 , 9", [0]),
+        ("01", [1]),
+        ("0,1x", [0, 1]),
+        ("0,-1", [0]),
+        ("0,,1", [0]),
+        ("0;1", [0]),
         ("1,9,0", [1]),
+        ("0,0", []),
+        ("1,0,1", []),
         ("", []),
-        ("-1", []),
+        (",0", []),
+        ("-1,0", []),
+        ("a", []),
+        (B, [1]),
+        (f"{B},{A}", [1, 0]),
+        (f"{A}, {B}", [0]),
+        (f"{A},{B},{A}", []),
+        (f"{A},{A[:8]}", []),
+        ("GPU-0b", [1]),
+        ("GPU-0b,GPU-0a", [1, 0]),
+        ("GPU-", []),
+        (f"{A},GPU-", [0]),
+        (f"0,{B}", [0]),
+        (f"{B},0", [1]),
+        (f"0,1,{A}", [0, 1]),
         ("GPU-absent,0", []),
+        (f"{A},GPU-absent,{B}", [0]),
+        (A.lower(), []),
+        ("MIG-absent", []),
     ],
 )
 def test_visible_gpus_are_named_as_cuda_reads_them(
@@ -75,9 +98,10 @@ def test_mig_instances_stand_in_the_place_of_their_gpu(cut: pytest.MonkeyPatch) 
     small, large, whole = gpus()
     assert (small.name, small.memory) == (f"{H100} MIG 1g.10gb", 10 * 2**30)
     assert (large.memory, large.capability) == (40 * 2**30, "9.0")
-    assert [each.device for each in (small, large, whole)] == [SMALL, LARGE, "1"]
+    assert devices(gpus()) == (SMALL, LARGE, B)
+    assert pick(gpus(), devices(gpus())) == gpus()
     assert pick(gpus(), [LARGE]) == (large,)
-    assert pick(gpus(), ["0", A[:9], "1"]) == (small, small, whole)
+    assert pick(gpus(), ["0", "1"]) == pick(gpus(), [A[:9], B]) == (small, whole)
     cut.setenv("CUDA_VISIBLE_DEVICES", LARGE)
     assert here().gpus == (large,)
 
@@ -126,4 +150,4 @@ def test_any_listing_is_read(text: str, instances: str) -> None:
     for gpu in read_listing(text, instances):
         assert gpu.sm >= 0 or "-" in gpu.capability
     found = read_listing(CUT, instances)
-    assert pick(found, [replace(each).device for each in found]) == found
+    assert pick(found, devices(found)) == found
