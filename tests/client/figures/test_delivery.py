@@ -11,6 +11,7 @@ import pytest
 from llm_perf.api import Concurrency, Endpoint, load_workload, measure
 from llm_perf.figures.delivery import delivery_notes
 from llm_perf.figures.goodput import parse_goodput
+from llm_perf.figures.metrics import compute_metrics
 from llm_perf.record import Chunk, Exchange, Record, read_records
 from llm_perf.transports.openai import OpenAI
 from llm_perf.workload.workload import Prompt
@@ -112,6 +113,8 @@ def test_vllms_usage_says_what_was_cached() -> None:
     asked = [(Prompt(0, "p", None, 4), Exchange("r", 1, 1, 6, messages=said))]
     (record,) = read_records(asked, parse, None)
     assert (record.cached_tokens, record.server_input_tokens) == (32, 40)
+    assert compute_metrics([record])["cached_tokens"]["avg"] == 32
+    assert "cached_tokens" not in compute_metrics([replace(record, cached_tokens=None)])
     assert parse(usage.replace(b'{"cached_tokens": 32}', b"null")).error is None
 
 
