@@ -166,7 +166,9 @@ def test_a_request_that_was_never_sent_does_not_stretch_the_run() -> None:
 
 
 def test_every_metric_has_a_formula_and_a_source() -> None:
-    split = record(0, (1, 2), tokens=2, queue_ns=1, prefill_ns=1, kv_cache_reused_blocks=1)
+    split = record(
+        0, (1, 2), tokens=2, queue_ns=1, prefill_ns=1, kv_cache_reused_blocks=1, cached_tokens=1
+    )
     metrics = compute_metrics([split], open_loop=True)
     assert DEFINITIONS.keys() == {*metrics, "request_goodput"}
     assert all(DEFINITIONS[key].unit == metric["unit"] for key, metric in metrics.items())
