@@ -25,6 +25,12 @@ SHAPE: Mapping[str, Any] = {
 # what an architecture needs beside SHAPE to be as small
 _SMALL: Mapping[str, Mapping[str, Any]] = {
     "Qwen3ForCausalLM": {"head_dim": 64},
+    "Gemma2ForCausalLM": {
+        "head_dim": 64,
+        "query_pre_attn_scalar": 48,
+        "attn_logit_softcapping": 0.5,
+        "hidden_act": "gelu_pytorch_tanh",  # beside hidden_activation, as on the hub
+    },
     "MixtralForCausalLM": {"num_local_experts": 4, "intermediate_size": 256},
 }
 PROMPTS = tuple("".join(map(chr, range(first, first + 30))) for first in (32, 62, 92))

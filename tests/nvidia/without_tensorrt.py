@@ -83,6 +83,9 @@ class LowercaseStrEnum(StrEnum):
 class HuggingFaceConfig(types.SimpleNamespace):
     """A config.json as transformers 4 gives it: its keys are attributes."""
 
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
     @classmethod
     def from_pretrained(cls, folder: str, **_: Any) -> HuggingFaceConfig:
         read = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
@@ -103,6 +106,8 @@ _TRUE: dict[str, Any] = {
     "tensorrt_llm.bindings.KVCacheType": KVCacheType,
     "transformers.PretrainedConfig": HuggingFaceConfig,
     "transformers.AutoConfig": HuggingFaceConfig,
+    "transformers.GemmaConfig": HuggingFaceConfig,
+    "transformers.Gemma2Config": HuggingFaceConfig,
 }
 
 
@@ -198,6 +203,9 @@ class _Models(dict[str, Any]):
                 for key, value in zip(each.value.keys, each.value.values, strict=True):
                     if isinstance(key, ast.Constant):  # not those that the C++ library names
                         self[key.value] = ast.unparse(value)
+                    elif isinstance(key, ast.Name):  # a constant of a model's own module
+                        named = getattr(sys.modules["tensorrt_llm.models"], key.id)
+                        self[named] = ast.unparse(value)
 
     def __getitem__(self, name: str) -> Any:
         return getattr(sys.modules["tensorrt_llm.models"], super().__getitem__(name))

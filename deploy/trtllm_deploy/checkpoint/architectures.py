@@ -74,7 +74,9 @@ class Architecture:
     precisions that modelopt or the class doesn't make of it. ``fused`` are linears of transformers
     that are several in all else here; ``joined`` linears of TensorRT-LLM that modelopt exports as
     several, in their order. ``script`` is the container's own converter where it isn't that of
-    ``decoder_type``.
+    ``decoder_type``. ``norm_offset`` is what TensorRT-LLM's weights of norms have more than those
+    of transformers, ``unexported`` are norms that modelopt leaves out. ``activation`` is the field
+    of transformers' config, ``like`` are fields of it that no checkpoint has.
     """
 
     name: str
@@ -97,6 +99,10 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     script: str | None = None
+    norm_offset: float = 0.0
+    unexported: tuple[str, ...] = ()
+    activation: str = "hidden_act"
+    like: Mapping[str, Any] = field(default_factory=dict)
 
 
 # from 0.16 on QWenForCausalLM reads seq_length, which isn't the context length
@@ -106,6 +112,7 @@ _QWEN = {
     "moe_intermediate_size": 0,
     "moe_shared_expert_intermediate_size": 0,
 }
+_GEMMA2 = ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
 _SWIGLU = {"silu": "swiglu"}  # the gate is made explicit there
 # modelopt can't smooth stacked experts; their scales of AWQ have other names than the classes read
 _NOT_OF_EXPERTS = frozenset({"int8_sq", "int4_awq", "w4a8_awq"})
@@ -172,6 +179,23 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         joined={"mlp.fc": ("mlp.gate", "mlp.fc")},
         script="phi",
+    ),
+    "Gemma2ForCausalLM": Architecture(
+        "Gemma2ForCausalLM",
+        "llama",  # modelopt builds gemma2 and writes no config for it
+        "gemma2",
+        since=(0, 16),  # before, it shared the embedding with the head, and had no stages
+        norms={
+            **_NORMS,
+            "pre_feedforward_layernorm": "pre_feedforward_layernorm",
+            "post_feedforward_layernorm": "post_feedforward_layernorm",
+        },
+        fields={name: name for name in _GEMMA2},
+        script="gemma",
+        norm_offset=1.0,
+        unexported=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        activation="hidden_activation",
+        like={"sliding_window": 2**30},  # Triton's setting says the real one
     ),
 }
 

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.apart import take_apart
-from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, Architecture
 from trtllm_deploy.checkpoint.job import CheckpointJob
 from trtllm_deploy.checkpoint.source_files import TOKENIZER_FILES
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG, complete_config
@@ -144,6 +144,7 @@ def _export(
             preprocess_linear_fusion(
                 [layer.get_submodule(part) for part in ours.linears[linear].parts]
             )
+    norms = _take_norms(model, ours)
     ranks = torch_to_tensorrt_llm_checkpoint(
         model,
         ours.decoder_type,
@@ -158,6 +159,10 @@ def _export(
             del weights[name]
         for linear, parts in ours.joined.items():
             _join(weights, linear, parts)
+        per_stage = len(norms) // job.pp
+        first = exported["rank"] // job.tp * per_stage
+        for local, found in enumerate(norms[first : first + per_stage]):
+            weights |= {f"transformer.layers.{local}.{name}": each for name, each in found.items()}
         save_file(weights, aside / f"rank{exported['rank']}.safetensors")
     quantization = exported["quantization"]
     if "quantized_layers" in quantization:  # of nothing quantized; no release takes that key
@@ -165,6 +170,20 @@ def _export(
         exported["quantization"] = {name: quantization[name] for name in kept}
     config = complete_config(exported, hf_config, precision.quant_algo)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _take_norms(model: Any, ours: Architecture) -> list[dict[str, Tensor]]:
+    """Each layer's norms that the exporter would stumble over, taken out of the model."""
+    taken = []
+    for layer in model.model.layers:
+        found = {}
+        for name in ours.unexported:
+            norm = layer.get_submodule(ours.norms[name])
+            weight = norm.weight.data.float() + ours.norm_offset
+            found[f"{name}.weight"] = weight.to(norm.weight.dtype).cpu()
+            layer.set_submodule(ours.norms[name], torch.nn.Identity())
+        taken.append(found)
+    return taken
 
 
 def _join(weights: dict[str, Tensor], linear: str, parts: Sequence[str]) -> None:

@@ -8,26 +8,22 @@ tokenizers, end tokens or engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.apart import take_apart
+from trtllm_deploy.checkpoint.attention import attend_as_engines, round_to
 from trtllm_deploy.checkpoint.tensors import (
     CheckpointTensors,
     InputRounding,
-    KvRounding,
     LayerTensors,
 )
-
-_FP8_MAX = 448.0  # largest e4m3 value
-_ATTENTIONS = ("sdpa", "paged|sdpa")
 
 
 def load_model(checkpoint_dir: Path, *, device: str = "cpu") -> Any:
@@ -62,6 +58,10 @@ def empty_model(tensors: LayerTensors, dtype: torch.dtype, device: str) -> Any:
             tensors.config, dtype=dtype, attn_implementation="sdpa"
         ).eval()
     take_apart(model, (tensors.config.architectures or [""])[0])
+    attend_as_engines()
+    for module in model.modules():  # Gemma's embedding keeps its scale in a buffer
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
     model.model.rotary_emb = type(model.model.rotary_emb)(tensors.config, device=device)
     return model
 
@@ -79,7 +79,7 @@ def round_layer(layer: nn.Module, tensors: LayerTensors, index: int) -> None:
         _round_input(layer.get_submodule(name), rounding)
     kv = tensors.kv_rounding(index)
     if kv is not None:
-        _round_kv_cache(layer.get_submodule("self_attn"), kv)
+        layer.get_submodule("self_attn").kv_rounding = kv  # type: ignore[assignment]
 
 
 def _round_input(linear: nn.Module, rounding: InputRounding) -> None:
@@ -94,40 +94,3 @@ def _round_input(linear: nn.Module, rounding: InputRounding) -> None:
         return (x if rounding.scale is None else round_to(x, rounding.kind, rounding.scale),)
 
     linear.register_forward_pre_hook(hook)
-
-
-def _round_kv_cache(attention: nn.Module, rounding: KvRounding) -> None:
-    """Make an attention see its keys (after the rotation) and values as the cache keeps them.
-
-    transformers chooses the attention function by name, for the whole process; so the function of
-    that name looks at the module, and does nothing new for one that keeps its cache whole.
-    """
-    attention.kv_rounding = rounding  # type: ignore[assignment]
-    for name in _ATTENTIONS:
-        function = ALL_ATTENTION_FUNCTIONS[name]
-        if not getattr(function, "rounds_kv", False):
-            ALL_ATTENTION_FUNCTIONS[name] = _rounding_kv(function)
-
-
-def _rounding_kv(function: Callable[..., Any]) -> Callable[..., Any]:
-    def rounded(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
-    ) -> Any:
-        rounding = getattr(module, "kv_rounding", None)
-        if isinstance(rounding, KvRounding):
-            key = round_to(key, rounding.kind, rounding.k_scale)
-            value = round_to(value, rounding.kind, rounding.v_scale)
-        return function(module, query, key, value, *rest, **more)
-
-    rounded.rounds_kv = True  # type: ignore[attr-defined]
-    return rounded
-
-
-def round_to(x: Tensor, kind: str, scale: float) -> Tensor:
-    """``x`` rounded to ``scale`` times the nearest e4m3 (fp8) or integer (int8) value, clipped."""
-    steps = x.float() / scale
-    if kind == "fp8":
-        steps = steps.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).float()
-    else:
-        steps = steps.round().clamp(-128, 127)
-    return (steps * scale).to(x.dtype)

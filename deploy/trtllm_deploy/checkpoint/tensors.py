@@ -31,6 +31,9 @@ _SAME = (  # fields of transformers' config too
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "mlp_bias"),
 )
 
+# a checkpoint has none of these, and transformers' own defaults are some model's
+_NONE = ("sliding_window", "bos_token_id", "eos_token_id", "pad_token_id")
+
 
 @dataclass(frozen=True, slots=True)
 class InputRounding:
@@ -97,7 +100,7 @@ class CheckpointTensors:
             "model.embed_tokens.weight": _stacked(first, "transformer.vocab_embedding.weight")[
                 :vocabulary
             ],
-            "model.norm.weight": last[0].tensor("transformer.ln_f.weight").float(),
+            "model.norm.weight": self._norm(last[0], "transformer.ln_f"),
             "lm_head.weight": _stacked(last, "lm_head.weight")[:vocabulary],
         }
 
@@ -105,7 +108,7 @@ class CheckpointTensors:
         """Weights of one layer."""
         ranks, ours = self._place(index)
         weights = {
-            f"{theirs}.weight": ranks[0].tensor(f"{ours}.{norm}.weight").float()
+            f"{theirs}.weight": self._norm(ranks[0], f"{ours}.{norm}")
             for norm, theirs in self._architecture.norms.items()
         }
         for name, linear in self._architecture.linears.items():
@@ -150,6 +153,9 @@ class CheckpointTensors:
         scale = ranks[0].tensor(f"{ours}.attention.kv_cache_scaling_factor").item()
         return KvRounding(algo.lower(), scale, scale)
 
+    def _norm(self, rank: Shard, name: str) -> Tensor:
+        return rank.tensor(f"{name}.weight").float() - self._architecture.norm_offset
+
     @property
     def _per_stage(self) -> int:
         return int(self.fields["num_hidden_layers"]) // len(self._stages)
@@ -169,20 +175,22 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     assert architecture is not None  # read_config saw to it
     ours = ARCHITECTURES[architecture]
     gates = {name: theirs for theirs, name in ours.activations.items()}
-    return AutoConfig.for_model(
+    found = AutoConfig.for_model(
         ours.model_type,
         architectures=[architecture],
         **{name: config[name] for name in _SAME},
         **{theirs: find_field(config, name) for name, theirs in ours.fields.items()},
-        hidden_act=gates.get(config["hidden_act"], config["hidden_act"]),
+        **{ours.activation: gates.get(config["hidden_act"], config["hidden_act"])},
         head_dim=config["head_size"],
         rms_norm_eps=config["norm_epsilon"],
         rope_parameters={**rope, "rope_theta": config["rotary_base"]},
         attention_bias=config["attn_bias"],
         tie_word_embeddings=False,
-        # a checkpoint has none of these, and transformers' own defaults are some model's
-        **dict.fromkeys(("sliding_window", "bos_token_id", "eos_token_id", "pad_token_id")),
+        **{**dict.fromkeys(_NONE), **ours.like},
     )
+    if getattr(found, "layer_types", None):
+        found.layer_types = ["full_attention"] * found.num_hidden_layers
+    return found
 
 
 def _stacked(ranks: list[Shard], name: str) -> Tensor:

@@ -150,9 +150,11 @@ def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
 def _from_model(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that modelopt leaves out or may get wrong."""
     ours = ARCHITECTURES[hf_config["architectures"][0]]
+    activation = hf_config[ours.activation]
     biased = bool(hf_config.get("attention_bias", False))
     return {
-        "hidden_act": ours.activations.get(hf_config["hidden_act"], hf_config["hidden_act"]),
+        "hidden_act": ours.activations.get(activation, activation),
+        **{name: hf_config[theirs] for name, theirs in ours.fields.items() if "." not in name},
         "norm_epsilon": hf_config["rms_norm_eps"],
         "rotary_base": float(_rope(hf_config)["rope_theta"]),
         "attn_bias": biased if ours.attn_bias is None else ours.attn_bias,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_perf.errors import UserError
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.faults import (
     Split,
     activation_fault,
@@ -104,13 +105,17 @@ def verify_checkpoint(task: Task, device: str = "cpu") -> dict[str, Any]:
     read_back = hidden_states(checkpoint, ids, device, compare)
     _check_activations(task, checkpoint, findings)
     outer = (source.outer(), checkpoint.outer())
+    known = ARCHITECTURES.get((source.config.architectures or [""])[0])
+    offset = known.norm_offset if known else 0.0
     for name, weight in outer[0].items():
         if half:
             overflow.weight(name, weight)
-        findings.faults.extend(outer_faults(name, outer[1][name], weight))
+        more = offset if "norm" in name else 0.0  # as they are multiplied, and rounded
+        findings.faults.extend(outer_faults(name, outer[1][name] + more, weight + more))
     heads = tuple(each["lm_head.weight"].to(device) for each in outer)
     del outer
-    figures = _compare_logits(task.prompts, (original, read_back), heads)
+    cap = getattr(source.config, "final_logit_softcapping", None)
+    figures = _compare_logits(task.prompts, (original, read_back), heads, cap)
     report = {
         "precision": task.precision.name,
         "kv_cache_dtype": task.kv_cache_dtype,
@@ -260,7 +265,10 @@ def _activation_fault(
 
 @torch.inference_mode()
 def _compare_logits(
-    prompts: Sequence[Sequence[int]], states: tuple[Tensor, ...], heads: tuple[Tensor, ...]
+    prompts: Sequence[Sequence[int]],
+    states: tuple[Tensor, ...],
+    heads: tuple[Tensor, ...],
+    cap: float | None,
 ) -> dict[str, Any]:
     """Figures over all positions; perplexity over those that have a next token."""
     same = positions = targets = 0
@@ -269,6 +277,8 @@ def _compare_logits(
     for row, prompt in enumerate(prompts):
         ids = torch.tensor(prompt, device=heads[0].device)
         a, b = (each[row, : len(prompt)] @ head.T for each, head in zip(states, heads, strict=True))
+        if cap is not None:
+            a, b = (cap * torch.tanh(each / cap) for each in (a, b))
         error = (a - b).abs()
         same += int((a.argmax(-1) == b.argmax(-1)).sum())
         positions += len(prompt)

@@ -66,7 +66,12 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def original(folder: Path) -> torch.Tensor:
-    return logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    # eager: transformers' other attentions leave out what Gemma 2 caps
+    return logits(
+        AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+    )
 
 
 @pytest.mark.parametrize(("tp", "pp"), ODD)
@@ -78,7 +83,9 @@ def test_fp16_reads_back_to_the_model_whatever_the_split(
         odd = {key: value for key, value in odd.items() if key != "head_dim"}
     folder = model(name, **odd)
     export(folder, tmp_path / "made", "fp16", tp, pp)
-    assert torch.allclose(logits(load_model(tmp_path / "made")), original(folder), atol=1e-3)
+    # 1 + weight of a norm is rounded to float16 once more
+    near = 1e-2 if ARCHITECTURES[name].norm_offset else 1e-3
+    assert torch.allclose(logits(load_model(tmp_path / "made")), original(folder), atol=near)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8_wo"])

@@ -27,10 +27,11 @@ from transformers import (
 
 from llm_perf.errors import UserError
 from tests.deploy.agreement import compare_logits
+from trtllm_deploy.checkpoint.attention import round_to
 from trtllm_deploy.checkpoint.dequantize import unpack_int4, weight_only_int8
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob
 from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
-from trtllm_deploy.checkpoint.readback import load_model, round_to
+from trtllm_deploy.checkpoint.readback import load_model
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "number-words"
 CALIBRATION = Calibration(EXAMPLE / "calibration.jsonl", samples=6, max_length=48)
