@@ -58,6 +58,14 @@ class Pool:
         return f"http://{self.authority}" if self._proxy and self._tls is None else ""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the figures should know of the way."""
+        if self._proxy is None:
+            return ()
+        where = f"{self._proxy.hostname}:{self._proxy.port or _PORTS['http']}"
+        return (f"asked through the proxy at {where}: its time is in the figures",)
+
+    @property
     def fields(self) -> tuple[tuple[str, str], ...]:
         """The header fields that a proxy which reads along is owed."""
         return _credentials(self._proxy) if self._proxy and self._tls is None else ()
@@ -66,30 +74,32 @@ class Pool:
         """Ask, on a connection that idles or on a new one; how it went is in ``answer``.
 
         A connection that the server has closed while it idled shows when it is used: then nothing
-        has come back, and the next one is asked, at last a fresh one.
+        has come back, and a fresh one is asked.
         """
         until_ns = perf_counter_ns() + int(timeout_s * 1e9)
         seen = answer.seen
-        while True:
-            connection = self._take()
-            fresh = connection is None
-            try:
-                connection = connection or await asyncio.wait_for(self._open(), _left_s(until_ns))
-            except asyncio.TimeoutError:
-                seen.failure = Status.TIMEOUT, "not answered in time"
-            except NoConnectionError as error:
-                seen.failure = Status.REFUSED, f"no connection: {error}"
-            if connection is None:
-                seen.end_ns = perf_counter_ns()
-                return
-            await connection.exchange(request, answer, _left_s(until_ns))
-            if connection.free:
-                self._idle.append(connection)
-            else:
-                connection.hang_up()
-            if fresh or not answer.unheard:
+        if (idle := self._take()) is not None:
+            await self._ask(idle, request, answer, timeout_s)
+            if not answer.unheard:
                 return
             answer.begin()
+        try:
+            fresh = await asyncio.wait_for(self._open(), _left_s(until_ns))
+        except asyncio.TimeoutError:
+            seen.end_ns = perf_counter_ns()
+            seen.failure = Status.TIMEOUT, "not answered in time"
+        except NoConnectionError as error:
+            seen.end_ns = perf_counter_ns()
+            seen.failure = Status.REFUSED, f"no connection: {error}"
+        else:
+            await self._ask(fresh, request, answer, _left_s(until_ns))
+
+    async def _ask(self, on: Connection, request: bytes, answer: Answer, timeout_s: float) -> None:
+        await on.exchange(request, answer, timeout_s)
+        if on.free:
+            self._idle.append(on)
+        else:
+            on.hang_up()
 
     async def warm(self, streams: int) -> None:
         """Open a connection for each of ``streams``, so that no request waits for one."""

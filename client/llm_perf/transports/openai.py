@@ -155,6 +155,7 @@ async def connect(
     chat = endpoint.chosen == "chat"
     target = endpoint.target(f"{version}/{'chat/' if chat else ''}completions")
     dialect = OpenAI(endpoint.model, chat, endpoint.max_tokens_field, endpoint.stream_options)
+    dialect = replace(dialect, remarks=server.pool.remarks)
     transport = HttpTransport(server, target, dialect)
     try:
         transport.dialect = dialect if trial is None else await _tried(transport, dialect, trial)
@@ -189,7 +190,7 @@ async def _tried(transport: HttpTransport, dialect: OpenAI, trial: Prompt) -> Op
         lost += [key for key in _FIXED[0] if key not in keys]
         left = "" if keys else ", so that answers may be shorter than asked for"
         note = f"left out what the server refuses, {' and '.join(lost)} ({said}){left}"
-        return replace(tried, remarks=(note,) if lost else ())
+        return replace(tried, remarks=(*dialect.remarks, *((note,) if lost else ())))
     return dialect
 
 

@@ -94,7 +94,9 @@ async def connect(
         server.pool.close()
         raise
     verb = "generate_stream" if model.decoupled else "generate"
-    return HttpTransport(server, endpoint.target(f"{path}/{verb}"), GenerateModel(model))
+    return HttpTransport(
+        server, endpoint.target(f"{path}/{verb}"), GenerateModel(model, server.pool.remarks)
+    )
 
 
 def _no_model(endpoint: Endpoint, answer: object, models: object) -> UserError:

@@ -181,6 +181,8 @@ def test_who_is_reached_through_the_proxy(
         monkeypatch.delenv(name, raising=False)
     pool = Server(Endpoint(url, "openai", "m")).pool
     assert (pool.origin != "") == through
+    note = "asked through the proxy at 127.0.0.1:3128: its time is in the figures"
+    assert pool.remarks == ((note,) if through else ())
 
 
 @pytest.mark.parametrize("url", ["socks5://h:1", "https://h:1", "http://h:x", "http://"])
