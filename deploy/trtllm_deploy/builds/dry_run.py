@@ -23,6 +23,7 @@ from trtllm_deploy.builds.make import checkpoint_job
 from trtllm_deploy.checkpoint.calibration import write_prompts
 from trtllm_deploy.checkpoint.container_scripts import complete, script_command, write_data_set
 from trtllm_deploy.checkpoint.job import CheckpointJob
+from trtllm_deploy.checkpoint.source_files import UNREAD
 from trtllm_deploy.plan.plan import CellPlan, Facts, Stage, distinct
 from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
 from trtllm_deploy.spec.overrides import overridden
@@ -76,7 +77,8 @@ class _Script:
         if source.folder is not None:
             return ["ln", "-sfn", str(source.folder), str(folder)]
         repo, commit = str(source.identity["repo"]), str(source.identity["commit"])
-        return ["hf", "download", repo, "--revision", commit, "--local-dir", str(folder)]
+        unread = [word for pattern in UNREAD for word in ("--exclude", pattern)]
+        return ["hf", "download", repo, "--revision", commit, "--local-dir", str(folder), *unread]
 
     def _checkpoint(self, stage: Stage, folder: Path) -> Iterator[str]:
         job = checkpoint_job(stage, self.file, self.places[stage.inputs[0]], folder)

@@ -32,6 +32,9 @@ WEIGHT_INDEX = "model.safetensors.index.json"
 SIDE_CONFIGS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Where modelopt, AutoGPTQ and AutoAWQ say how weights are quantized, if not in config.json."""
 
+UNREAD = ("*/*", "consolidated*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+"""Patterns of what a repository may hold beside the checkpoint that is read: weights once more."""
+
 _METHODS = dict(zip(SIDE_CONFIGS, ("modelopt", "gptq", "awq"), strict=True))
 _BESIDE = (CONFIG, "generation_config.json", *SIDE_CONFIGS, WEIGHT_INDEX, *TOKENIZER_FILES)
 

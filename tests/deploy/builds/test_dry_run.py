@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from llm_perf.errors import UserError
+from tests.deploy.hub import COMMIT, serving
 from tests.standins import install
 from tests.standins.contract import parser
 from trtllm_deploy.builds.dry_run import dry_run_script, main
@@ -179,6 +180,27 @@ def test_a_step_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         capsys.readouterr().err
         == f"trtllm_deploy.builds.dry_run: {missing}: can't be read: No such file or directory\n"
     )
+
+
+def test_the_hubs_own_command_brings_what_is_read_and_no_weights_twice(tmp_path: Path) -> None:
+    spec = {
+        "models": {"m": {"source": "acme/tiny"}},
+        "precisions": ["fp16"],
+        "matrix": {"max_batch_size": [4], "isl_osl": ["16,16"]},
+    }
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(spec))
+    text, _ = script(tmp_path / "d.yaml", tmp_path / "w")
+    (words,) = (each for each in commands(text) if each[:2] == ["hf", "download"])
+    words[words.index("--revision") + 1] = COMMIT
+    twice = ("consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin")
+    needed = {path.name: path.read_bytes() for path in MODEL.iterdir()}
+    with serving({**needed, **dict.fromkeys(twice, b"not needed")}) as hub:
+        hf = str(Path(sys.executable).with_name("hf"))
+        environment = hub.environment(tmp_path)
+        subprocess.run([hf, *words[1:]], env=environment, check=True, capture_output=True)
+    assert not hub.asked.keys() & {*twice}
+    folder = Path(words[words.index("--local-dir") + 1])
+    assert needed.keys() <= {path.name for path in folder.iterdir()}
 
 
 def test_a_model_that_is_not_known_cannot_be_scripted(tmp_path: Path) -> None:
