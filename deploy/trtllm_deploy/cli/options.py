@@ -117,8 +117,8 @@ def planned(
 ) -> Planned:
     """Read a deployment file and plan it; with other ``overrides`` than the workspace's, if given.
 
-    ``as_made``: checkpoints count whatever tools they were made with.
-    Raises UserError: the file is wrong, a source can't be resolved, the cluster doesn't answer.
+    ``as_made``: checkpoints count whatever tools they were made with. Raises UserError: the
+    file is wrong, a source can't be resolved, the cluster doesn't answer.
     """
     from trtllm_deploy.plan.plan import plan
     from trtllm_deploy.releases.release import stand_in

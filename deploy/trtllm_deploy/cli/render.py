@@ -89,9 +89,8 @@ def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> No
     """Change settings of CELL that need no build: keys of FILE's 'triton:' block.
 
     Without any, say which are changed. They hold, whatever is built meanwhile, until 'set FILE CELL
-    KEY=' brings back what FILE says. A
-    server that runs loads them where Triton allows it. What 'check' calls an error, or the server
-    refuses, changes nothing.
+    KEY=' brings back what FILE says. A server that runs is started anew. What 'check' calls an
+    error, or the server refuses, changes nothing.
     """
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.serve.change import try_out

@@ -117,7 +117,7 @@ def gc(files: tuple[Path, ...], workspace: Path, yes: bool, forget: tuple[Path, 
     """
     from trtllm_deploy.plan.plan import distinct
     from trtllm_deploy.workspace.folder import Workspace
-    from trtllm_deploy.workspace.leftovers import leftovers, sweep
+    from trtllm_deploy.workspace.leftovers import in_use, leftovers, sweep
 
     space = Workspace(workspace.absolute())
     known = space.deployment_files()
@@ -137,7 +137,7 @@ def gc(files: tuple[Path, ...], workspace: Path, yes: bool, forget: tuple[Path, 
         needed.update((stage.kind, stage.key) for stage in distinct(each.plans))
     needed.update(_needs_of_missing(missing, known, needed))
     found = leftovers(needed, space)
-    stayed = sweep(found, space) if yes else []
+    stayed = (sweep if yes else in_use)(found, space)
     named = {each.file.path.absolute() for each in asked}
     for folder in found:
         verb = "in use" if folder in stayed else "deleted" if yes else "would delete"

@@ -72,12 +72,12 @@ class Lease:
 
 
 @contextmanager
-def nobody_else_begins(store: Path) -> Iterator[frozenset[Artifact]]:
-    """The artifacts in use; until the end of the block no lease is given."""
+def nobody_else_begins(store: Path) -> Iterator[None]:
+    """Until the end of the block no lease is given."""
     folder = store / "leases"
     folder.mkdir(parents=True, exist_ok=True)
     with _gate(folder, fcntl.LOCK_EX):
-        yield in_use(store)
+        yield
 
 
 def in_use(store: Path) -> frozenset[Artifact]:

@@ -6,13 +6,14 @@ no link, and leaves what somebody uses. Knows nothing of how artifacts are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from trtllm_deploy.plan.plan import StageKind
-from trtllm_deploy.store.leases import Artifact, nobody_else_begins
+from trtllm_deploy.store import leases
+from trtllm_deploy.store.leases import Artifact
 from trtllm_deploy.workspace.folder import Workspace
 from trtllm_deploy.workspace.questions import behind
 
@@ -57,18 +58,24 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def sweep(found: Iterable[Leftover], workspace: Workspace) -> list[Leftover]:
+def in_use(found: Iterable[Leftover], workspace: Workspace) -> list[Leftover]:
+    """Those that a build, a server or a measurement uses, with all that they were made from."""
+    held = leases.in_use(workspace.store.root)
+    used = held | behind(held, workspace).keys()
+    return [each for each in found if (each.kind, each.key) in used]
+
+
+def sweep(found: Sequence[Leftover], workspace: Workspace) -> list[Leftover]:
     """Delete what was found, and names that lead nowhere then; returns what stays.
 
-    That is what some process makes right now, or uses with all that it was made from.
+    That is what some process uses, or makes right now.
     """
     discard = workspace.store.discard
-    stayed = []
-    with nobody_else_begins(workspace.store.root) as held:
-        used = held | behind(held, workspace).keys()
-        for each in found:
-            if (each.kind, each.key) in used or not discard(each.kind, each.key, each.path):
-                stayed.append(each)
+    with leases.nobody_else_begins(workspace.store.root):
+        used = in_use(found, workspace)
+        stayed = [
+            each for each in found if each in used or not discard(each.kind, each.key, each.path)
+        ]
         for name in workspace.named():
             if not name.exists():
                 name.unlink()

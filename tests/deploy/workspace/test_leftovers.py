@@ -10,6 +10,7 @@ from trtllm_deploy.plan.plan import CellPlan, distinct
 from trtllm_deploy.store.leases import Lease, in_use
 from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
 from trtllm_deploy.workspace.folder import Built, Workspace
+from trtllm_deploy.workspace.leftovers import in_use as workspace_in_use
 from trtllm_deploy.workspace.leftovers import leftovers, sweep
 
 from tests.deploy.workspace.artifacts import Planning, being_made, make
@@ -112,7 +113,9 @@ def test_what_is_used_stays_with_all_it_was_made_from(planned: Planning, space: 
     make(space, used, other)
     with Lease(space.store.root) as lease:
         lease.hold([("repository", used.repository.key)])
+        told = workspace_in_use(leftovers([], space), space)
         stayed = sweep(leftovers([], space), space)
+    assert stayed == told
     assert {each.key for each in stayed} == {stage.key for stage in used.stages}
     assert all(map(space.has, used.stages))
     assert space.names(used)[1][0].exists()
