@@ -37,19 +37,22 @@ def try_out(
 ) -> str:
     """Make the cell's repository and start its servers on it; what came of it.
 
+    The workspace keeps the settings from the start, so that no build meanwhile undoes them.
     ``show`` gets what changed. Raises UserError where preflight finds errors that weren't there
-    before, or a server doesn't come up; then all is again as the workspace keeps it.
+    before, or a server doesn't come up; then all is again as it was, and so kept.
     """
     repository = workspace.names(plan)[1][0]
-    known = _errors(repository)
-    changed = rerender(file, facts, plan, workspace)
-    show(changed)
+    known, kept = _errors(repository), workspace.overrides
     try:
+        workspace.keep_overrides(facts.overrides)
+        changed = rerender(file, facts, plan, workspace)
+        show(changed)
         for what in _errors(repository) - known:
             raise UserError(f"nothing was set: {what}", where=repository)
         return bring_up(workspace, plan.cell.name) if changed else "nothing changed"
     except UserError:
-        old = replace(facts, overrides=workspace.overrides)
+        workspace.keep_overrides(kept)
+        old = replace(facts, overrides=kept)
         before = find_plan(plan_cells(file, old), file, plan.cell.name)
         rerender(file, old, before, workspace)
         for served in running(workspace):

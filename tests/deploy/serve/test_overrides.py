@@ -15,6 +15,7 @@ from trtllm_deploy.builds.make import StageMaker
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.cli import main as cli
 from trtllm_deploy.plan.plan import CellPlan, Facts, distinct, plan
+from trtllm_deploy.serve import change
 from trtllm_deploy.serve.change import rerender
 from trtllm_deploy.spec.deployment_file import DeploymentFile, load_deployment
 from trtllm_deploy.spec.overrides import overridden, parse_changes
@@ -260,4 +261,30 @@ def test_a_build_that_was_planned_before_a_change_does_not_undo_it(
     assert space.names(before)[1][0].resolve() == space.artifact(changed.repository)
     space.keep_overrides({})
     space.name(before)
+    assert space.names(before)[1][0].resolve() == space.artifact(before.repository)
+
+
+def test_a_change_is_kept_while_it_is_tried_and_no_longer_where_it_fails(
+    written: Callable[..., DeploymentFile],
+    space: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = written()
+    before = made(file, space, facts(space))[0]
+    now = facts(space, **{CELL: {"preprocessing_instance_count": 2}})
+    kept, named = [], []
+
+    def never_up(workspace: Workspace, _: str) -> str:
+        kept.append(workspace.overrides)
+        workspace.name(before)  # a build that was planned before, and ends now
+        named.append(workspace.names(before)[1][0].resolve())
+        raise UserError("the server doesn't come up with it")
+
+    monkeypatch.setattr(change, "bring_up", never_up)
+    monkeypatch.setattr(change, "judge", lambda *_: [])
+    with pytest.raises(UserError, match="doesn't come up"):
+        change.try_out(file, now, plan(file, now)[0], space, lambda _: None)
+    assert kept == [now.overrides]
+    assert named == [space.artifact(plan(file, now)[0].repository)]
+    assert space.overrides == {}
     assert space.names(before)[1][0].resolve() == space.artifact(before.repository)
