@@ -118,6 +118,8 @@ class Connection(asyncio.Protocol):
         """Say whether that was an answer's end."""
         self._at = perf_counter_ns()
         self._spent = True
+        self._transport = None
+        del self._parser  # these know us: without a collector none would go
         answer = self._answer
         if answer is None:
             return

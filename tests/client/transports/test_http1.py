@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -33,7 +35,7 @@ class Tcp(Wire):
     def abort(self) -> None:
         if not self.closed:
             self.closed = True
-            self.ours.connection_lost(None)
+            asyncio.get_running_loop().call_soon(self.ours.connection_lost, None)
 
 
 async def hear(stream: bytes, cuts: Sequence[int], room: int = 2**20) -> tuple[Answer, Connection]:
@@ -165,3 +167,17 @@ def test_no_more_is_kept_of_a_body_than_there_is_room_for(chunk: int) -> None:
     assert answer.seen.failure is not None and answer.seen.failure[0] is Status.OVERLONG
     assert 10_000 - chunk <= len(join(answer.seen.messages)) <= 10_000
     assert not ours.free
+
+
+def test_a_connection_that_is_lost_is_gone_without_a_collector() -> None:
+    """None runs under load, and some servers close after every answer."""
+    one = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na"
+
+    async def run() -> list[weakref.ref[Connection]]:
+        return [weakref.ref((await hear(one, []))[1]) for _ in range(3)]
+
+    gc.disable()
+    try:
+        assert [each() for each in asyncio.run(run())] == [None] * 3
+    finally:
+        gc.enable()
