@@ -190,7 +190,8 @@ def test_a_variable_reaches_its_process_as_it_is(value: str) -> None:
     set_ = job(environment={"NCCL_SOCKET_IFNAME": value})
     before, _, _ = slurm(set_).partition("\n# What each of")
     script = f'{before}\nprintf %s "$NCCL_SOCKET_IFNAME"'
-    said = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
+    on = {**os.environ, "SLURM_JOB_ID": "7"}
+    said = subprocess.run(["bash", "-c", script], env=on, capture_output=True, check=True).stdout
     assert said.decode() == value
     group = documents(kubernetes(set_))["LeaderWorkerSet"]
     for template in pod_templates(group):
