@@ -77,7 +77,9 @@ class HttpTransport:
         came = seen.failure is None
         streamed = are_events(pieces)
         if streamed:
-            seen.messages = [(at, hide(said)) for at, said in cut_events(pieces, came)]
+            seen.messages = cut_events(pieces, came)
+            if self._mask.secrets:
+                seen.messages = [(at, hide(said)) for at, said in seen.messages]
         elif came and pieces:
             seen.messages = [(pieces[-1][0], hide(join(pieces)))]
         if came and not any(self.dialect.ended(each) for _, each in reversed(seen.messages)):
