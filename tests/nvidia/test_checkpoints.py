@@ -21,6 +21,7 @@ from trtllm_deploy.backends.judge import Question, ask
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG
+from trtllm_deploy.spec.precision import find_precision
 
 HERE = Path(__file__).parent
 PRECISIONS = {
@@ -59,7 +60,7 @@ def checkpoints(
     found = {}
     for name, folder in models.items():
         for precision, kv in PRECISIONS.items():
-            if precision in ARCHITECTURES[name].without:
+            if find_precision(precision).quant_algo in ARCHITECTURES[name].without:
                 continue
             for split, (tp, pp) in SPLITS.items():
                 if pp > 1 and not ARCHITECTURES[name].pp:

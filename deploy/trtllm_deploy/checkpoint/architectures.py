@@ -71,10 +71,11 @@ class Architecture:
     that files have otherwise than transformers. ``only`` are values of a model's config beside
     which TensorRT-LLM's class computes something else, ``head_size`` whether it takes one that
     isn't hidden_size / heads, ``pp`` whether it can be split into pipeline stages; ``without``
-    precisions that modelopt or the class doesn't make of it. ``fused`` are linears of transformers
-    that are several in all else here; ``joined`` linears of TensorRT-LLM that modelopt exports as
-    several, in their order. ``script`` is the container's own converter where it isn't that of
-    ``decoder_type``. ``norm_offset`` is what TensorRT-LLM's weights of norms have more than those
+    quantizations (quant_algo) that modelopt or the class doesn't make of it. ``fused`` are linears
+    of transformers that are several in all else here; ``joined`` linears of TensorRT-LLM that
+    modelopt exports as several, in their order. ``script`` is the container's own
+    converter where it isn't that of ``decoder_type``.
+    ``norm_offset`` is what TensorRT-LLM's weights of norms have more than those
     of transformers, ``unexported`` are norms that modelopt leaves out. ``activation`` is the field
     of transformers' config, ``like`` are fields of it that no checkpoint has.
     """
@@ -115,7 +116,7 @@ _QWEN = {
 _GEMMA2 = ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
 _SWIGLU = {"silu": "swiglu"}  # the gate is made explicit there
 # modelopt can't smooth stacked experts; their scales of AWQ have other names than the classes read
-_NOT_OF_EXPERTS = frozenset({"int8_sq", "int4_awq", "w4a8_awq"})
+_NOT_OF_EXPERTS = frozenset({"W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ"})
 _MIXTRAL = Experts("w1", "w3", "w2")
 
 

@@ -100,7 +100,7 @@ def _unlike(config: Mapping[str, Any], precision: Precision, pp: int) -> Fault |
     """What the architecture's models may have, or be made in, and TensorRT-LLM's class hasn't."""
     name = config["architectures"][0]
     ours = ARCHITECTURES[name]
-    if precision.name in ours.without:
+    if precision.quant_algo in ours.without:
         return Fault(f"no {precision.name} checkpoint can be made of {name}", "remove it")
     if pp > 1 and not ours.pp:
         return Fault(f"TensorRT-LLM's {name} has no pipeline stages", "write 'pp: 1', and more tp")
