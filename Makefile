@@ -36,6 +36,7 @@ check: $(INSTALLED)  ## lint, format, types, generated docs
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 	$(RUN)/python docs/generate.py --check
+	$(RUN)/python docs/models.py --check
 	$(RUN)/python docker/dashboard.py --check
 
 format: $(INSTALLED)  ## mend what lint and format can
