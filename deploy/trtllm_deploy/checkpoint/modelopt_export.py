@@ -207,7 +207,10 @@ def _join(weights: dict[str, Tensor], linear: str, parts: Sequence[str]) -> None
 def _export_hf(
     model: Any, job: CheckpointJob, precision: Precision, _: dict[str, Any], aside: Path
 ) -> None:
-    export_hf_checkpoint(model, dtype=getattr(torch, precision.dtype), export_dir=aside)
+    if job.needs_calibration:
+        export_hf_checkpoint(model, dtype=getattr(torch, precision.dtype), export_dir=aside)
+    else:  # nothing is quantized, and modelopt refuses experts that aren't
+        model.save_pretrained(aside)
     for pattern in TOKENIZER_FILES:
         for file in job.model_dir.glob(pattern):
             shutil.copyfile(file, aside / file.name)

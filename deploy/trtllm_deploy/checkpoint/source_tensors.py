@@ -78,13 +78,13 @@ class SourceTensors:
     def roundings(self, index: int) -> dict[str, InputRounding]:
         """The linears of one layer that round their input to e4m3."""
         prefix, suffix = _LAYER.format(index), ".input_scale"
-        return {
-            self._module(name[len(prefix) : -len(suffix)]): InputRounding(
-                "fp8", self._tensor(name).item(), None
-            )
-            for name in self._files
-            if name.startswith(prefix) and name.endswith(suffix)
-        }
+        found: dict[str, InputRounding] = {}
+        for name in self._files:
+            if name.startswith(prefix) and name.endswith(suffix):
+                module = self._module(name[len(prefix) : -len(suffix)])
+                rounding = InputRounding("fp8", self._tensor(name).item(), None)
+                found |= dict.fromkeys(self._fused.get(module, (module,)), rounding)
+        return found
 
     def kv_rounding(self, index: int) -> KvRounding | None:
         """How one layer's keys and values are rounded, if they are."""

@@ -108,6 +108,16 @@ def test_a_quantized_checkpoint_is_verified_and_swapped_ranks_are_found(
         verify_checkpoint(task)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_checkpoint_for_the_llm_api_is_verified(
+    model: Model, tmp_path: Path, name: str, precision: str
+) -> None:
+    folder, made = model(name), tmp_path / "made"
+    measured = export(folder, made, precision, kind="hf")
+    task = Task(folder, made, find_precision(precision), IDS.tolist(), 0.6, measured, as_hf=True)
+    assert verify_checkpoint(task)["worst_weight"]["error"] < 0.05
+
+
 def test_what_its_class_has_not_is_refused_before_the_start(model: Model, name: str) -> None:
     config = json.loads((model(name) / "config.json").read_text())
     ours = ARCHITECTURES[name]
