@@ -65,7 +65,10 @@ def test_any_bytes_are_prompts_or_one_clear_error(
         assert read_lines(file)
 
 
-@pytest.mark.parametrize("head", [b"\x1f\x8b", b"\x1f\x8b\x08\x00", gzip.compress(b"{}")[:-4]])
+CUT = gzip.compress(b"{}", mtime=0)[:-4]
+
+
+@pytest.mark.parametrize("head", [CUT[:2], CUT[:4], CUT])
 def test_a_broken_gzip_is_one_clear_error(tmp_path: Path, head: bytes) -> None:
     (tmp_path / "a.gz").write_bytes(head)
     with pytest.raises(UserError, match="can't be read"):
