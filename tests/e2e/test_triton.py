@@ -385,11 +385,11 @@ with TritonServer(repository, ports=free_ports(), log_file=log, cache_dir=cache)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         family = psutil.Process(process.pid).children(recursive=True)
-        regions = list(Path("/dev/shm").glob(f"trtllm-deploy-{process.pid}-*"))
-        assert len(family) >= 5  # the supervisor, Triton, three stubs
-        assert regions
+        regions = list(Path("/dev/shm").glob(f"trtllm-deploy-*-{process.pid}-*"))
         os.kill(process.pid, 9)
         process.wait()
+    assert len(family) >= 5  # the supervisor, Triton, three stubs
+    assert regions
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
     deadline = time.monotonic() + 5

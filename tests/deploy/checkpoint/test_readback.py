@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    ContinuousBatchingConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -188,7 +189,10 @@ def whole() -> Any:
 
 def generate(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    answers = model.generate_batch(inputs=prompts, generation_config=config)
+    little = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256)  # else most of memory
+    answers = model.generate_batch(
+        inputs=prompts, generation_config=config, continuous_batching_config=little
+    )
     return [answers[name].generated_tokens for name in sorted(answers)]
 
 

@@ -66,9 +66,8 @@ def known(release: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("release", release_names())
-@settings(max_examples=60)
-@given(data=st.data())
+@settings(max_examples=120)
+@given(release=st.sampled_from(release_names()), data=st.data())
 def test_any_settings_make_configs_that_triton_can_read(release: str, data: Any) -> None:
     names = data.draw(st.lists(st.sampled_from(known(release)), unique=True))
     chosen = TritonSettings(**{name: data.draw(values_of(name), name) for name in names})
