@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)  ## build, serve and measure the tiny example model
 	$(RUN)/trtllm-deploy run examples/quickstart.yaml
 
 test: $(INSTALLED)  ## all tests, offline, with real Triton and real modelopt
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-nvidia: $(INSTALLED)  ## TRTLLM_SOURCES=FOLDER of <release>/TensorRT-LLM trees: their own code judges ours
 	@test -n "$(TRTLLM_SOURCES)" || { echo "set TRTLLM_SOURCES to a folder with <release>/TensorRT-LLM" >&2; exit 2; }
