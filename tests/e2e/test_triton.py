@@ -359,7 +359,7 @@ def test_a_model_that_does_not_load_ends_with_triton_s_own_words(
     server = TritonServer(
         broken, ports=free_ports(), log_file=tmp_path / "log", cache_dir=triton_cache
     )
-    with server, pytest.raises(UserError, match=r"exit code 1 .*no tokenizer_dir /nowhere"):
+    with server, pytest.raises(UserError, match=r"exit code \d+ .*no tokenizer_dir /nowhere"):
         server.wait_ready(60)
 
 

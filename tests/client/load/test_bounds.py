@@ -197,7 +197,7 @@ def test_a_stream_over_http_is_cut_too(write_prompts, tokenizer_folder) -> None:
         run = measure(Endpoint(url, "openai", "m"), workload, Concurrency(1), conditions)
     bad, fine = run.records
     assert (bad.status, fine.status) == (Status.OVERLONG, Status.OK)
-    assert LIMIT / 2 < len(bad.answer) <= LIMIT + 10 * 1024
+    assert len(bad.answer) <= LIMIT + 10 * 1024  # the read that was too much is left out whole
 
 
 @pytest.mark.parametrize("status", [429, 503])
