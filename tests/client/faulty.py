@@ -12,7 +12,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import h2.config
 import h2.connection
@@ -27,6 +27,8 @@ from tests.client.scripted import ENSEMBLE, FINAL, Say, response
 WORDS = ("one", " two", " three")
 CONFIG = text_format.Parse(ENSEMBLE, model_config_pb2.ModelConfig())
 Send = Callable[[bytes], Awaitable[None]]
+Step = bytes | float | tuple[bytes, int]
+"""What to send, how many seconds to wait (below zero: the end), or what to send how often."""
 
 
 class Voice:
@@ -68,6 +70,20 @@ class Voice:
         for piece in [data[i : i + 1] for i in range(len(data))] if self.bytewise else [data]:
             self.writer.write(piece)  # goes out at once
         await self.writer.drain()
+
+    async def follow(self, script: Sequence[Step]) -> float | None:
+        """Do what a script says; which end it names, if it does."""
+        for step in script:
+            if isinstance(step, float):
+                if step < 0:
+                    return step
+                await asyncio.sleep(step)
+                continue
+            said, times = (step, 1) if isinstance(step, bytes) else step
+            for _ in range(times):
+                await self.write(said)
+                await asyncio.sleep(0)
+        return None
 
     def abort(self) -> None:
         """Lose the connection: the peer gets a TCP reset."""

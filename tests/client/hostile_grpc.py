@@ -7,7 +7,6 @@ connection stays. The text of a prompt names its mode.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,10 +16,9 @@ from tritonclient.grpc import service_pb2
 
 from llm_perf.transports import frames as h2
 from llm_perf.transports.frames import encode_fields, frame
-from tests.client.faulty import Mode, Voice
+from tests.client.faulty import Mode, Step, Voice
 from tests.client.scripted import FINAL, Say, response
 
-Step = bytes | float | tuple[bytes, int]
 Script = Callable[[int], Sequence[Step]]
 CLOSE: Final = -1.0
 _ESCAPES: Final = "\x1b[2J\x1b]0;owned\x07\b\b\x7f\r\n"
@@ -239,17 +237,8 @@ MODES: Final[dict[str, tuple[str, Script]]] = {
 
 
 async def _play(script: Script, voice: Voice) -> None:
-    for step in script(voice.number):  # type: ignore[attr-defined]
-        if step == CLOSE:
-            voice.writer.close()
-            return
-        if isinstance(step, float):
-            await asyncio.sleep(step)
-            continue
-        said, times = (step, 1) if isinstance(step, bytes) else step
-        for _ in range(times):
-            await voice.write(said)
-            await asyncio.sleep(0)
+    if await voice.follow(script(voice.number)) == CLOSE:  # type: ignore[attr-defined]
+        voice.writer.close()
 
 
 def modes() -> dict[str, Mode]:

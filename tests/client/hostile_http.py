@@ -7,16 +7,14 @@ bytes and how often they are sent. After the script the connection is closed, un
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from tests.client.faulty import Mode, Voice
+from tests.client.faulty import Mode, Step, Voice
 
-Step = bytes | float | tuple[bytes, int]
 KEEP: Final = -1.0
 _ESCAPES: Final = "\x1b[2J\x1b]0;owned\x07\x9b31m\b\b\x7f\r\n"
 
@@ -136,17 +134,8 @@ MODES: Final[dict[str, tuple[str, Sequence[Step]]]] = {
 
 
 async def _play(script: Sequence[Step], voice: Voice) -> None:
-    for step in script:
-        if step == KEEP:
-            return
-        if isinstance(step, float):
-            await asyncio.sleep(step)
-            continue
-        data, times = (step, 1) if isinstance(step, bytes) else step
-        for _ in range(times):
-            await voice.write(data)
-            await asyncio.sleep(0)
-    voice.writer.close()
+    if await voice.follow(script) != KEEP:
+        voice.writer.close()
 
 
 def modes() -> dict[str, Mode]:
