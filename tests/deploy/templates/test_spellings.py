@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from tests.deploy.byte_level import byte_level
 from tests.deploy.templates.test_preprocessing import MODEL, spellings, tokenizer
 
 TEXTS = [
@@ -60,21 +61,7 @@ def mistral() -> Tokenizer:
     return made
 
 
-def byte_level() -> Tokenizer:
-    """As GPT-2, Qwen2 and Llama 3 have it."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(TEXTS * 3, trainer)
-    return made
-
-
-KINDS = {"Llama 2": llama2(), "Mistral": mistral(), "byte level": byte_level()}
+KINDS = {"Llama 2": llama2(), "Mistral": mistral(), "byte level": byte_level(TEXTS * 3, 600)}
 FOUND = {
     (kind, word): {tuple(ids) for ids in spellings.Spellings(made).of(word)}
     for kind, made in KINDS.items()
