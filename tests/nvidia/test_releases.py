@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from tests.deploy.configs import ordered
 from tests.nvidia import release_data
 from trtllm_deploy.backends.repository import render_config, with_additions
 from trtllm_deploy.cli.main import command as deploy
@@ -48,10 +49,7 @@ def test_a_rendered_config_is_nvidias_filled_template(
     once = {each.name: each for each in theirs.output}  # 1.x lists one output of the ensemble twice
     del theirs.output[:]
     theirs.output.extend(once.values())
-    for each in (ours, theirs):
-        each.input.sort(key=lambda tensor: tensor.name)  # Triton takes them by name
-        each.output.sort(key=lambda tensor: tensor.name)
-    assert ours == theirs
+    assert ordered(ours) == ordered(theirs)
 
 
 def settings(release: str, name: str) -> set[str]:

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from tests.deploy.configs import ordered
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import (
     MODELS,
@@ -54,13 +55,6 @@ def tensors(declared: list[dict[str, Any]], values: dict[str, str]) -> list[dict
         tensor |= {"allow_ragged_batch": True} if each["ragged"] else {}
         made[each["name"]] = tensor  # 1.2's ensemble lists kv_cache_alloc_total_blocks twice
     return list(made.values())
-
-
-def ordered(config: ModelConfig) -> ModelConfig:
-    """By name, as Triton takes tensors: a release file that builds on another has its order."""
-    for tensors in (config.input, config.output):
-        tensors.sort(key=lambda each: each.name)
-    return config
 
 
 def expected(release: str, name: str, values: dict[str, str]) -> ModelConfig:
