@@ -23,6 +23,7 @@ from trtllm_deploy.check.finding import Finding, Level
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.releases.release import Release, load_release, release_of
+from trtllm_deploy.spec.located import parse_yaml
 
 _PLACEHOLDER = re.compile(r"\$\{(\w*)")
 _QUOTED = re.compile(r"""("(\\.|[^"\\])*"|'(\\.|[^'\\])*')|#.*""")
@@ -249,7 +250,7 @@ def _read_llmapi(model: Model) -> tuple[Model, EngineConfig]:
     file = model.file.parent / "1" / "model.yaml"
     try:
         text = file.read_text(encoding="utf-8")
-        said = yaml.safe_load(text)
+        said = parse_yaml(text)
         cache = dict(said.get("kv_cache_config") or {})
         tp, pp = (int(said.get(f"{way}_parallel_size") or 1) or 1 for way in ("tensor", "pipeline"))
         source = str(said["model"])

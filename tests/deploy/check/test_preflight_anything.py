@@ -149,6 +149,11 @@ def llmapi(root: Path, **changed: object) -> None:
     (model / "1" / "model.py").touch()
 
 
+BOMB: list[object] = ["x"] * 9
+for _ in range(5):
+    BOMB = [BOMB] * 9  # written as aliases
+
+
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
@@ -156,6 +161,7 @@ def llmapi(root: Path, **changed: object) -> None:
         ({"tensor_parallel_size": 2}, "needs 2 GPUs per machine, 1 are here"),
         ({"kv_cache_config": {"max_tokens": 64}}, "one sequence takes 192"),
         ({"tensor_parallel_size": "two"}, "arguments of LLM()"),
+        ({"stop": BOMB}, "more than 20000 values"),
     ],
 )
 def test_a_repository_of_the_llm_api_is_read_too(
