@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections import deque
 from collections.abc import Sequence
 from ipaddress import ip_address
 from time import perf_counter_ns
@@ -34,7 +33,7 @@ class NoConnectionError(Exception):
 
 
 class Pool:
-    """Connections to the server of ``endpoint``, in the order in which they became free.
+    """Connections to the server of ``endpoint``; the last that became free is used first.
 
     Raises ``UserError`` for TLS files that can't be read and proxies of a kind that isn't spoken.
     """
@@ -50,7 +49,7 @@ class Pool:
         if self._proxy is not None:
             self._place = (self._proxy.hostname or "", self._proxy.port or _PORTS["http"])
         self._address: tuple[str, int] | None = None
-        self._idle: deque[Connection] = deque()
+        self._idle: list[Connection] = []
 
     @property
     def origin(self) -> str:
