@@ -256,7 +256,8 @@ def _read_llmapi(model: Model) -> tuple[Model, EngineConfig]:
         source = str(said["model"])
         absent = source.startswith(("/", ".", "${")) and not Path(source).is_dir()
     except _UNREADABLE as error:
-        raise UserError(f"can't be read as arguments of LLM(): {error!r}", where=file) from None
+        why = getattr(error, "problem", None) or repr(error)  # PyYAML's repr says nothing
+        raise UserError(f"can't be read as arguments of LLM(): {why}", where=file) from None
     if absent:
         raise UserError(f"there is no model {source}", where=file)
     parameters = {
