@@ -15,6 +15,7 @@ from typing import Any
 from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.attention_windows import attention_windows, narrowest
 from trtllm_deploy.checkpoint.source_faults import CheckpointKind, source_fault
+from trtllm_deploy.releases.release import release_number
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.precision import PRECISIONS
 
@@ -47,7 +48,7 @@ def refuse_release(file: DeploymentFile, configs: Configs) -> None:
     for name, config in configs.items():
         architecture = next(iter(config.get("architectures") or ()), None)
         known = ARCHITECTURES.get(str(architecture))
-        if known is not None and _number(release) < known.since:
+        if known is not None and release_number(release) < known.since:
             first = ".".join(map(str, known.since))
             raise file.error(
                 ("models", name, "source"),
@@ -74,7 +75,7 @@ def rope_fault(config: Mapping[str, Any], release: str) -> str | None:
     if since is None:
         without = " without alpha" if kind == "dynamic" else ""
         return f"engines of TensorRT-LLM don't compute rotary scaling '{kind}'{without}"
-    if _number(release) < since:
+    if release_number(release) < since:
         first = ".".join(map(str, since))
         return f"TensorRT-LLM {release} has no rotary scaling '{kind}', {first} is the first"
     return None
@@ -95,7 +96,7 @@ def refuse_windows(file: DeploymentFile, cells: Sequence[Cell], configs: Configs
                 f"{said}: {asked} is wider than its window",
                 "remove it: the model's config says it",
             )
-        if len(needed) > 1 and _number(file.deployment.release) < _WINDOW_LISTS_SINCE:
+        if len(needed) > 1 and release_number(file.deployment.release) < _WINDOW_LISTS_SINCE:
             raise file.error(
                 ("models", cell.model, "source"),
                 f"{said}, and TensorRT-LLM {file.deployment.release} takes one window for all"
@@ -131,7 +132,3 @@ def _wider(asked: str, needed: Sequence[int]) -> bool:
     given = [int(each) for each in asked.split(",")]
     pairs = range(max(len(given), len(needed)))
     return any(given[i % len(given)] > needed[i % len(needed)] for i in pairs)
-
-
-def _number(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in release.split(".")[:2])

@@ -118,10 +118,10 @@ def release_files() -> Path:
 
 def release_names() -> tuple[str, ...]:
     """The releases there is data for, the oldest first."""
-    return tuple(sorted((each.stem for each in release_files().glob("*.yaml")), key=_number))
+    return tuple(sorted((each.stem for each in release_files().glob("*.yaml")), key=release_number))
 
 
-def _number(version: str) -> tuple[int, ...]:
+def release_number(version: str) -> tuple[int, ...]:
     """``1.2`` as (1, 2, 0), by which releases are ordered; what follows (``rc3``) is left out."""
     match = re.match(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}(?![0-9])", version)
     if match is None:
@@ -150,10 +150,10 @@ def release_of(version: str) -> str:
 
     Raises UserError: no version, or one before the first or past the last known release.
     """
-    number, known = _number(version), release_names()
+    number, known = release_number(version), release_names()
     if own := [name for name in known if _is(version, name)]:
         return own[-1]
-    lower = [name for name in known if _number(name) < number]
+    lower = [name for name in known if release_number(name) < number]
     if not lower or len(lower) == len(known):
         raise UserError(
             f"there is no data for TensorRT-LLM {version}", fix=f"known are {', '.join(known)}"
@@ -162,7 +162,7 @@ def release_of(version: str) -> str:
 
 
 def _is(version: str, release: str) -> bool:
-    return same_release(version, release) or _number(version) == _number(release)
+    return same_release(version, release) or release_number(version) == release_number(release)
 
 
 def stand_in(version: str) -> str | None:
