@@ -48,12 +48,14 @@ def read_objects(
     """
     data = _text(_unpacked(path), path)
     begins = data.lstrip()[:1]
-    if begins == b"{" and not _is_one(data):
+    document = _one(data) if begins == b"{" else None
+    if begins == b"{" and document is None:
         for number, raw in enumerate(data.splitlines(), start=1):
             if raw.strip():
                 yield load(raw, path, number), path, number
     elif begins in (b"{", b"["):
-        for number, value in enumerate(_items(load(data, path, None), path, spoken), start=1):
+        document = load(data, path, None) if document is None else document
+        for number, value in enumerate(_items(document, path, spoken), start=1):
             yield value, f"{path}, item {number}", None
     elif begins:
         for row, number in _rows(data.decode(), path, spoken):
@@ -99,18 +101,21 @@ def _text(data: bytes, path: Path) -> bytes:
     return data
 
 
-def _is_one(data: bytes) -> bool:
-    """Whether a file that begins with an object is one JSON document, over several lines or not."""
+def _one(data: bytes) -> Any:
+    """The one document of a file that begins with an object, over several lines or not.
+
+    None: it has an object a line, or what is wrong is told by line.
+    """
     first, *others = re.split(rb"[\r\n]", data.strip(), maxsplit=1)
     try:
-        return isinstance(json.loads(first).get("data"), list) and not others
+        found = json.loads(first.decode())
+        return found if isinstance(found.get("data"), list) and not others else None
     except (ValueError, RecursionError):  # it goes on below, or is wrong
         pass
     try:
-        json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def _items(document: Any, path: Path, spoken: Collection[str]) -> list[Any]:
