@@ -18,10 +18,10 @@ from typing import TypeAlias
 from llm_perf.load.arrivals import Closed, Open, Order
 from llm_perf.load.health import LoopSample
 from llm_perf.load.journal import Journal
-from llm_perf.load.ledger import Ledger
 from llm_perf.load.load import Conditions
 from llm_perf.load.loop import Pacer
 from llm_perf.load.progress import Watch
+from llm_perf.load.requests import Requests
 from llm_perf.record import Exchange, Status
 from llm_perf.transports import Dialect, Endpoint, connect
 from llm_perf.workload.workload import Prompt
@@ -80,35 +80,37 @@ async def carry_out(
     transport = await connect(job.endpoint, _streams_ahead(job), conditions.defaults, trial)
     try:
         with Journal(conditions.journal) if conditions.journal else nullcontext() as journal:
-            ledger = Ledger(transport, job.prompts, conditions, stop, journal)
-            ledger.prepare(_first(job.order, len(job.prompts)))
-            sample = await _run(ledger, job, begin)
+            requests = Requests(transport, job.prompts, conditions, stop, journal)
+            requests.prepare(_first(job.order, len(job.prompts)))
+            sample = await _run(requests, job, begin)
     finally:
         await transport.close()
     return Outcome(
-        exchanges=journal.kept if journal else ledger.finished,
+        exchanges=journal.kept if journal else requests.finished,
         sample=sample,
         dialect=transport.dialect,
         stopped=stop.result() if stop.done() else None,
         remark=journal.failure if journal else None,
-        held=tuple(ledger.held),
-        warmups=ledger.warmups,
+        held=tuple(requests.held),
+        warmups=requests.warmups,
     )
 
 
-async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
+async def _run(requests: Requests, job: Job, begin: Begin | None) -> LoopSample:
     lags: list[int] = []
     watch, most = job.conditions.watch, job.conditions.max_in_flight
     aside: list[asyncio.Task[None]] = []
     with _no_collector():
         if watch:
-            aside.append(asyncio.create_task(_report(ledger, job.order.total, watch)))
+            aside.append(asyncio.create_task(_report(requests, job.order.total, watch)))
         if job.order.warmup:  # over before the first that is measured
-            await _until_stopped(_offer(job.order.warming, most, ledger, perf_counter_ns()), ledger)
+            await _until_stopped(
+                _offer(job.order.warming, most, requests, perf_counter_ns()), requests
+            )
         start_ns = await begin() if begin else perf_counter_ns()
         aside.append(asyncio.create_task(_probe(start_ns, lags)))
         cpu, wall = process_time_ns(), perf_counter_ns()
-        await _until_stopped(_offer(job.order, most, ledger, start_ns), ledger)
+        await _until_stopped(_offer(job.order, most, requests, start_ns), requests)
         cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
         for task in aside:
             task.cancel()
@@ -117,14 +119,14 @@ async def _run(ledger: Ledger, job: Job, begin: Begin | None) -> LoopSample:
         if isinstance(error, Exception):  # a cancellation is none
             raise error
     if watch:
-        await asyncio.to_thread(watch, ledger.look(job.order.total))
+        await asyncio.to_thread(watch, requests.look(job.order.total))
     return LoopSample(tuple(lags), cpu, wall)
 
 
-async def _until_stopped(offer: Coroutine[object, object, None], ledger: Ledger) -> None:
-    """Offer to the end, or until the ledger's ``stop`` has a result."""
+async def _until_stopped(offer: Coroutine[object, object, None], requests: Requests) -> None:
+    """Offer to the end, or until the requests' ``stop`` has a result."""
     offering = asyncio.create_task(offer)
-    await asyncio.wait((offering, ledger.stop), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((offering, requests.stop), return_when=asyncio.FIRST_COMPLETED)
     offering.cancel()
     (error,) = await asyncio.gather(offering, return_exceptions=True)
     if isinstance(error, Exception):  # a cancellation is none
@@ -144,24 +146,24 @@ def _streams_ahead(job: Job) -> int:
 
 
 def _offer(
-    order: Order, max_in_flight: int, ledger: Ledger, start_ns: int
+    order: Order, max_in_flight: int, requests: Requests, start_ns: int
 ) -> Coroutine[object, object, None]:
     if isinstance(order, Closed):
-        return _offer_closed(order, ledger, start_ns)
-    return _offer_open(order, max_in_flight, ledger, start_ns)
+        return _offer_closed(order, requests, start_ns)
+    return _offer_open(order, max_in_flight, requests, start_ns)
 
 
-async def _offer_closed(order: Closed, ledger: Ledger, start_ns: int) -> None:
+async def _offer_closed(order: Closed, requests: Requests, start_ns: int) -> None:
     end_ns = math.inf if order.duration_ns is None else start_ns + order.duration_ns
     numbers = iter(order.numbers)
 
     async def slot(offset_ns: int) -> None:
         await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
         pause_s = 0.0
-        while not ledger.stop.done() and (now_ns := perf_counter_ns()) < end_ns:
+        while not requests.stop.done() and (now_ns := perf_counter_ns()) < end_ns:
             if (number := next(numbers, None)) is None:
                 return
-            seen = await ledger.ask(number, now_ns)  # due as soon as a slot is free
+            seen = await requests.ask(number, now_ns)  # due as soon as a slot is free
             pause_s = _pause_s(seen, pause_s)
             if pause_s:
                 await asyncio.sleep(min(pause_s, (end_ns - perf_counter_ns()) / 1e9))
@@ -178,15 +180,15 @@ def _pause_s(seen: Exchange, before_s: float) -> float:
     return min(max(2 * before_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
-async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns: int) -> None:
+async def _offer_open(order: Open, max_in_flight: int, requests: Requests, start_ns: int) -> None:
     room = asyncio.Semaphore(max_in_flight)
     tasks: set[asyncio.Task[Exchange]] = set()
 
     def over(task: asyncio.Task[Exchange]) -> None:
         tasks.discard(task)
         room.release()
-        if not task.cancelled() and (error := task.exception()) and not ledger.stop.done():
-            ledger.stop.set_exception(error)
+        if not task.cancelled() and (error := task.exception()) and not requests.stop.done():
+            requests.stop.set_exception(error)
 
     free_ns = 0  # when there was room again after there had been none
     try:
@@ -197,8 +199,8 @@ async def _offer_open(order: Open, max_in_flight: int, ledger: Ledger, start_ns:
                 await room.acquire()
                 free_ns = perf_counter_ns() if full else free_ns
                 if start_ns + offset_ns < free_ns:  # it, or one before it, waited for room
-                    ledger.held.append(number)
-                task = asyncio.create_task(ledger.ask(number, start_ns + offset_ns))
+                    requests.held.append(number)
+                task = asyncio.create_task(requests.ask(number, start_ns + offset_ns))
                 tasks.add(task)
                 task.add_done_callback(over)
                 await asyncio.sleep(0)  # it is sent now, and answers are read between sends
@@ -216,9 +218,9 @@ def _first(order: Order, prompts: int) -> Iterable[int]:
     return (*order.warmup[:prompts], *order.numbers[:many])
 
 
-async def _report(ledger: Ledger, total: int | None, watch: Watch) -> None:
+async def _report(requests: Requests, total: int | None, watch: Watch) -> None:
     while True:
-        await asyncio.to_thread(watch, ledger.look(total))
+        await asyncio.to_thread(watch, requests.look(total))
         await asyncio.sleep(_WATCH_EVERY_S)
 
 

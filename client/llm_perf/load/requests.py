@@ -25,7 +25,7 @@ _TOKENS_AT_MOST = 2**17  # of one answer that are believed to come
 _SAMPLE = 16  # messages read for a glimpse: some 50 µs
 
 
-class Ledger:
+class Requests:
     """Asks, and keeps what came of it: in the journal, without one in ``finished``.
 
     ``stop`` gets a result when the job's ``stop_after_failures`` requests have failed, and may get
