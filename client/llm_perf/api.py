@@ -15,6 +15,8 @@ from math import isinf
 
 from llm_perf.figures.accuracy import check_scorer, score_records
 from llm_perf.figures.metrics import compute_metrics
+from llm_perf.ledger.ledger import append_measurement, finished, read_measurements
+from llm_perf.ledger.measurement import Measurement, Planned, Target
 from llm_perf.load.arrivals import plan
 from llm_perf.load.health import judge
 from llm_perf.load.load import DEFAULTS, Concurrency, Conditions, Extent, Load, Rate, Trace
@@ -41,19 +43,25 @@ __all__ = [
     "Endpoint",
     "Extent",
     "Load",
+    "Measurement",
+    "Planned",
     "Progress",
     "Prompt",
     "Rate",
     "Record",
     "Run",
     "Status",
+    "Target",
     "Trace",
     "Workload",
+    "append_measurement",
+    "finished",
     "load_workload",
     "measure",
     "print_run",
     "print_summary",
     "read_lines",
+    "read_measurements",
     "show_progress",
     "write_run",
 ]

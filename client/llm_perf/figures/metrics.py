@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from llm_perf.figures.flight import Flights, flights, served
+from llm_perf.json_text import spelt
 from llm_perf.record import Record
 
 Metric: TypeAlias = dict[str, float | int | str | None]
@@ -228,8 +229,3 @@ def _distribution(values: array[float]) -> Metric:
         )  # the last that is asked of it
     figures = (spelt(float(each)) for each in (*plain, *spread))
     return {"count": len(values), **dict(zip(names, figures, strict=True))}
-
-
-def spelt(value: float) -> float | str | None:
-    """As JSON can have it: infinity in letters; nothing for what two of them leave undefined."""
-    return None if math.isnan(value) else str(value) if math.isinf(value) else value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any, Final, TypeAlias
 from filelock import FileLock, Timeout
 
 from llm_perf.errors import UserError
-from llm_perf.figures.metrics import DEFINITIONS, spelt
+from llm_perf.figures.metrics import DEFINITIONS
 from llm_perf.files import write_whole
+from llm_perf.json_text import json_text, spelt
 from llm_perf.record import Record
 from llm_perf.results.genai_perf import (
     csv_text,
@@ -104,7 +105,7 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
     path = Path(path)
     folder = path.with_suffix("")
     texts: dict[Path, Callable[[], Iterable[str]]] = {
-        path: lambda: (_dump(run.to_json(), indent=2), "\n"),
+        path: lambda: (json_text(run.to_json(), indent=2), "\n"),
         path.with_suffix(".jsonl"): lambda: _jsonl(request_lines(run)),
     }
     if "answers" in extras:
@@ -113,7 +114,7 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
     if "genai-perf" in extras:
         texts[folder / "profile_export.json"] = lambda: _with_requests(run)
         texts[folder / "profile_export_genai_perf.json"] = lambda: (
-            _dump(genai_perf(run), indent=2),
+            json_text(genai_perf(run), indent=2),
             "\n",
         )
         texts[folder / "profile_export_genai_perf.csv"] = lambda: (csv_text(run),)
@@ -141,7 +142,7 @@ def write_sweep(written: Iterable[Path], path: Path) -> None:
     """
     documents = [{"file": each.name, **json.loads(each.read_text("utf-8"))} for each in written]
     try:
-        write_whole(path, lambda to: to.write(_dump({"loads": documents}, indent=2) + "\n"))
+        write_whole(path, lambda to: to.write(json_text({"loads": documents}, indent=2) + "\n"))
     except OSError as error:
         raise UserError(
             f"can't be written: {error.strerror}", where=path, fix="each load's own file is there"
@@ -157,10 +158,10 @@ def request_lines(run: Run) -> Iterator[Line]:
 def _with_requests(run: Run) -> Iterator[str]:
     """Write perf_analyzer's document around its requests, one at a time."""
     document = perf_analyzer(run, requests=[_HERE])
-    before, after = _dump(document).split(_dump(_HERE), 1)
+    before, after = json_text(document).split(json_text(_HERE), 1)
     yield before
     for number, request in enumerate(perf_analyzer_requests(run)):
-        yield (", " if number else "") + _dump(request)
+        yield (", " if number else "") + json_text(request)
     yield after
 
 
@@ -191,20 +192,4 @@ def _metrics(record: Record) -> dict[str, float | str | None]:
 
 
 def _jsonl(lines: Iterable[Line]) -> Iterator[str]:
-    return (_dump(line) + "\n" for line in lines)
-
-
-def _dump(value: object, indent: int | None = None) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    except ValueError:  # a metrics page may say NaN
-        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def _finite(value: Any) -> Any:
-    """The same without what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return spelt(value) if isinstance(value, float) else value
+    return (json_text(line) + "\n" for line in lines)
