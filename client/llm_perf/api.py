@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from math import isinf
 
 from llm_perf.figures.accuracy import check_scorer, score_records
+from llm_perf.figures.limits import Limit, parse_limit
 from llm_perf.figures.metrics import compute_metrics
 from llm_perf.ledger.ledger import append_measurement, finished, read_measurements
 from llm_perf.ledger.measurement import Measurement, Planned, Target
@@ -42,6 +43,7 @@ __all__ = [
     "Conditions",
     "Endpoint",
     "Extent",
+    "Limit",
     "Load",
     "Measurement",
     "Planned",
@@ -58,6 +60,7 @@ __all__ = [
     "finished",
     "load_workload",
     "measure",
+    "parse_limit",
     "print_run",
     "print_summary",
     "read_lines",

@@ -196,8 +196,9 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--explain", "Print formula, source and n of every figure.", is_flag=True),
         _option("--score", "How answers are scored against their references.", _SCORES,
                 default="exact"),
-        _option("--goodput", "Count requests that keep limits, like ttft:1s,itl:50ms; also "
-                "latency, ttft_from_schedule, latency_from_schedule.", metavar="LIMITS"),
+        _option("--goodput", "Count requests that keep limits, like "
+                "'ttft<1s,itl<50ms' (or ttft:1s); of any metric that a request has, like "
+                "latency, ttft_from_schedule, tokens_per_user.", metavar="LIMITS"),
         _option("--server-metrics-url", "Prometheus endpoint to watch meanwhile.  [default: port "
                 "8002 of the server's host, if it answers]", metavar="URL"),
         _option("--server-metrics-interval server_metrics_every_s", "Time between two looks at "

@@ -14,8 +14,9 @@ from typing import Final
 
 import click
 
+from llm_perf.figures.limits import parse_limit
 from llm_perf.results.change import Change, Comparison, compare, pairs
-from llm_perf.results.rule import judge, parse_rule
+from llm_perf.results.rule import judge
 from llm_perf.results.screen_table import print_table
 from llm_perf.results.table import ENOUGH_FOR_P99, FEW, few_note
 from llm_perf.results.written import Side, read_side
@@ -41,7 +42,7 @@ _SIDE: Final = click.Path(path_type=Path)
     metavar="RULE",
     help="Exit code 3 when the change from A to B is surely so, by the near end of its interval: "
     "METRIC.STATISTIC, an operator, ±X, ±X% or ±X with a unit of time, as in "
-    "'time_to_first_token.p99 > +5%' or 'score.avg < -0.01'. Can be repeated.",
+    "'ttft.p99 > +5%' or 'score < -0.01'. Can be repeated.",
 )
 @click.option(
     "--force",
@@ -56,7 +57,7 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
     bootstrap (95 %) over the prompts that both runs answered. Where they answered none in common,
     the exit code is 3 too.
     """
-    checks = [parse_rule(rule) for rule in rules]
+    checks = [parse_limit(rule, "--fail-if", "change") for rule in rules]
     before, after = read_side(a), read_side(b)
     seen = compare(before, after, force=force)
     both = pairs(before, after)
