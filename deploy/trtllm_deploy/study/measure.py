@@ -18,17 +18,13 @@ from llm_perf import api
 from llm_perf.screen import plain
 from trtllm_deploy.machine.json_files import read_json, write_json
 from trtllm_deploy.plan.plan import CellPlan
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
-from trtllm_deploy.serve.processes import processes_for
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.schema import MeasureSpec
 from trtllm_deploy.store.leases import Lease
+from trtllm_deploy.study.up import served
 from trtllm_deploy.workspace.folder import Workspace
 
 Row = dict[str, Any]
-
-_EXIT_SECONDS = 30  # to unload a large engine; as long as Kubernetes gives a pod
 
 
 def measure_cells(
@@ -68,22 +64,12 @@ def _measure_cell(
         max_tokens=settings.max_tokens or cell.osl,
     )
     rows = []
-    repository = workspace.artifact(plan.repository)  # as planned, whatever has its name by now
-    with TritonServer(
-        repository,
-        ports=free_ports(),
-        log_file=workspace.server_log(cell.name),
-        processes=processes_for(repository, variables=file.deployment.env),
-        cache_dir=workspace.triton,
-        exit_seconds=_EXIT_SECONDS,
-    ) as server:
-        server.wait_ready()
-        endpoint = api.Endpoint(server.grpc_url, "grpc", server.processes.asked)
+    with served(plan, file, workspace) as up:
         for concurrency in settings.concurrency:
             load = api.Concurrency(concurrency)
             with api.show_progress(f"  concurrency {concurrency}") as watch:
                 conditions = api.Conditions(settings.request_timeout, watch)
-                run = api.measure(endpoint, workload, load, conditions)
+                run = api.measure(up.endpoint, workload, load, conditions)
             api.write_run(run, workspace.results / cell.name / f"{load.name}.json")
             rows.append(_row(plan, file, concurrency, run))
     return rows

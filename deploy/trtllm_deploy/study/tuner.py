@@ -1,0 +1,187 @@
+"""The search of ``tune``: which points to measure next, from what was seen of those before. Pure.
+
+A generator that asks for measurements and is sent what came of them, so that it runs against
+servers as against figures that a test made up. It moves the setting whose limit binds until another
+binds; then all listed combinations compete in paired blocks, the better half staying each time
+(successive halving, Jamieson and Talwalkar 2016); the finalists are searched for their highest
+rate, where the load wasn't given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from trtllm_deploy.study.evidence import Evidence
+from trtllm_deploy.study.space import Lessons, Point, Space
+
+FINALISTS: Final = 2
+_SAME: Final = 0.02  # of the figure: a step that brings less isn't a step
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Measure these points in alternation, in the blocks of these numbers."""
+
+    points: tuple[Point, ...]
+    numbers: range
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Look for the highest rate within the limits."""
+
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came of a point: ``cost`` by block (the less the better, on a log scale), evidence.
+
+    ``failed`` says why it couldn't be measured.
+    """
+
+    cost: dict[int, float] = field(default_factory=dict)
+    evidence: Evidence | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What tuning came to: the best point, and all that was learnt on the way."""
+
+    best: Point
+    seen: dict[Point, Seen]
+    rates: dict[Point, float | None]
+    excluded: dict[Point, str]
+    path: tuple[str, ...]
+
+
+Ask: TypeAlias = Blocks | Search
+Answer: TypeAlias = "dict[Point, Seen] | float | None"
+Steps: TypeAlias = Generator[Ask, Answer, Ending]
+
+
+@dataclass(slots=True)
+class Tuner:
+    """One search. ``unfit`` says of a point why the memory plan excludes it, else None.
+
+    ``blocks`` are those of the first round; ``searches``: the load is the baseline's highest rate
+    within the limits, not a given one.
+    """
+
+    space: Space
+    unfit: Callable[[Point], str | None]
+    blocks: int = 2
+    searches: bool = True
+    lessons: Lessons = field(default_factory=Lessons)
+    seen: dict[Point, Seen] = field(default_factory=dict)
+    rates: dict[Point, float | None] = field(default_factory=dict)
+    excluded: dict[Point, str] = field(default_factory=dict)
+    path: list[str] = field(default_factory=list)
+    begun: int = 0
+
+    def steps(self) -> Steps:
+        """Ask for measurements; return what it came to.
+
+        The baseline must be measurable: where it fails, that is the ending.
+        """
+        baseline = self.space.baseline
+        if why := self.unfit(baseline):
+            self.excluded[baseline] = why
+            return self._ending(baseline)
+        if self.searches:
+            yield from self._search(baseline)
+            if self.rates.get(baseline) is None:
+                self.path.append("the baseline keeps the limits at no rate")
+        yield from self._measure([baseline], self.blocks)
+        if baseline not in self._able():
+            return self._ending(baseline)
+        best = yield from self._climb(baseline)
+        pool = [each for each in self.space.listed(best) if self._may(each)]
+        finalists = yield from self._halve(list(dict.fromkeys([*pool, best])))
+        best = yield from self._climb(finalists[0])
+        if self.searches:
+            for point in list(dict.fromkeys([best, *finalists]))[:FINALISTS]:
+                yield from self._search(point)
+            found = {point: rate for point, rate in self.rates.items() if rate}
+            best = max(found, key=lambda each: found[each]) if found else best
+        return self._ending(best)
+
+    def _ending(self, best: Point) -> Ending:
+        return Ending(best, self.seen, self.rates, self.excluded, tuple(self.path))
+
+    def _search(self, point: Point) -> Generator[Ask, Answer, None]:
+        if point not in self.rates:
+            answer = yield Search(point)
+            self.rates[point] = answer if isinstance(answer, (int, float)) else None
+
+    def _may(self, point: Point) -> bool:
+        """Whether a point is worth a try; what isn't is noted."""
+        why = self.unfit(point) or self.lessons.against(point)
+        if why:
+            self.excluded[point] = why
+        return why is None
+
+    def _measure(self, points: Iterable[Point], blocks: int) -> Generator[Ask, Answer, None]:
+        """Measure points in new blocks, the baseline in each of them beside them."""
+        todo = [each for each in dict.fromkeys([self.space.baseline, *points]) if self._may(each)]
+        numbers = range(self.begun, self.begun + blocks)
+        self.begun = numbers.stop
+        answer = yield Blocks(tuple(todo), numbers)
+        assert isinstance(answer, dict)
+        for point, seen in answer.items():
+            before = self.seen.get(point, Seen())
+            cost = {**before.cost, **seen.cost}
+            self.seen[point] = Seen(cost, seen.evidence or before.evidence, seen.failed)
+            if seen.failed:
+                self.lessons.learn(point, seen.failed)
+                self.excluded[point] = seen.failed
+
+    def _able(self) -> list[Point]:
+        return [each for each, seen in self.seen.items() if seen.cost and not seen.failed]
+
+    def gain(self, point: Point) -> float:
+        """How much less a point costs than the baseline, on average over the blocks of both."""
+        mine, theirs = self.seen[point].cost, self.seen[self.space.baseline].cost
+        both = mine.keys() & theirs.keys()
+        return sum(theirs[each] - mine[each] for each in both) / len(both) if both else -math.inf
+
+    def _climb(self, start: Point) -> Generator[Ask, Answer, Point]:
+        """Move the setting that binds as long as that helps; the best point on the way."""
+        at = best = start
+        while True:
+            evidence = self.seen[at].evidence
+            limits = evidence.blamed if evidence else ()
+            steps = [each for each in self.space.moved(at, limits) if self._may(each)]
+            if not steps:
+                self.path.append(f"{at}: {evidence.verdict if evidence else 'not seen'}")
+                return best
+            (name, value) = next(iter(steps[0].changes(at).items()))
+            self.path.append(f"{at}: {evidence.verdict if evidence else ''}: {name} to {value}")
+            yield from self._measure(steps[:1], self.blocks)
+            if steps[0] not in self._able():
+                continue  # it failed, and so is excluded from now on
+            if self.gain(steps[0]) < self.gain(at) - _SAME:
+                self.path.append(f"{steps[0]}: no better")
+                return best
+            at = steps[0]
+            best = max(best, at, key=self.gain)
+
+    def _halve(self, pool: Sequence[Point]) -> Generator[Ask, Answer, list[Point]]:
+        """Keep the better half, with twice the blocks each time; the finalists, best first."""
+        blocks = self.blocks
+        while True:
+            yield from self._measure(pool, blocks)
+            able = set(self._able())
+            ranked = sorted(
+                (each for each in pool if each in able),
+                key=self.gain,
+                reverse=True,
+            )
+            if len(ranked) <= FINALISTS:
+                return ranked or [self.space.baseline]
+            pool = ranked[: math.ceil(len(ranked) / 2)]
+            blocks *= 2

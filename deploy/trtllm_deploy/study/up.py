@@ -1,0 +1,52 @@
+"""A built cell as something that can be asked: plan in, endpoint out, for as long as it is needed.
+
+The one place of a study that starts a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llm_perf import api
+from trtllm_deploy.plan.plan import CellPlan
+from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.serve.processes import processes_for
+from trtllm_deploy.spec.deployment_file import DeploymentFile
+from trtllm_deploy.workspace.folder import Workspace
+
+_EXIT_SECONDS = 30  # to unload a large engine; as long as Kubernetes gives a pod
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """What is up: who to ask, and where its Prometheus metrics are, if it has any."""
+
+    endpoint: api.Endpoint
+    metrics_url: str | None = None
+
+
+@contextmanager
+def served(
+    plan: CellPlan, file: DeploymentFile, workspace: Workspace, gpus: Sequence[str] = ()
+) -> Iterator[Up]:
+    """Serve a built cell, on these ``gpus`` where it matters which, until the context ends.
+
+    Raises UserError: it doesn't come up.
+    """
+    repository = workspace.artifact(plan.repository)  # as planned, whatever has its name by now
+    with TritonServer(
+        repository,
+        ports=free_ports(),
+        log_file=workspace.server_log(plan.cell.name),
+        processes=processes_for(repository, variables=file.deployment.env, gpus=tuple(gpus)),
+        cache_dir=workspace.triton,
+        exit_seconds=_EXIT_SECONDS,
+    ) as server:
+        server.wait_ready()
+        yield Up(
+            api.Endpoint(server.grpc_url, "grpc", server.processes.asked),
+            f"http://127.0.0.1:{server.ports.metrics}/metrics",
+        )
