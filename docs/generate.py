@@ -51,6 +51,9 @@ def blocks(block: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, s
         default = "required" if field.is_required() else repr(field.default)
         default = "left out" if default == "None" else default
         yield key, _short(kind), default, field.description or ""
+    if block.model_config.get("extra") == "allow":  # what else it takes, its docstring says
+        told = " ".join((block.__doc__ or "").split("\n\n", 1)[1].split())
+        yield f"{path}<name>", "list", "left out", told.replace("``", "`")
 
 
 def _short(kind: str) -> str:

@@ -16,6 +16,7 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from llm_perf.errors import UserError
 from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
+from trtllm_deploy.spec.overrides import overridden
 from trtllm_deploy.spec.precision import PRECISIONS
 
 # Bytes of one weight of a layer's matrices. Embedding, output matrix, norms and biases keep 2.
@@ -101,7 +102,7 @@ def plan_memory(
     file: DeploymentFile, cell: Cell, shape: ModelShape, gpu_memory: int | None
 ) -> MemoryPlan:
     """The memory of one cell; ``gpu_memory`` in bytes."""
-    triton = file.deployment.triton
+    triton = overridden(file, dict(cell.triton)).deployment.triton
     batch = cell.max_batch_size
     weights = weight_bytes(shape, PRECISIONS[cell.precision].quant_algo, cell.tp, cell.pp)
     kv_dtype = file.deployment.kv_cache_dtype.get(cell.precision)

@@ -96,9 +96,10 @@ class Facts:
         return {name: shape for name, shape in read.items() if shape is not None}
 
     def changed(self, cell: Cell, file: DeploymentFile) -> Mapping[str, Any]:
-        """Triton settings in place of the file's: what the model asks for, ``overrides``."""
+        """Triton settings in place of the file's: the matrix's, the model's own, ``overrides``."""
         backend, config = BACKENDS[file.deployment.backend], self.configs.get(cell.model, {})
-        return {**backend.settings(file, cell, config), **self.overrides.get(cell.name, {})}
+        own = backend.settings(overridden(file, dict(cell.triton)), cell, config)
+        return {**dict(cell.triton), **own, **self.overrides.get(cell.name, {})}
 
     def file_for(self, cell: Cell, file: DeploymentFile) -> DeploymentFile:
         """The deployment file as it is for one cell. Raises UserError for a wrong setting."""
@@ -112,7 +113,9 @@ def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
     """
     cells = _settled(file, facts.gpus)
     check = BACKENDS[file.deployment.backend].check
-    check(file, cells, facts.gpus, facts.configs)
+    for varied in dict.fromkeys(cell.triton for cell in cells):
+        alike = [cell for cell in cells if cell.triton == varied]
+        check(overridden(file, dict(varied)), alike, facts.gpus, facts.configs)
     for cell in cells:
         if cell.name in facts.overrides:
             check(facts.file_for(cell, file), [cell], facts.gpus, facts.configs)

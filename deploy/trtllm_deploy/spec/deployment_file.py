@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from llm_perf.errors import UserError
 from trtllm_deploy.releases.commands import Scalar
-from trtllm_deploy.releases.release import load_release, release_names, spans
+from trtllm_deploy.releases.release import load_release
+from trtllm_deploy.spec.flags import check_flags
 from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
-from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list, unique
-from trtllm_deploy.spec.settings import lacking
+from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list
+from trtllm_deploy.spec.settings import TritonSettings, lacking
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
@@ -42,6 +43,8 @@ class Cell:
     max_batch_size: int
     build: tuple[tuple[str, Scalar], ...] = ()
     """build flags that the matrix varies"""
+    triton: tuple[tuple[str, Scalar], ...] = ()
+    """serving settings that the matrix varies"""
     variant: str = ""
     """what tells it from a cell of another file that is named alike otherwise"""
 
@@ -53,7 +56,8 @@ class Cell:
     @property
     def name(self) -> str:
         """The user's handle, for example ``qwen2_7b_fp8_tp1_pp1_isl2048_osl1024_bs8``."""
-        varied = "".join(f"_{flag}-{_UNNAMEABLE.sub('-', str(x))}" for flag, x in self.build)
+        both = (*self.build, *self.triton)
+        varied = "".join(f"_{flag}-{_UNNAMEABLE.sub('-', str(x))}" for flag, x in both)
         return (
             f"{self.model}_{self.precision}_tp{self.tp}_pp{self.pp}"
             f"_isl{self.isl}_osl{self.osl}_bs{self.max_batch_size}{varied}"
@@ -101,21 +105,25 @@ class DeploymentFile:
     def cells(self) -> list[Cell]:
         """All cells, in the order of the file."""
         spec = self.deployment
-        varied = spec.matrix.model_extra or {}
-        flags = [
-            tuple(zip(varied, values, strict=True))
-            for values in itertools.product(*map(as_list, varied.values()))
-        ]
+        given = spec.matrix.model_extra or {}
+        serving = {key: given[key] for key in given if self.is_serving(key)}
+        flags = {key: given[key] for key in given if key not in serving}
         return [
-            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build, self.variant)
-            for (name, model), precision, (isl, osl), batch, build in itertools.product(
+            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build, triton, self.variant)
+            for (name, model), precision, (isl, osl), batch, build, triton in itertools.product(
                 spec.models.items(),
                 spec.precisions,
                 spec.matrix.isl_osl,
                 spec.matrix.max_batch_size,
-                flags,
+                _combined(flags),
+                _combined(serving),
             )
         ]
+
+    def is_serving(self, key: str) -> bool:
+        """Whether a key of the matrix is a setting of ``triton:``; a build flag comes first."""
+        flags = load_release(self.deployment.release).commands["trtllm-build"].flags
+        return key in TritonSettings.model_fields and key not in flags
 
     def settings(self) -> Mapping[str, Any]:
         """What makes a cell and isn't in its name."""
@@ -150,6 +158,12 @@ class DeploymentFile:
         return None if asked is None else min(int(asked), most)
 
 
+def _combined(varied: Mapping[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
+    """Every combination of the values; a single one of none where nothing is varied."""
+    values = itertools.product(*map(as_list, varied.values()))
+    return [tuple(zip(varied, each, strict=True)) for each in values]
+
+
 def load_deployment(path: Path) -> DeploymentFile:
     """Read and check a deployment file.
 
@@ -182,7 +196,7 @@ def _check(file: DeploymentFile) -> None:
             f"TensorRT-LLM {spec.release} has no {spec.backend}",
             f"choose from {', '.join(load_release(spec.release).backends)}, or another release",
         )
-    _check_flags(file)
+    check_flags(file)
     for name, wrong in lacking(spec.triton, spec.release):
         raise file.error(("triton", name), wrong, "remove it")
     data = spec.calibration.data
@@ -203,46 +217,6 @@ def _check(file: DeploymentFile) -> None:
     for key, path in files.items():
         if path is not None and not file.resolve(path).is_file():
             raise file.error(key, f"there is no file {file.resolve(path)}", "check the path")
-
-
-_OURS = {
-    *("checkpoint_dir", "output_dir", "model_config", "build_config", "model_cls_file"),
-    *("model_cls_name", "input_timing_cache", "output_timing_cache", "workers", "dry_run"),
-    "visualize_network",
-}
-"""Flags that this program gives trtllm-build itself."""
-
-
-def _check_flags(file: DeploymentFile) -> None:
-    """Every flag, of ``build:`` and of the matrix, is one that the release's trtllm-build takes."""
-    spec = file.deployment
-    varied = spec.matrix.model_extra or {}
-    given: list[tuple[KeyPath, Any]] = [
-        (("build", key), value) for key, value in spec.build.items()
-    ]
-    for flag, values in varied.items():
-        if flag in spec.build:
-            raise file.error(("matrix", flag), "stands in 'build:' too", "keep one of them")
-        try:
-            unique(as_list(values))
-        except ValueError as error:
-            raise file.error(("matrix", flag), str(error)) from None
-        given += [(("matrix", flag), value) for value in as_list(values)]
-    command = load_release(spec.release).commands["trtllm-build"]
-    for key, value in given:
-        flag = str(key[-1])
-        if flag in _OURS:
-            raise file.error(key, "trtllm-deploy sets it", "remove it")
-        wrong = command.mistake(flag, value)
-        if wrong:
-            what, fix = wrong
-            others = [name for name in release_names() if _takes(name, flag, value)]
-            also = f" (TensorRT-LLM {spans(others)} takes it)" if others else ""
-            raise file.error(key, f"TensorRT-LLM {spec.release}: {what}{also}", fix)
-
-
-def _takes(release: str, flag: str, value: Any) -> bool:
-    return load_release(release).commands["trtllm-build"].mistake(flag, value) is None
 
 
 def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:

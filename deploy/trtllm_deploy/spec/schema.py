@@ -130,7 +130,8 @@ class VerifySpec(_Block):
 class MatrixSpec(_Block):
     """What is varied; each combination is a cell, for each model and precision.
 
-    Beside the two lengths and the batch size any flag of trtllm-build may be varied.
+    Beside the two lengths and the batch size any flag of trtllm-build may be varied, and any
+    setting of ``triton:`` that takes one value: such cells share their engine.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -100,6 +100,26 @@ def test_a_changed_setting_rebuilds_what_depends_on_it_and_no_more(
     assert rebuilt(plans(folder), plans(folder, **changed)) == kinds
 
 
+def test_cells_that_differ_in_a_serving_setting_share_their_engine(folder: Path) -> None:
+    matrix = {**SPEC["matrix"], "enable_kv_cache_reuse": [True, False]}  # type: ignore[dict-item]
+    cells = plans(folder, matrix=matrix)
+    assert len({each.cell.name for each in cells}) == len(cells) == 12
+    made = Counter(stage.kind for stage in distinct(cells))
+    assert made == {"fetch": 1, "checkpoint": 3, "engine": 6, "repository": 12}
+    reused = [each.repository.made_from["triton"]["enable_kv_cache_reuse"] for each in cells]
+    assert reused == [True, False] * 6
+    (name,) = {each.cell.name for each in cells[:1]}
+    kept = replace(FACTS, overrides={name: {"enable_kv_cache_reuse": False}})
+    changed = plans(folder, kept, matrix=matrix)
+    assert changed[0].repository.key == changed[1].repository.key
+
+
+def test_each_value_of_a_varied_setting_is_judged_by_the_backend(folder: Path) -> None:
+    matrix = {**SPEC["matrix"], "max_attention_window_size": [256, 8]}  # type: ignore[dict-item]
+    with pytest.raises(UserError, match="looks back on all 192 tokens"):
+        plans(folder, matrix=matrix)
+
+
 def test_calibration_prompts_matter_only_to_what_is_calibrated(folder: Path) -> None:
     before = plans(folder)
     after = plans(folder, replace(FACTS, calibration_digest="other prompts"))
