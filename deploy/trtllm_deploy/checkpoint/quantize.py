@@ -137,20 +137,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(job: CheckpointJob) -> None:
-    if job.release is None:
-        check_job(job)
+    def progress(text: str) -> None:
+        print(f"{_PROGRESS}{text}", flush=True)
+
     try:
-        from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
+        if job.release is None:  # else a script of NVIDIA's made it, and modelopt takes seconds
+            check_job(job)
+            from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
         from trtllm_deploy.checkpoint.verify_job import verify_job
     except ImportError as error:
         raise UserError(
             f"quantization needs more packages: {error}",
             fix="pip install 'trtllm-deploy[quantize]'",
         ) from error
-
-    def progress(text: str) -> None:
-        print(f"{_PROGRESS}{text}", flush=True)
-
     measured = export_checkpoint(job, progress) if job.release is None else {}
     verify_job(job, progress, measured)
     progress("100% done")
