@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from llm_perf.errors import UserError
-from tests.processes import lives
+from tests.processes import command_line, lives
 from trtllm_deploy.checkpoint.calibration import read_prompts
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, Verification, check_job
 from trtllm_deploy.checkpoint.quantize import main, run_checkpoint
@@ -211,8 +211,9 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_the_log(
 def test_a_killed_child_leaves_no_checkpoint(job: CheckpointJob, tmp_path: Path) -> None:
     def kill(text: str) -> None:
         if "export" in text:
-            for child in psutil.Process().children():
-                child.kill()
+            for child in psutil.Process().children():  # not multiprocessing's own: others need it
+                if "trtllm_deploy.checkpoint.quantize" in command_line(child):
+                    child.kill()
 
     with pytest.raises(UserError, match="was killed"):
         run_checkpoint(job, tmp_path / "log", kill)
