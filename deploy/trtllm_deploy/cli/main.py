@@ -53,20 +53,29 @@ for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER):
 @click.option(
     "--gpu-memory", help="Memory of a GPU, as 80GiB; default: that of the first one here."
 )
-def plan(file: Path, workspace: Path, where: Where, gpu_memory: str | None) -> None:
-    """Show the cells of FILE, what is left to make, and what a GPU has to hold."""
-    from trtllm_deploy.cli.tables import print_plan
+@click.option("--gpu", help="Plan for such a GPU, like h100; default: the first one here.")
+def plan(
+    file: Path, workspace: Path, where: Where, gpu_memory: str | None, gpu: str | None
+) -> None:
+    """Show the cells of FILE, what is left to make, a GPU's memory and its speed at best."""
+    from trtllm_deploy.cli.tables import print_plan, print_rooflines
     from trtllm_deploy.plan.memory import memory_plans, parse_size
     from trtllm_deploy.plan.notes import notes
+    from trtllm_deploy.plan.roofline import LISTED, find_gpu
 
     size = parse_size(gpu_memory) if gpu_memory else None
+    kind = find_gpu(gpu) if gpu else None
     asked = planned(file, workspace, where, offline_ok=True)
-    if size is None and asked.facts.gpus:
-        size = asked.facts.gpus[0].memory
+    here = asked.facts.gpus[0] if asked.facts.gpus else None
+    if size is None:
+        size = kind.memory if kind else here.memory if here else None
+    kind = kind or (LISTED.get(here.name) if here else None)
     cells = [each.cell for each in asked.plans]
     memory = memory_plans(asked.file, cells, asked.facts.shapes, size)
     said = notes(asked.file, cells, asked.facts)
     print_plan(asked.plans, asked.workspace, console(), memory, said)
+    if kind is not None:
+        print_rooflines(asked.file, memory, asked.facts.shapes, kind, console())
 
 
 @command.command()

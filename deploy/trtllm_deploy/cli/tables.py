@@ -14,11 +14,15 @@ from llm_perf.errors import UserError
 from llm_perf.screen import plain
 from trtllm_deploy.plan.memory import MemoryPlan
 from trtllm_deploy.plan.plan import CellPlan, StageKind, distinct
+from trtllm_deploy.plan.roofline import GpuModel, predict
+from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.releases.commands import Flag
 from trtllm_deploy.releases.release import Release, load_release, release_names
+from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.workspace.folder import Workspace
 
 _GIB, _KIB = 2**30, 2**10
+_IN_FLIGHT = (1, 8, 64)
 
 
 def print_plan(
@@ -72,6 +76,36 @@ def _memory_row(plan: MemoryPlan | None) -> Sequence[str]:
         "?" if plan.sequences is None else f"{plan.sequences:,}",
         f"[{style}]{plan.verdict}[/{style}]",
     )
+
+
+def print_rooflines(
+    file: DeploymentFile,
+    memory: Mapping[str, MemoryPlan],
+    shapes: Mapping[str, ModelShape],
+    gpu: GpuModel,
+    console: Console,
+) -> None:
+    """Print what each cell could do at best: a prompt's time, and ITL and tokens/s by load."""
+    if not memory:
+        return
+    table = Table(title=f"at best, by bytes and operations, on {gpu.name}: ITL ms / tokens/s/GPU")
+    table.add_column("cell", overflow="fold")
+    for title in ("prompt\nms", *(f"{each} in\nflight" for each in _IN_FLIGHT), "full\nbatch"):
+        table.add_column(title, justify="right")
+    for name, plan in memory.items():
+        cell, row = plan.cell, [name]
+        for in_flight in (*_IN_FLIGHT, max(1, min(cell.max_batch_size, plan.sequences or 1))):
+            found = predict(file, cell, shapes[cell.model], gpu, in_flight, plan)
+            if found is None:
+                row.append("-")
+                continue
+            if len(row) == 1:
+                row.append(f"{found.prefill_s * 1e3:.1f}")
+            full = in_flight > found.running
+            rate = found.tokens_per_s / cell.world_size
+            row.append("-" if full else f"{found.itl_s * 1e3:.1f} / {rate:,.0f}")
+        table.add_row(*row)
+    console.print(table)
 
 
 def print_releases(console: Console, names: Sequence[str]) -> None:

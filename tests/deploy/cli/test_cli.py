@@ -235,6 +235,8 @@ def test_a_plan_tells_memory_for_the_gpus_at_hand_or_as_asked(matrix: Matrix, sa
     assert "2 fits" in say("plan", file).out
     assert "2 doesn't fit" in say("plan", file, "--gpu-memory", "0.5GiB").out
     assert say("plan", file, "--gpu-memory", "much").code == 2
+    assert "at best" in say("plan", file, "--gpu", "l4").out
+    assert say("plan", file, "--gpu", "h99").code == 2
 
 
 def test_a_dry_run_prints_every_command_and_makes_nothing(matrix: Matrix, say: Say) -> None:
