@@ -17,12 +17,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trtllm_deploy.checkpoint.architectures import ARCHITECTURES  # noqa: E402
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, former_names  # noqa: E402
+from trtllm_deploy.releases.release import release_number  # noqa: E402
 from trtllm_deploy.spec.precision import PRECISIONS  # noqa: E402
 
 TABLE = ROOT / "docs" / "models.md"
@@ -53,6 +55,7 @@ Other architectures go through `backend: llmapi`, whose engine says what it take
 {rows}
 """
 Row = tuple[str, str]
+_FORMER = "-former"  # a checkpoint with the names of releases before Architecture.renamed_in
 
 
 def rows() -> Iterator[Row]:
@@ -107,22 +110,26 @@ def _tried(model: Path, name: str, precision: str) -> tuple[list[str], list[Path
     from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob
     from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
 
-    folders, said = {}, []
+    folders: dict[str, list[Path]] = {}
+    said = []
     measured: Mapping[str, float] = {}
-    for split, (tp, pp) in SPLITS.items():
-        if pp > 1 and not ARCHITECTURES[name].pp:
+    ours = ARCHITECTURES[name]
+    for (split, (tp, pp)), names in product(SPLITS.items(), ({}, ours.formerly)):
+        if (pp > 1 and not ours.pp) or (split in folders and not names):
             continue
-        target = model.parent / f"{name}-{precision}-{tp}-{pp}"
+        target = model.parent / f"{name}-{precision}-{tp}-{pp}{_FORMER * bool(names)}"
         calibration = Calibration(model / "prompts.jsonl", 3, 32)
         kv = KV.get(precision)
-        job = CheckpointJob(model, target, precision, tp, pp, calibration, kv_cache_dtype=kv)
+        job = CheckpointJob(
+            *(model, target, precision, tp, pp, calibration), kv_cache_dtype=kv, names=names
+        )
         with contextlib.redirect_stdout(sys.stderr):
             measured = export_checkpoint(job, lambda _: None)
-        folders[split] = target
+        folders.setdefault(split, []).append(target)
     said.append(", ".join(folders))
-    said.append(_verified(model, folders["tp 2"], precision, measured))
-    said.append("yes" if _served(model, folders["whole"], precision) else "no")
-    return said, list(folders.values())
+    said.append(_verified(model, folders["tp 2"][-1], precision, measured))
+    said.append("yes" if _served(model, folders["whole"][-1], precision) else "no")
+    return said, [each for made in folders.values() for each in made]
 
 
 def _verified(model: Path, made: Path, precision: str, measured: Mapping[str, float]) -> str:
@@ -187,7 +194,13 @@ def _accepted(made: Mapping[Row, Sequence[Path]]) -> Mapping[Row, Sequence[str]]
     found: dict[Row, list[str]] = {row: [] for row in made}
     for release, tree in _trees().items():
         print(release, file=sys.stderr, flush=True)
-        flat = [(row, folder) for row, folders in made.items() for folder in folders]
+        flat = [
+            (row, folder)
+            for row, folders in made.items()
+            for folder in folders
+            if not ARCHITECTURES[row[0]].formerly
+            or bool(former_names(row[0], release_number(release))) == folder.name.endswith(_FORMER)
+        ]
         asked = [Question(checkpoint=folder) for _, folder in flat]
         verdicts = ask(asked, [sys.executable, child, str(tree)], limit_s=900)
         bad = {

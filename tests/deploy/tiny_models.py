@@ -31,6 +31,10 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
         "attn_logit_softcapping": 0.5,
         "hidden_act": "gelu_pytorch_tanh",  # beside hidden_activation, as on the hub
     },
+    "Qwen2MoeForCausalLM": {
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+        "shared_expert_intermediate_size": 384,
+    },
     "MixtralForCausalLM": {"num_local_experts": 4, "intermediate_size": 256},
 }
 PROMPTS = tuple("".join(map(chr, range(first, first + 30))) for first in (32, 62, 92))

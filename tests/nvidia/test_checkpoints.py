@@ -6,11 +6,11 @@ Run with ``-s`` it prints the table of counts.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import pytest
 
 from tests.deploy.tiny_models import save_tiny
 from trtllm_deploy.backends.judge import Question, ask
-from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, former_names
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG
+from trtllm_deploy.releases.release import release_number
 from trtllm_deploy.spec.precision import find_precision
 
 HERE = Path(__file__).parent
@@ -30,6 +31,8 @@ PRECISIONS = {
     **{"fp8_bf16": "fp8", "int8_wo_bf16": None, "int4_awq_bf16": None},
 }
 SPLITS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}
+# besides what they are called now, what releases before renamed_in call them
+NAMES = {"": False, ", former names": True}
 Name = tuple[str, str, str]
 
 
@@ -43,10 +46,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {name: save_tiny(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
 
 
-def has(tree: Path, name: str) -> bool:
-    """Whether our data say that the tree's release has the architecture."""
-    release = tuple(int(part) for part in re.findall(r"\d+", tree.parent.name)[:3])
-    return release >= ARCHITECTURES[name].since
+def has(tree: Path, name: str, split: str = "") -> bool:
+    """Whether our data say that the tree's release has the architecture, under these names."""
+    release = release_number(tree.parent.name)
+    former = bool(former_names(name, release))
+    fits = not ARCHITECTURES[name].formerly or former == split.endswith("former names")
+    return release >= ARCHITECTURES[name].since and (fits or not split)
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +67,17 @@ def checkpoints(
         for precision, kv in PRECISIONS.items():
             if find_precision(precision).quant_algo in ARCHITECTURES[name].without:
                 continue
-            for split, (tp, pp) in SPLITS.items():
-                if pp > 1 and not ARCHITECTURES[name].pp:
+            for (split, (tp, pp)), (called, former) in product(SPLITS.items(), NAMES.items()):
+                ours = ARCHITECTURES[name]
+                if (pp > 1 and not ours.pp) or (former and not ours.formerly):
                     continue
+                split = split + called
                 target = root / f"{name}-{precision}-{split}"
                 calibration = Calibration(folder / "prompts.jsonl", 2, 32)
                 job = CheckpointJob(
-                    folder, target, precision, tp, pp, calibration, kv_cache_dtype=kv
+                    *(folder, target, precision, tp, pp, calibration),
+                    kv_cache_dtype=kv,
+                    names=ours.formerly if former else {},
                 )
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # modelopt's
@@ -86,7 +95,7 @@ def test_the_real_classes_take_every_checkpoint_of_what_they_have_and_no_other(
         counts = {each: number for each, number in verdict.counts.items() if each != "parameters"}
         said = verdict.refused or verdict.unasked or counts
         print(tree.parent.name, *name, said)
-        if has(tree, name[0]) != (bool(counts) and not any(counts.values())):
+        if has(tree, name[0], name[2]) != (bool(counts) and not any(counts.values())):
             wrong.append((name, said))
     assert not wrong
 

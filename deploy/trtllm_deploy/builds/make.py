@@ -125,6 +125,7 @@ def checkpoint_job(
         kv_cache_dtype=made_from["kv_cache_dtype"],
         kind=made_from["kind"],
         release=made_from["release"],
+        names=made_from.get("names", {}),
         verification=Verification(
             spec.verify.prompts, spec.verify.min_top1.get(cell.precision), text
         ),

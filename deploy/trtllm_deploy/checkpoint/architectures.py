@@ -6,6 +6,7 @@ called and what tells them apart. Knows nothing of files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -66,7 +67,8 @@ class Architecture:
     that NVIDIA's ``from_hugging_face`` writes, that a model class may ask for, and that modelopt
     leaves out. ``attn_bias`` says whether q, k and v have biases in TensorRT-LLM's class, None:
     where the model's config says so. ``norms`` and ``linears`` are a layer's, by their names there.
-    ``fields`` are more config fields, dotted, and those of transformers that they are.
+    ``fields`` are more config fields, dotted, and those of transformers that they are; ``switches``
+    those of them that are 0 or 1 and no truth value.
     ``activations`` are those that TensorRT-LLM calls otherwise. ``on_disk`` are beginnings of names
     that files have otherwise than transformers. ``only`` are values of a model's config beside
     which TensorRT-LLM's class computes something else, ``head_size`` whether it takes one that
@@ -77,7 +79,8 @@ class Architecture:
     converter where it isn't that of ``decoder_type``.
     ``norm_offset`` is what TensorRT-LLM's weights of norms have more than those
     of transformers, ``unexported`` are norms that modelopt leaves out. ``activation`` is the field
-    of transformers' config, ``like`` are fields of it that no checkpoint has.
+    of transformers' config, ``like`` are fields of it that no checkpoint has. ``formerly`` are
+    beginnings of a layer's names, and what releases before ``renamed_in`` call them.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Architecture:
     norms: Mapping[str, str] = field(default_factory=lambda: _NORMS)
     linears: Mapping[str, Linear] = field(default_factory=lambda: _GATED)
     fields: Mapping[str, str] = field(default_factory=dict)
+    switches: frozenset[str] = frozenset()
     activations: Mapping[str, str] = field(default_factory=dict)
     experts: Experts | None = None
     on_disk: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +108,8 @@ class Architecture:
     unexported: tuple[str, ...] = ()
     activation: str = "hidden_act"
     like: Mapping[str, Any] = field(default_factory=dict)
+    formerly: Mapping[str, str] = field(default_factory=dict)
+    renamed_in: tuple[int, ...] = ()
 
 
 # from 0.16 on QWenForCausalLM reads seq_length, which isn't the context length
@@ -118,6 +124,8 @@ _SWIGLU = {"silu": "swiglu"}  # the gate is made explicit there
 # modelopt can't smooth stacked experts; their scales of AWQ have other names than the classes read
 _NOT_OF_EXPERTS = frozenset({"W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", "W4A8_AWQ"})
 _MIXTRAL = Experts("w1", "w3", "w2")
+_QWEN_EXPERT = Experts("gate_proj", "up_proj", "down_proj")
+_SHARED = "mlp.shared_expert"
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -159,6 +167,37 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         experts=_MIXTRAL,
         on_disk={"block_sparse_moe.": "mlp."},
         without=_NOT_OF_EXPERTS,
+    ),
+    "Qwen2MoeForCausalLM": Architecture(
+        "QWenForCausalLM",
+        "qwen",
+        "qwen2_moe",
+        since=(0, 12),  # 0.11.0 takes experts from an object that no config.json becomes there
+        marks={"qwen_type": "qwen2_moe"},
+        extra={"seq_length": _QWEN["seq_length"]},
+        attn_bias=True,
+        linears={
+            **_ATTENTION,
+            **_QWEN_EXPERT.linears(),
+            f"{_SHARED}.fc": Linear((f"{_SHARED}.up_proj", f"{_SHARED}.gate_proj"), "output"),
+            f"{_SHARED}.proj": Linear((f"{_SHARED}.down_proj",), "input"),
+            f"{_SHARED}_gate": Linear((f"{_SHARED}_gate",), "whole"),
+        },
+        fields={
+            "moe.num_experts": "num_experts",
+            "moe.top_k": "num_experts_per_tok",
+            "moe.normalization_mode": "norm_topk_prob",  # NONE is 0, RENORMALIZE 1
+            "intermediate_size": "intermediate_size",  # modelopt writes that of an expert
+            "moe_intermediate_size": "moe_intermediate_size",
+            "moe_shared_expert_intermediate_size": "shared_expert_intermediate_size",
+        },
+        switches=frozenset({"moe.normalization_mode"}),
+        activations=_SWIGLU,
+        experts=_QWEN_EXPERT,
+        only={"qkv_bias": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        without=_NOT_OF_EXPERTS,
+        formerly={_SHARED: "shared_expert"},
+        renamed_in=(0, 16),
     ),
     "Phi3ForCausalLM": Architecture(
         "Phi3ForCausalLM",
@@ -214,6 +253,21 @@ def find_architecture(config: Mapping[str, Any]) -> str | None:
         if name == each.name and marked:
             return known
     return None
+
+
+def former_names(architecture: str, release: tuple[int, ...]) -> Mapping[str, str]:
+    """Beginnings of a layer's names that a release calls otherwise than later ones."""
+    known = ARCHITECTURES.get(architecture)
+    return known.formerly if known and release < known.renamed_in else {}
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A tensor's or module's name, ``transformer.layers.<N>.<rest>``, where names begin rests."""
+    match = re.fullmatch(r"(transformer\.layers\.\d+\.)(.+)", name)
+    for old, new in names.items():
+        if match and match[2].startswith(old):
+            return match[1] + new + match[2].removeprefix(old)
+    return name
 
 
 def find_field(config: Mapping[str, Any], path: str) -> Any:

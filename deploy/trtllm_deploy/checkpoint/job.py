@@ -7,8 +7,8 @@ Reads configs and prompts only; torch isn't needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class CheckpointJob:
 
     ``kind`` is trtllm, for trtllm-build and the reference backend, or hf, for the LLM API.
     ``release`` names the TensorRT-LLM release whose own scripts make the checkpoint; None: modelopt
-    in this environment. ``seed`` chooses prompts where there are more than asked for.
+    in this environment. ``names`` are beginnings of a layer's tensor names, and what the release
+    that builds calls them. ``seed`` chooses prompts where there are more than asked for.
     """
 
     model_dir: Path
@@ -68,6 +69,7 @@ class CheckpointJob:
     kind: CheckpointKind = "trtllm"
     release: str | None = None
     verification: Verification | None = Verification()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def needs_calibration(self) -> bool:

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
 from trtllm_deploy.checkpoint.apart import take_apart
-from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, Architecture
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, Architecture, renamed
 from trtllm_deploy.checkpoint.job import CheckpointJob
 from trtllm_deploy.checkpoint.source_files import TOKENIZER_FILES
 from trtllm_deploy.checkpoint.trtllm_format import CONFIG, complete_config
@@ -163,11 +163,15 @@ def _export(
         first = exported["rank"] // job.tp * per_stage
         for local, found in enumerate(norms[first : first + per_stage]):
             weights |= {f"transformer.layers.{local}.{name}": each for name, each in found.items()}
+        weights = {renamed(name, job.names): each for name, each in weights.items()}
         save_file(weights, aside / f"rank{exported['rank']}.safetensors")
     quantization = exported["quantization"]
     if "quantized_layers" in quantization:  # of nothing quantized; no release takes that key
         kept = ("quant_algo", "kv_cache_quant_algo")
         exported["quantization"] = {name: quantization[name] for name in kept}
+    elif "exclude_modules" in quantization:
+        excluded = [renamed(name, job.names) for name in quantization["exclude_modules"]]
+        exported["quantization"] = {**quantization, "exclude_modules": excluded}
     config = complete_config(exported, hf_config, precision.quant_algo)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

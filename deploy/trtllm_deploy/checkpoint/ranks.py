@@ -15,23 +15,28 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llm_perf.errors import UserError
-from trtllm_deploy.checkpoint.architectures import Linear
+from trtllm_deploy.checkpoint.architectures import Linear, renamed
 from trtllm_deploy.checkpoint.dequantize import DEQUANTIZE, weight_only_int8
 
 
 class Shard:
-    """The tensors of one rank, read one at a time."""
+    """The tensors of one rank, read one at a time.
 
-    def __init__(self, file: Path) -> None:
+    ``formerly`` are beginnings of a layer's names, and what they may be called in the file.
+    """
+
+    def __init__(self, file: Path, formerly: Mapping[str, str]) -> None:
         self.file = file
         self._tensors = safe_open(file, framework="pt")
-        self._names = frozenset(self._tensors.keys())  # type: ignore[no-untyped-call]
+        now = {old: name for name, old in formerly.items()}
+        stored = self._tensors.keys()  # type: ignore[no-untyped-call]
+        self._names: Mapping[str, str] = {renamed(name, now): name for name in stored}
 
     def tensor(self, name: str) -> Tensor:
         """Raises UserError: the file has none of that name."""
         if name not in self._names:
             raise UserError(f"tensor '{name}' is missing", where=self.file)
-        tensor: Tensor = self._tensors.get_tensor(name)  # type: ignore[no-untyped-call]
+        tensor: Tensor = self._tensors.get_tensor(self._names[name])  # type: ignore[no-untyped-call]
         return tensor
 
     def find(self, name: str) -> Tensor | None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from trtllm_deploy.checkpoint.architectures import (
     ARCHITECTURES,
+    Architecture,
     Linear,
     find_architecture,
     find_field,
@@ -89,7 +90,9 @@ class CheckpointTensors:
         self.fields = check_checkpoint(directory)
         self.config = hf_config(self.fields)
         self._architecture = ARCHITECTURES[self.config.architectures[0]]
-        shards = [Shard(file) for file in rank_files(directory, self.fields)]
+        shards = [
+            Shard(file, self._architecture.formerly) for file in rank_files(directory, self.fields)
+        ]
         tp = self.fields["mapping"]["tp_size"]
         self._stages = [shards[first : first + tp] for first in range(0, len(shards), tp)]
 
@@ -178,8 +181,10 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     found = AutoConfig.for_model(
         ours.model_type,
         architectures=[architecture],
-        **{name: config[name] for name in _SAME},
-        **{theirs: find_field(config, name) for name, theirs in ours.fields.items()},
+        **{
+            **{name: config[name] for name in _SAME},
+            **{theirs: _field(config, ours, name) for name, theirs in ours.fields.items()},
+        },
         **{ours.activation: gates.get(config["hidden_act"], config["hidden_act"])},
         head_dim=config["head_size"],
         rms_norm_eps=config["norm_epsilon"],
@@ -191,6 +196,11 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     if getattr(found, "layer_types", None):
         found.layer_types = ["full_attention"] * found.num_hidden_layers
     return found
+
+
+def _field(config: Mapping[str, Any], ours: Architecture, name: str) -> Any:
+    value = find_field(config, name)
+    return bool(value) if name in ours.switches else value
 
 
 def _stacked(ranks: list[Shard], name: str) -> Tensor:

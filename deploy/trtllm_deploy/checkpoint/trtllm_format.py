@@ -72,7 +72,8 @@ def complete_config(
     other.
     """
     architecture = hf_config["architectures"][0]
-    for name in _SAME:
+    ours = ARCHITECTURES[architecture]
+    for name in [each for each in _SAME if each not in ours.fields]:
         if exported.get(name) != hf_config.get(name):
             raise UserError(
                 f"modelopt exported {name}={exported.get(name)}, the model's config says"
@@ -84,7 +85,10 @@ def complete_config(
         raise UserError(
             "the model's config has no rope_theta", where=architecture, fix="add it to config.json"
         )
-    ours = ARCHITECTURES[architecture]
+    nested = {name: hf_config[theirs] for name, theirs in ours.fields.items() if "." in name}
+    for name, value in nested.items():
+        part, _, key = name.partition(".")
+        exported = {**exported, part: {**exported.get(part, {}), key: int(value)}}
     return {
         **exported,
         "architecture": ours.name,

@@ -16,9 +16,11 @@ from typing import Any, Literal
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.refusals import can_do
+from trtllm_deploy.checkpoint.architectures import former_names
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.plan.shape import ModelShape, read_shape
+from trtllm_deploy.releases.release import release_number
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.overrides import overridden
 from trtllm_deploy.spec.precision import PRECISIONS
@@ -253,6 +255,11 @@ def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) 
         if calibrated
         else None,
     }
+    config = facts.configs.get(cell.model, {})
+    architecture = str(next(iter(config.get("architectures") or ()), None))
+    names = former_names(architecture, release_number(spec.release))
+    if names and made_from["kind"] == "trtllm" and not scripts:
+        made_from["names"] = dict(names)
     made_from["tools"] = dict(facts.made_with.get(content_key(made_from), facts.tools))
     return Stage(
         "checkpoint",

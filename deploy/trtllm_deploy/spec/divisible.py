@@ -7,6 +7,8 @@ from typing import Any
 
 from trtllm_deploy.spec.precision import Precision
 
+_OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
+
 
 def indivisible(config: Mapping[str, Any], precision: Precision, tp: int, pp: int) -> str | None:
     """What of a Hugging Face config can't be split over the GPUs, in words, or None.
@@ -19,6 +21,7 @@ def indivisible(config: Mapping[str, Any], precision: Precision, tp: int, pp: in
     channels = {
         "hidden_size": hidden,
         "intermediate_size": config["intermediate_size"],
+        **{name: config[name] for name in _OF_EXPERTS if config.get(name)},
         "attention width": heads * (config.get("head_dim") or hidden // heads),
     }
     layers, group = config["num_hidden_layers"], precision.group_size

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from modelopt.torch.quantization.nn import QuantModuleRegistry
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llm_perf.errors import UserError
 from tests.deploy.tiny_models import save_tiny
-from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES, former_names
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob, check_job
 from trtllm_deploy.checkpoint.modelopt_export import export_checkpoint
 from trtllm_deploy.checkpoint.readback import load_model
@@ -22,10 +23,8 @@ from trtllm_deploy.checkpoint.source_faults import source_fault
 from trtllm_deploy.checkpoint.verify import Task, verify_checkpoint
 from trtllm_deploy.spec.precision import PRECISIONS, find_precision
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.parametrize("name", ARCHITECTURES),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
+each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 IDS = torch.arange(1, 91).reshape(3, 30)
 # for each split another of what models have: odd vocabulary, ties, head sizes, repeated heads
@@ -75,6 +74,7 @@ def original(folder: Path) -> torch.Tensor:
     )
 
 
+@each_architecture
 @pytest.mark.parametrize(("tp", "pp"), ODD)
 def test_fp16_reads_back_to_the_model_whatever_the_split(
     model: Model, tmp_path: Path, name: str, tp: int, pp: int
@@ -89,6 +89,7 @@ def test_fp16_reads_back_to_the_model_whatever_the_split(
     assert torch.allclose(logits(load_model(tmp_path / "made")), original(folder), atol=near)
 
 
+@each_architecture
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8_wo"])
 def test_a_quantized_checkpoint_is_verified_and_swapped_ranks_are_found(
     model: Model, tmp_path: Path, name: str, precision: str
@@ -112,10 +113,16 @@ def test_a_quantized_checkpoint_is_verified_and_swapped_ranks_are_found(
 @pytest.fixture
 def a_job_of_its_own() -> None:
     """As in a process of its own: modelopt keeps the classes that it has quantized."""
-    for kind in [each for each in QuantModuleRegistry._registry if "Mixtral" in each.__name__]:
+    experts = [
+        kind
+        for kind in QuantModuleRegistry._registry
+        if kind.__name__.startswith(("Mixtral", "Qwen2Moe"))
+    ]
+    for kind in experts:
         QuantModuleRegistry.unregister(kind)
 
 
+@each_architecture
 @pytest.mark.usefixtures("a_job_of_its_own")
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_a_checkpoint_for_the_llm_api_is_verified(
@@ -127,6 +134,7 @@ def test_a_checkpoint_for_the_llm_api_is_verified(
     assert verify_checkpoint(task)["worst_weight"]["error"] < 0.05
 
 
+@each_architecture
 def test_what_its_class_has_not_is_refused_before_the_start(model: Model, name: str) -> None:
     config = json.loads((model(name) / "config.json").read_text())
     ours = ARCHITECTURES[name]
@@ -140,3 +148,20 @@ def test_what_its_class_has_not_is_refused_before_the_start(model: Model, name: 
         assert fault is not None and told in fault.what
         assert source_fault(asked, "hf", find_precision("fp16"), 1, 1) is None
     assert source_fault(config, "trtllm", find_precision("fp16"), 1, 1) is None
+
+
+def test_experts_under_former_names_are_the_same_model(model: Model, tmp_path: Path) -> None:
+    """What TensorRT-LLM before 0.16.0 calls the shared expert, and weights that add up to 1."""
+    name = "Qwen2MoeForCausalLM"
+    folder, made = model(name, norm_topk_prob=True), tmp_path / "made"
+    names = former_names(name, (0, 15, 0))
+    assert names and not former_names(name, (0, 16, 0))
+    export(folder, made, "fp8", tp=2, names=names)
+    with safe_open(made / "rank1.safetensors", "pt") as rank:
+        assert "transformer.layers.1.shared_expert.fc.weight" in rank.keys()  # noqa: SIM118
+        assert not [each for each in rank.keys() if "mlp.shared" in each]  # noqa: SIM118
+    config = json.loads((made / "config.json").read_text())
+    assert config["moe"]["normalization_mode"] == 1
+    assert "transformer.layers.1.shared_expert_gate" in config["quantization"]["exclude_modules"]
+    task = Task(folder, made, find_precision("fp8"), IDS.tolist(), 0.6)
+    assert verify_checkpoint(task)["worst_weight"]["error"] < 0.05

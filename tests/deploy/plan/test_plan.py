@@ -210,3 +210,14 @@ def test_other_weights_rebuild_everything(folder: Path) -> None:
         "engine",
         "repository",
     }
+
+
+def test_a_checkpoint_is_of_a_release_where_its_names_changed(folder: Path) -> None:
+    experts = replace(FACTS, configs={"tiny": {"architectures": ["Qwen2MoeForCausalLM"]}})
+
+    def checkpoints(facts: Facts, release: str, **more: object) -> set[str]:
+        return keys(plans(folder, facts, release=release, **more), "checkpoint")
+
+    assert checkpoints(experts, "0.15.0") == checkpoints(experts, "0.12.0")
+    assert not checkpoints(experts, "0.15.0") & checkpoints(experts, "0.16.0")
+    assert checkpoints(FACTS, "0.15.0") == checkpoints(FACTS, "0.16.0")
