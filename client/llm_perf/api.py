@@ -27,6 +27,8 @@ from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
 from llm_perf.record import Exchange, Record, Status, read_records
 from llm_perf.records import Records
+from llm_perf.report.page import write_report
+from llm_perf.report.read import read_results
 from llm_perf.results.export import write_run
 from llm_perf.results.run import Run
 from llm_perf.results.table import print_run, print_summary
@@ -65,7 +67,9 @@ __all__ = [
     "print_summary",
     "read_lines",
     "read_measurements",
+    "read_results",
     "show_progress",
+    "write_report",
     "write_run",
 ]
 
