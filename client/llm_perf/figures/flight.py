@@ -51,20 +51,28 @@ class Flights:
         return float(spent.sum() / self.window_ns)
 
     def steady(self, concurrency: int) -> tuple[int, int] | None:
-        """From the moment the load is full until it first can't be kept full, in ns.
+        """Whole rounds of a load that is kept full, from an end of a request to another, in ns.
 
         Full are ``concurrency`` requests in flight, or as many as there ever were, but for those
         whose slot is about to send again. It can't be kept full when a request ends and none is
-        left to send, be it to one of several workers, or a slot pauses.
+        left to send, be it to one of several workers, or a slot pauses. A round is as many ends
+        as requests are in flight: after it a server that works in step, or in a queue, is where
+        it was. Before the first end it isn't yet: prompts are read and little is written.
+        ``None`` where there is no whole round.
         """
         if not len(self.sent):
             return None
         sends, ends = np.sort(self.sent), np.sort(self.ended)
         in_flight = np.arange(1, len(sends) + 1) - np.searchsorted(ends, sends, "right")
-        full = sends[in_flight >= math.ceil(_FULL * min(concurrency, in_flight.max()))]
+        most = min(concurrency, int(in_flight.max()))
+        full = sends[in_flight >= math.ceil(_FULL * most)]
         after = int(np.searchsorted(ends, full[-1], "right"))
         short = min(int(ends[min(after, len(ends) - 1)]), self.paused_ns)
-        return (int(full[0]), short) if full[0] < short else None
+        kept = ends[np.searchsorted(ends, full[0], "right") : np.searchsorted(ends, short, "right")]
+        if len(kept) <= most:
+            return None
+        begin, end = int(kept[0]), int(kept[(len(kept) - 1) // most * most])
+        return (begin, end) if begin < end else None
 
 
 def flights(records: Iterable[Record]) -> Flights:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import heapq
 import io
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_perf.api import Concurrency, Extent, Run
@@ -35,22 +37,69 @@ def loop(slots: int, requests: int, offset_ms: int = 0) -> list[Record]:
     return records
 
 
+def batched(slots: int, lengths: list[int], prompt_ms: int, step_ms: int) -> list[Record]:
+    """A server that reads prompts one at a time, as they come, before each step of all that run.
+
+    ``prompt_ms`` 0 has everything in step.
+    """
+    left, running, records, at = deque(lengths), list[tuple[int, list[int], int]](), [], 1000
+    waiting = [(at, left.popleft()) for _ in range(min(slots, len(left)))]
+    while waiting or running:
+        if waiting:
+            sent, length = waiting.pop(0)
+            running.append((sent, [], length))
+            at += prompt_ms
+            if waiting and not prompt_ms:
+                continue
+        at += step_ms
+        for each in list(running):
+            sent, chunks, length = each
+            chunks.append(at)
+            if len(chunks) == length:
+                running.remove(each)
+                records.append(asked(sent, chunks_ms=chunks, tokens=length, sent_ms=sent))
+                if left:
+                    waiting.append((at, left.popleft()))
+    return records
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    slots=st.integers(2, 12),
+    rounds=st.integers(3, 6),
+    rest=st.integers(0, 11),
+    prompt_ms=st.integers(0, 30),
+    length=st.integers(5, 25),
+)
+def test_the_steady_rate_of_a_short_run_is_that_of_a_long_one(
+    slots: int, rounds: int, rest: int, prompt_ms: int, length: int
+) -> None:
+    def figures(requests: int) -> Mapping[str, Any]:
+        records = batched(slots, [length] * requests, prompt_ms, 10)
+        return compute_metrics(records, concurrency=slots)["output_token_throughput"]
+
+    # a long run's own ends don't weigh: its mean between the fifth and the fifteenth round
+    ends = sorted(each.end_ns for each in batched(slots, [length] * slots * 20, prompt_ms, 10))
+    truth = 10 * slots * length / (ends[15 * slots] - ends[5 * slots]) * 1e9
+    assert figures(slots * rounds + rest % slots)["steady"] == pytest.approx(truth, rel=0.05)
+
+
 def test_the_steady_part_has_the_rate_of_the_full_load() -> None:
-    # four slots, 50 ms apart: full from 150 ms on, short from 450 ms on, over at 500 ms
-    metrics = compute_metrics(loop(4, 16, offset_ms=50), concurrency=4)
+    # four slots, 50 ms apart: full from 150 ms on, the first end then is at 200 ms
+    metrics = compute_metrics(loop(4, 20, offset_ms=50), concurrency=4)
     tokens = metrics["output_token_throughput"]
-    assert tokens["avg"] == pytest.approx(160 / 0.5)
+    assert tokens["avg"] == pytest.approx(200 / 0.6)
     assert tokens["steady"] == pytest.approx(4 * 10 / 0.1)
-    assert tokens["steady_share"] == pytest.approx(300 / 500)
+    assert tokens["steady_share"] == pytest.approx(300 / 600)
     assert metrics["request_throughput"]["steady"] == pytest.approx(4 / 0.1)
     assert metrics["input_token_throughput"]["steady"] == pytest.approx(3 * 4 / 0.1)
     assert metrics["total_token_throughput"]["steady"] == pytest.approx(13 * 4 / 0.1)
 
 
-def test_a_load_that_is_full_all_the_time_is_all_steady() -> None:
+def test_a_load_that_is_full_all_the_time_is_steady_from_its_first_end() -> None:
     tokens = compute_metrics(loop(4, 20), concurrency=4)["output_token_throughput"]
     assert tokens["steady"] == pytest.approx(tokens["avg"])
-    assert tokens["steady_share"] == 1
+    assert tokens["steady_share"] == pytest.approx(0.8)
 
 
 def test_an_answer_in_one_piece_counts_by_its_time() -> None:
@@ -61,13 +110,13 @@ def test_an_answer_in_one_piece_counts_by_its_time() -> None:
 
 def test_a_slot_that_pauses_ends_the_steady_part() -> None:
     refused = asked(9, status=Status.THROTTLED, chunks_ms=(), sent_ms=1200)
-    assert flights(loop(2, 8)).steady(2) == (1000 * MS, 1400 * MS)
-    assert flights([*loop(2, 8), refused]).steady(2) == (1000 * MS, 1200 * MS)
+    assert flights(loop(2, 8)).steady(2) == (1100 * MS, 1400 * MS)
+    assert flights([*loop(2, 8), refused]).steady(2) == (1100 * MS, 1200 * MS)
 
 
 def test_a_worker_that_has_no_more_to_send_ends_the_steady_part() -> None:
     quick, slow = loop(2, 8), loop(2, 16)  # two workers share the load; one is through first
-    assert flights([*quick, *slow]).steady(4) == (1000 * MS, 1400 * MS)
+    assert flights([*quick, *slow]).steady(4) == (1100 * MS, 1400 * MS)
 
 
 def test_a_slot_on_its_way_to_the_next_send_leaves_the_load_full() -> None:
@@ -116,12 +165,12 @@ def printed(run: Run) -> str:
 
 
 def test_the_table_says_what_differs_and_over_how_much() -> None:
-    text = printed(make_run(loop(4, 16, offset_ms=50)))
+    text = printed(make_run(loop(4, 20, offset_ms=50)))
     assert (
-        "Output token throughput (tokens/s): 320.00; 400.00 while the load was full, "
-        "60% of the window" in text
+        "Output token throughput (tokens/s): 333.33; 400.00 while the load was full, "
+        "50% of the window" in text
     )
-    assert "Requests in flight: mean 3.20" in text
+    assert "Requests in flight: mean 3.33" in text
     assert "while the load was full" not in printed(make_run(loop(4, 20)))
 
 
