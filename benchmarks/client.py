@@ -47,6 +47,7 @@ from benchmarks.peers import (
 )
 from benchmarks.sse import sse_server
 from llm_perf.load.loop import run_loop
+from llm_perf.load.turns import Turns
 from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, connect
 from llm_perf.workload.workload import Prompt
@@ -76,10 +77,11 @@ def by_transport(name: str, url: str, streams: int) -> Measured:
         transport = await connect(Endpoint(url, "grpc", "stamps", name), streams)
         request = transport.dialect.request(PROMPT, "1")
         seen = [Exchange(str(number)) for number in range(requests_for(streams))]
-        waiting = iter(seen)
+        waiting, turns = iter(seen), Turns()
 
         async def slot() -> None:
             for exchange in waiting:
+                await turns.turn()
                 await transport.stream(request, exchange, LIMIT_S)
 
         cpu, wall = time.process_time(), time.perf_counter()

@@ -11,7 +11,6 @@ import pytest
 
 # program → how it is installed
 _FROM = {
-    "chromium": "Debian's chromium",
     "mpirun": "Debian's openmpi-bin",
     "openssl": "Debian's openssl",
     "prometheus": "Debian's prometheus",

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
         print_summary,
         read_lines,
         read_measurements,
-        read_results,
         show_progress,
-        write_report,
         write_run,
     )
     from llm_perf.errors import UserError
@@ -73,9 +71,7 @@ __all__ = [
     "print_summary",
     "read_lines",
     "read_measurements",
-    "read_results",
     "show_progress",
-    "write_report",
     "write_run",
 ]
 

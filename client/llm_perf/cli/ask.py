@@ -100,11 +100,16 @@ async def _ask(
     try:
         seen = Exchange(str(uuid.uuid4()), room=_ROOM)
         request = transport.dialect.request(prompt, seen.request_id)
-        streaming = asyncio.create_task(transport.stream(request, seen, timeout_s))
+        streaming = asyncio.create_task(_hear(transport, request, seen, timeout_s))
         await _show(transport, streaming, seen)
     finally:
         await transport.close()
     return seen, transport.dialect
+
+
+async def _hear(transport: Transport, request: bytes, seen: Exchange, timeout_s: float) -> None:
+    await transport.stream(request, seen, timeout_s)
+    transport.read(seen)
 
 
 async def _show(transport: Transport, streaming: asyncio.Task[None], seen: Exchange) -> None:

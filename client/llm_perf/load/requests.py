@@ -10,10 +10,12 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from llm_perf.load.journal import Journal
 from llm_perf.load.load import Conditions
 from llm_perf.load.progress import Progress
+from llm_perf.load.turns import Turns
 from llm_perf.record import Exchange, Status
 from llm_perf.transports import Transport
 from llm_perf.workload.fresh import prompt_for
@@ -48,6 +50,7 @@ class Requests:
         self._prompts = prompts
         self._conditions = conditions
         self._journal = journal
+        self._turns = Turns()
         self._ready: dict[int, tuple[str, bytes]] = {}
         self._in_flight: dict[int, Exchange] = {}
         self._done = self._broken = self._responses = 0
@@ -67,7 +70,12 @@ class Requests:
         return request_id, self._transport.dialect.request(prompt, request_id)
 
     async def ask(self, number: int, due_ns: int) -> Exchange:
-        """Send request ``number``, which was due at ``due_ns``, and wait for its end."""
+        """Send request ``number``, which was due at ``due_ns``, and wait for its end.
+
+        Its answer is read and kept when nobody waits to send; ``catch_up`` sees to the last ones.
+        One that failed is at once: it may end the run.
+        """
+        await self._turns.turn()
         ready = self._ready.pop(number, None)
         request_id, body = ready or self._request(number)
         seen = self._in_flight[number] = Exchange(request_id, due_ns, room=self._room(number))
@@ -75,8 +83,23 @@ class Requests:
             await self._transport.stream(body, seen, self._conditions.request_timeout_s)
         finally:
             del self._in_flight[number]
-        self._note(number, seen)
+        if seen.failure is not None or self._conditions.stop_after_failures is not None:
+            self._keep(number, seen)
+        else:
+            self._turns.later(partial(self._keep, number, seen))
         return seen
+
+    def catch_up(self) -> None:
+        """Read and keep all answers that have ended."""
+        self._turns.catch_up()
+
+    def _keep(self, number: int, seen: Exchange) -> None:
+        try:
+            self._transport.read(seen)
+            self._note(number, seen)
+        except Exception as error:  # a fault of ours: no request is lost without a word
+            if not self.stop.done():
+                self.stop.set_exception(error)
 
     def _room(self, number: int) -> int:
         """How many bytes of its answer are kept."""

@@ -129,6 +129,7 @@ async def _until_stopped(offer: Coroutine[object, object, None], requests: Reque
     await asyncio.wait((offering, requests.stop), return_when=asyncio.FIRST_COMPLETED)
     offering.cancel()
     (error,) = await asyncio.gather(offering, return_exceptions=True)
+    requests.catch_up()
     if isinstance(error, Exception):  # a cancellation is none
         raise error
 
@@ -159,14 +160,15 @@ async def _offer_closed(order: Closed, requests: Requests, start_ns: int) -> Non
 
     async def slot(offset_ns: int) -> None:
         await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
-        pause_s = 0.0
-        while not requests.stop.done() and (now_ns := perf_counter_ns()) < end_ns:
+        pause_s, due_ns = 0.0, start_ns + offset_ns
+        while not requests.stop.done() and perf_counter_ns() < end_ns:
             if (number := next(numbers, None)) is None:
                 return
-            seen = await requests.ask(number, now_ns)  # due as soon as a slot is free
-            pause_s = _pause_s(seen, pause_s)
+            seen = await requests.ask(number, due_ns)
+            pause_s, due_ns = _pause_s(seen, pause_s), seen.end_ns  # an end frees the slot
             if pause_s:
-                await asyncio.sleep(min(pause_s, (end_ns - perf_counter_ns()) / 1e9))
+                due_ns += int(pause_s * _NS)
+                await asyncio.sleep((min(due_ns, end_ns) - perf_counter_ns()) / _NS)
 
     await asyncio.gather(*(slot(offset_ns) for offset_ns in order.slots))
 

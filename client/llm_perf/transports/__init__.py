@@ -186,9 +186,17 @@ class Transport(Protocol):
         ...
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
-        """Send, and note each message's time and bytes in ``seen`` until the stream ends.
+        """Send, and note each piece's time and bytes in ``seen`` until the stream ends.
 
         Fills ``sent_ns``, ``messages``, ``end_ns`` and ``failure``; a failure never raises.
+        """
+        ...
+
+    def read(self, seen: Exchange) -> None:
+        """Make whole messages of the pieces of a stream that has ended; to be called once.
+
+        It may find that what came is no answer, which is a ``failure`` then; what nobody worked
+        on is known before.
         """
         ...
 

@@ -22,7 +22,6 @@ from llm_perf.transports.frames import Fields, encode_fields
 from llm_perf.transports.http2 import Connection, open_connection
 from llm_perf.transports.triton import TritonModel
 from llm_perf.transports.triton_rpc import SERVICE, describe
-from llm_perf.transports.turns import Turns
 from llm_perf.workload.workload import Prompt
 
 _STREAMS_PER_CONNECTION = 64  # a socket read then carries several answers, at one time of reading
@@ -42,7 +41,6 @@ class GrpcTransport:
         self._connections = connections
         self._turn = 0
         self._opening = [asyncio.Lock() for _ in connections]
-        self._turns = Turns()
         fields = {
             **{":method": "POST", ":scheme": "http", ":path": SERVICE + "ModelStreamInfer"},
             **{":authority": url, "te": "trailers"},
@@ -58,7 +56,6 @@ class GrpcTransport:
         seen.sent_ns = perf_counter_ns()
         timer = loop.call_later(timeout_s, call.give_up, timeout_s)
         try:
-            await self._turns.turn()
             connection = await self._connection(timeout_s)
             if not call.done.done():
                 seen.sent_ns = perf_counter_ns()
@@ -71,6 +68,9 @@ class GrpcTransport:
         finally:
             timer.cancel()
             call.hang_up()
+
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``: messages came as such."""
 
     def so_far(self, seen: Exchange) -> list[bytes]:
         """See ``Transport.so_far``."""
@@ -122,9 +122,8 @@ class _Call:
         size = len(payload)
         self._room = room = self._room - size
         if room < 0:
-            self._leave(at)
-            return
-        if not self._rest and int.from_bytes(payload[1:_PREFIX], "big") == size - _PREFIX:
+            payload = payload[:room]
+        elif not self._rest and int.from_bytes(payload[1:_PREFIX], "big") == size - _PREFIX:
             self._note((at, payload[_PREFIX:]))  # as a rule a frame is a message
             return
         payload = self._rest + payload
@@ -135,6 +134,8 @@ class _Call:
             self._note((at, payload[_PREFIX:end]))
             payload = payload[end:]
         self._rest = payload
+        if room < 0:
+            self._leave(at)
 
     def on_fields(self, fields: Fields) -> None:
         """Keep what says how the call went."""

@@ -26,7 +26,6 @@ from llm_perf.transports.events import (
 from llm_perf.transports.http1 import GARBAGE, Answer
 from llm_perf.transports.http_pool import Pool, request_head
 from llm_perf.transports.masked import Mask
-from llm_perf.transports.turns import Turns
 
 _PATIENCE_S = 10.0
 _ROOM = 2**24  # bytes of an answer before the clock starts
@@ -49,32 +48,27 @@ class HttpTransport:
         self._pool = server.pool
         self._head = server.head("POST", target)
         self._mask = server.mask
-        self._turns = Turns()
 
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
         answer = Answer(seen)
         whole = b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(request), request)
-        await self._turns.turn()
         seen.sent_ns = perf_counter_ns()
         await self._pool.exchange(whole, answer, timeout_s)
-        await self._turns.turn()
-        self._read(answer, seen, timeout_s)
-
-    def _read(self, answer: Answer, seen: Exchange, timeout_s: float) -> None:
-        """Make messages of the pieces that came, and say how it ended."""
-        pieces, seen.messages = seen.messages, []
-        hide = self._mask.hide
         if seen.failure and seen.failure[0] is Status.TIMEOUT:
             seen.failure = Status.TIMEOUT, f"not answered within {timeout_s:g} s"
         if answer.status not in (0, 200):
+            pieces, seen.messages = seen.messages, []
             told_s = retry_after(answer)
             # nobody waits longer for leave to ask than for an answer
             seen.retry_after_s = None if told_s is None else min(told_s, timeout_s)
             status = Status.ERROR if seen.retry_after_s is None else Status.THROTTLED
-            seen.failure = status, f"HTTP {answer.status}: {said_in(hide(join(pieces)))}"
-            return
-        came = seen.failure is None
+            seen.failure = status, f"HTTP {answer.status}: {said_in(self._mask.hide(join(pieces)))}"
+
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``: makes messages of the pieces of a body."""
+        pieces, seen.messages = seen.messages, []
+        hide, came = self._mask.hide, seen.failure is None
         streamed = are_events(pieces)
         if streamed:
             seen.messages = cut_events(pieces, came)

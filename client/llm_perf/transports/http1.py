@@ -74,10 +74,6 @@ class Connection(asyncio.Protocol):
         seen = answer.seen
         self._answer = answer
         self._note, self._room, self._bare = seen.messages.append, seen.room, 0
-        if self._transport is None:  # hung up before it was asked, as on what speaks first
-            self._at = perf_counter_ns()
-            self._fail("connection lost before anything was asked")
-            return
         timer = asyncio.get_running_loop().call_later(timeout_s, self._expire)
         try:
             self.transport.write(request)
@@ -166,6 +162,7 @@ class Connection(asyncio.Protocol):
         if self._room >= 0:
             self._note((self._at, body))
         elif self._answer is not None:
+            self._note((self._at, body[: self._room]))
             answer, self._answer = self._answer, None
             answer.seen.overflow(self._at)
             self._tell(answer)

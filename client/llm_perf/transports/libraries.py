@@ -65,6 +65,9 @@ class GrpcTransport:
         if code is not grpc.StatusCode.OK:
             fail(seen, code, await call.details() or "")
 
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``: messages came as such."""
+
     def so_far(self, seen: Exchange) -> list[bytes]:
         """See ``Transport.so_far``."""
         return [message for _, message in seen.messages]
@@ -107,6 +110,9 @@ class StockTransport:
         seen.messages = [(at, _message(*answer)) for at, answer in answers]
         if failure is not None:
             fail(seen, *failure)
+
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``: messages came as such."""
 
     def so_far(self, seen: Exchange) -> list[bytes]:
         """See ``Transport.so_far``."""

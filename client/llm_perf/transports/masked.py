@@ -61,6 +61,10 @@ class Masked:
     async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
         """See ``Transport.stream``."""
         await self._inner.stream(request, seen, timeout_s)
+
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``."""
+        self._inner.read(seen)
         seen.messages = [(at, self._hide(message)) for at, message in seen.messages]
         if seen.failure is not None:
             seen.failure = seen.failure[0], self._hide_in(seen.failure[1])

@@ -180,6 +180,7 @@ async def _tried(transport: HttpTransport, dialect: OpenAI, trial: Prompt) -> Op
         tried = replace(dialect, usage=usage, least=keys)
         seen = Exchange("trial")
         await transport.stream(tried.request(prompt, seen.request_id), seen, _TRIAL_S)
+        transport.read(seen)
         if seen.failure is not None and _REFUSED.match(seen.failure[1]):
             said = said or seen.failure[1]
             continue

@@ -40,6 +40,7 @@ async def ask(flighty: Flighty, requests: int) -> list[Exchange]:
         seen = [Exchange(str(number)) for number in range(requests)]
         for each in seen:
             await transport.stream(b"{}", each, 5.0)
+            transport.read(each)
         await transport.close()
     return seen
 

@@ -60,6 +60,7 @@ def test_a_key_that_triton_repeats_is_masked(
         opened = await connect(to, 1)
         seen = Exchange("id")
         await opened.stream(opened.dialect.request(Prompt(0, "p", 1, 9), "id"), seen, 5)
+        opened.read(seen)
         await opened.close()
         return seen
 

@@ -69,6 +69,7 @@ async def ask(endpoint: Endpoint, times: int = 2) -> list[Exchange]:
     seen = [Exchange(str(number)) for number in range(times)]
     for each in seen:
         await transport.stream(b"{}", each, 5.0)
+        transport.read(each)
     await transport.close()
     return seen
 

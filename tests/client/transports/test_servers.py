@@ -99,6 +99,8 @@ async def ask_often(url: str, path: str, body: bytes = b"{}") -> tuple[list[Exch
     seen = [Exchange(str(number)) for number in range(4)]
     for pair in (seen[:2], seen[2:]):
         await asyncio.gather(*(transport.stream(body, each, 10.0) for each in pair))
+        for each in pair:
+            transport.read(each)
     free = sum(each.free for each in server.pool._idle)
     await transport.close()
     return seen, free
@@ -147,6 +149,7 @@ def ask_raw(
             seen = [Exchange(str(number)) for number in range(times)]
             for each in seen:
                 await transport.stream(body, each, limit_s)
+                transport.read(each)
             await transport.close()
         return seen
 
@@ -210,6 +213,7 @@ def test_an_answer_is_the_asked_servers_own(answer: bytes) -> None:
                 transport = HttpTransport(server, "/", OpenAI("m", chat=False))
                 seen = Exchange("id")
                 await transport.stream(b"{}", seen, 5)
+                transport.read(seen)
                 await transport.close()
         return seen
 

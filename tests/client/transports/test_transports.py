@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from llm_perf.transports.events import cut_events
 from llm_perf.transports.grpc_h2 import _Call
 from llm_perf.transports.openai import OpenAI
 from llm_perf.transports.triton_http import GenerateModel
-from llm_perf.transports.turns import AT_ONCE, Turns
 from llm_perf.workload.workload import Prompt
 from tests.client.faulty import FaultyServer
 from tests.client.scripted import FINAL, Say, ScriptedTriton, Wait
@@ -44,6 +44,8 @@ def ask(endpoint: Endpoint, *texts: str, **fields: Any) -> list[list[Chunk]]:
                     for prompt, each in zip(prompts, seen, strict=True)
                 )
             )
+            for each in seen:
+                transport.read(each)
         finally:
             await transport.close()
         assert [each.failure for each in seen] == [None] * len(seen)
@@ -87,27 +89,6 @@ def test_more_streams_than_a_connection_takes_wait_their_turn() -> None:
     assert [chunks[0].text.decode() for chunks in answers] == texts
 
 
-def test_between_two_looks_at_the_sockets_only_a_few_requests_go_out() -> None:
-    async def run() -> list[int]:
-        turns, sent, looks = Turns(), 0, []
-
-        async def send() -> None:
-            nonlocal sent
-            await turns.turn()
-            sent += 1
-
-        tasks = [asyncio.create_task(send()) for _ in range(100)]
-        tasks[50].cancel()
-        while not all(task.done() for task in tasks):
-            before = sent
-            await asyncio.sleep(0)
-            looks.append(sent - before)
-        assert sent == 99
-        return looks
-
-    assert max(asyncio.run(run())) <= 2 * AT_ONCE
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     messages=st.lists(st.binary(max_size=300), max_size=10),
@@ -129,6 +110,32 @@ def test_messages_are_whole_however_frames_divide_them(
         return seen.messages
 
     assert [message for _, message in asyncio.run(run())] == messages
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    messages=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=10),
+    cuts=st.lists(st.integers(1, 500), max_size=20),
+    room=st.integers(0, 3000),
+)
+def test_of_an_answer_that_is_too_long_all_is_kept_that_fits_however_it_comes(
+    messages: list[bytes], cuts: list[int], room: int
+) -> None:
+    async def run() -> Exchange:
+        seen, rest = Exchange("id", room=room), framed
+        call = _Call(seen, asyncio.get_running_loop().create_future())
+        for at, size in enumerate([*cuts, len(framed)]):
+            if rest and seen.failure is None:
+                call.on_data(at, rest[:size])
+            rest = rest[size:]
+        return seen
+
+    framed = b"".join(len(each).to_bytes(5, "big") + each for each in messages)
+    ends = list(accumulate(5 + len(each) for each in messages))
+    fitting = [each for each, end in zip(messages, ends, strict=True) if end <= room]
+    seen = asyncio.run(run())
+    assert [message for _, message in seen.messages] == fitting
+    assert (seen.failure is None) == (len(framed) <= room)
 
 
 @settings(max_examples=200, deadline=None)
