@@ -104,11 +104,13 @@ def _measure_all(
             if runs[-1].stopped:
                 break
     finally:  # what was finished is told, whatever ends the others
-        if len(loads) > 1 and runs:
-            api.print_summary(runs)
-        if len(loads) > 1 and done:
-            export.write_sweep(done, export_file)
-            click.echo(f"Wrote {export_file} with all {len(done)} loads")
+        try:
+            if len(loads) > 1 and runs:
+                api.print_summary(runs)
+        finally:  # the terminal may be gone
+            if len(loads) > 1 and done:
+                export.write_sweep(done, export_file)
+                click.echo(f"Wrote {export_file} with all {len(done)} loads")
     return _exit_code(runs, flags)
 
 

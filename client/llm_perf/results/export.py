@@ -119,12 +119,17 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
         )
         texts[folder / "profile_export_genai_perf.csv"] = lambda: (csv_text(run),)
     failed: dict[Path, OSError] = {}
+    broken: Exception | None = None  # a fault of ours in one file costs none of the others
     for file in reversed(texts):
-        parts = texts[file]()
         try:
+            parts = texts[file]()
             write_whole(file, lambda to, parts=parts: to.writelines(parts))  # type: ignore[misc]
         except OSError as error:
             failed[file] = error
+        except Exception as error:
+            broken = error
+    if broken is not None:
+        raise broken
     if failed:
         first = next(iter(failed.values()))
         raise UserError(

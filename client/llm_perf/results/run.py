@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llm_perf.figures.accuracy import Score
@@ -115,9 +115,16 @@ class Run:
             "server_metrics": dict(self.server_metrics),
             "started_at": self.started_at,
             "client": {
-                "llm_perf": version("trtllm-deploy"),
+                "llm_perf": _version(),
                 "python": platform.python_version(),
                 "host": platform.platform(),
                 "clock": "time.perf_counter_ns",
             },
         }
+
+
+def _version() -> str:
+    try:
+        return version("trtllm-deploy")
+    except PackageNotFoundError:  # a checkout, or its metadata went while the load ran
+        return "not installed"

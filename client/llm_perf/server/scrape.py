@@ -73,8 +73,12 @@ class Scraper(Background):
         page = _get(self._url)
         if page is None:
             self._missed += 1
-        else:
+            return
+        try:
+            self._pages.seek(sum(self._sizes))
             self._sizes.append(self._pages.write(zlib.compress(page, 1)))
+        except OSError:  # the disk is full
+            self._missed += 1
 
     def _read(self) -> Iterator[str]:
         self._pages.seek(0)

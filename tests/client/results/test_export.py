@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,29 @@ def test_everything_is_written_under_names_of_the_run(run: Run, tmp_path: Path) 
     ]
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(written)
     assert len(write_run(run, tmp_path / "y.json")) == 2
+
+
+def test_a_fault_in_one_file_costs_no_other(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(_run: Run) -> str:
+        raise LookupError("odd")
+
+    monkeypatch.setattr("llm_perf.results.export.csv_text", odd)
+    with pytest.raises(LookupError, match="odd"):
+        write_run(run, tmp_path / "x.json", EXTRAS)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
+
+
+def test_a_checkout_that_is_not_installed_writes_its_results(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("llm_perf.results.run.version", lost)
+    path, _ = write_run(run, tmp_path / "x.json")
+    assert json.loads(path.read_text())["client"]["llm_perf"] == "not installed"
 
 
 def test_every_export_says_what_was_measured(run: Run, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,6 +76,21 @@ def test_the_headline_says_what_there_is() -> None:
     )
     assert headline(summarise(["up 1\n"])) is None
     assert headline({}) is None
+
+
+def test_a_full_disk_costs_pages_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                super().write(data[:1])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr("llm_perf.server.scrape._get", lambda url: b"nv_gpu_power_usage 7\n")
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", lambda size: Full())
+    with Scraper("http://localhost/metrics") as scraper:
+        pass
+    assert (scraper.summary()["scrapes"], scraper.summary()["missed"]) == (1, 1)
 
 
 _names = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,10}", fullmatch=True)
