@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 from pathlib import Path
 
 from rich.console import Console
 
-from trtllm_deploy.study.measure import print_summary
+from llm_perf import api
+from trtllm_deploy.study.table import print_summary
 
 
 def main() -> None:
     """Write one SVG that loads nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="folder with summary.json")
+    parser.add_argument("results", type=Path, help="folder with ledger.jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True)
     asked = parser.parse_args()
-    rows = json.loads((asked.results / "summary.json").read_text(encoding="utf-8"))
+    rows = api.read_measurements(asked.results)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     print_summary(rows, Path("workspace/results"), console)
     picture = console.export_svg(title="make quickstart")

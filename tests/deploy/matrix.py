@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -25,7 +25,6 @@ from trtllm_deploy.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/number-words/model"
-_BUILD = Path(__file__).with_name("light_build.py")
 GPUS = 8
 
 
@@ -79,8 +78,11 @@ class Matrix:
     def cells(self) -> int:
         return self.models * len(self.precisions) * self.batches
 
+    script: ClassVar[Path] = Path(__file__).with_name("light_build.py")
+    does: ClassVar[str] = "build"
+
     def command(self, *more: str) -> list[str]:
-        command = [sys.executable, str(_BUILD), "build", str(self.file)]
+        command = [sys.executable, str(self.script), self.does, str(self.file)]
         return [*command, "--workspace", str(self.workspace), *more]
 
     def run(self, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -233,21 +233,20 @@ def test_sigterm_stops_the_server_and_all_its_children(workspace: Path, deployme
         probe.bind(("127.0.0.1", ports.grpc))
 
 
-def test_run_ends_with_a_table_and_a_summary(workspace: Path, deployment: Path) -> None:
+def test_run_ends_with_a_table_and_a_line_of_the_ledger(workspace: Path, deployment: Path) -> None:
     done = run("trtllm-deploy", "run", deployment, "--workspace", workspace)
     assert done.returncode == 0, done.stderr
     assert "TTFT p50" in done.stdout
-    (row,) = json.loads((workspace / "results" / "summary.json").read_text())
-    assert row["cell"] == CELL
-    assert (row["backend"], row["precision"], row["max_batch_size"], row["concurrency"]) == (
-        "reference",
-        "fp16",
-        4,
-        8,
-    )
-    assert row["score"] >= 0.99
+    (line,) = (workspace / "results" / "ledger.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    cell = row["target"]["cell"]
+    assert row["target"]["name"] == CELL and row["target"]["protocol"] == "grpc"
+    assert (cell["backend"], cell["precision"], cell["max_batch_size"]) == ("reference", "fp16", 4)
+    assert (row["load"]["kind"], row["load"]["value"]) == ("concurrency", 8)
+    assert row["score"]["value"] >= 0.99
     assert row["requests_failed"] == 0
     assert row["metrics"]["inter_token_latency"]["avg"] > 0
+    assert row["server"]["name"] == "triton" and row["server_metrics"]
 
 
 @pytest.mark.parametrize(

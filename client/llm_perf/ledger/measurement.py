@@ -76,12 +76,14 @@ class Target:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it the same target another day: not a cell's ports, nor a file's comments."""
-        known = asdict(self)
-        del known["deployment_sha256"]
-        if self.artifacts is not None:
-            del known["url"]
-        return known
+        """What makes it the same target another day: not a file's comments, nor how a cell that is
+        known by its artifacts is reached, which only its server tells.
+        """
+        told = {
+            "deployment_sha256",
+            *(("url", "protocol", "model") if self.artifacts is not None else ()),
+        }
+        return {name: value for name, value in asdict(self).items() if name not in told}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ class Planned:
         document = run.to_json()
         length = window_ns(run.records)
         osl = run.metrics.get("output_sequence_length", {})
-        known = self._planned(run.started_at, "stopped" if run.stopped else "ok")
+        status: Outcome = "stopped" if run.stopped else "ok" if run.requests_ok else "failed"
+        known = self._planned(run.started_at, status)
         known["versions"] = {**document["client"], **self.versions}
         known["workload"] |= {
             "isl_avg": run.metrics.get("input_sequence_length", {}).get("avg"),
@@ -132,7 +135,7 @@ class Planned:
         return {
             **known,
             "duration_s": None if length is None else length * 1e-9,
-            "error": run.stopped,
+            "error": run.stopped or (next(iter(run.notes), None) if status == "failed" else None),
             "metrics": run.metrics,
             "score": document["score"],
             "requests_ok": run.requests_ok,

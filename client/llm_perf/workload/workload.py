@@ -79,6 +79,7 @@ def load_workload(
     max_tokens: int | None = None,
     limit: int | None = None,
     *,
+    part: tuple[int, int] = (0, 1),
     output_tokens: Lengths | None = None,
     sampling: Mapping[str, Any] | None = None,
     extra_body: Mapping[str, Any] | None = None,
@@ -87,6 +88,7 @@ def load_workload(
 ) -> Workload:
     """Read, check and tokenize the prompts; only the first ``limit`` of them when given.
 
+    ``part`` (i, n) takes of these every n-th from the i-th on, from 0.
     ``max_tokens``, ``sampling`` and ``extra_body`` override the lines' own; where no limit is given
     it is ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
     ``seed``. ``chat_template`` renders each prompt as a chat of the model. Without a tokenizer
@@ -95,7 +97,7 @@ def load_workload(
     """
     tokenizer = _load(tokenizer_path)
     return workload_of(
-        read_lines(path)[:limit],
+        read_lines(path)[:limit][part[0] :: part[1]],
         str(path),
         tokenizer,
         max_tokens,

@@ -83,7 +83,7 @@ def _build(
     made, failures, unmade = 0, dict[str, str](), set[str]()
     if missing:
         with executor() as opened:
-            run = _Run(plans, missing, seconds, workspace, opened, watcher, fail_fast)
+            run = StageRun(missing, workspace, opened, watcher, plans, seconds, fail_fast=fail_fast)
             run.to_the_end()
             made, failures, unmade = run.made, run.failures, run.unmade
     built: list[CellPlan] = []
@@ -96,18 +96,22 @@ def _build(
     return Outcome(made, failures, tuple(built), tuple(unbuilt))
 
 
-class _Run:
-    """One build that is going on."""
+class StageRun:
+    """Stages that are carried out: made by a build, or measured by a study.
+
+    ``plans`` are the cells to name once they are whole, ``seconds`` are estimates by key.
+    """
 
     def __init__(
         self,
-        plans: Iterable[CellPlan],
         stages: Sequence[Stage],
-        seconds: Mapping[str, float],
         workspace: Workspace,
         executor: Executor,
         watcher: BuildProgress,
-        fail_fast: bool,
+        plans: Iterable[CellPlan] = (),
+        seconds: Mapping[str, float] = MappingProxyType({}),
+        *,
+        fail_fast: bool = False,
     ) -> None:
         self._stages = {stage.key: stage for stage in stages}
         self._cells = {each.repository.key: each for each in plans}

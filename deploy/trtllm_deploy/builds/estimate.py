@@ -12,7 +12,10 @@ from typing import Any
 
 from trtllm_deploy.plan.plan import Stage
 
-UNKNOWN_S = {"fetch": 300.0, "checkpoint": 300.0, "engine": 300.0, "repository": 0.1}
+UNKNOWN_S = {
+    **dict.fromkeys(("fetch", "checkpoint", "engine", "measure"), 300.0),
+    "repository": 0.1,
+}
 """What to plan with where nothing like it was made before."""
 
 _ALIKE = ("backend", "precision", "model", "tp", "pp", "build")

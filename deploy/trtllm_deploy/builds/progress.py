@@ -28,10 +28,11 @@ class _Running:
 
 
 class BuildProgress:
-    """Shows a build on ``console``; a context manager."""
+    """Shows a build on ``console``; a context manager. ``what`` its stages make, in plural."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, what: str = "artifacts") -> None:
         self._console = console
+        self._what = what
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._seconds: dict[str, float] = {}
         self._waiting: dict[str, Stage] = {}
@@ -47,7 +48,7 @@ class BuildProgress:
         self._live.update("")
         self._live.stop()
         if self._had:
-            self._console.print(f"[dim]{self._had} artifacts were there already[/dim]")
+            self._console.print(f"[dim]{self._had} {self._what} were there already[/dim]")
 
     def planned(self, seconds: Mapping[str, float], stages: Sequence[Stage], had: int) -> None:
         """All stages wait."""
@@ -59,7 +60,7 @@ class BuildProgress:
         """Show the stage as running."""
         del self._waiting[stage.key]
         self._running[stage.key] = _Running(stage, time.monotonic())
-        if stage.gpus or stage.kind in ("fetch", "checkpoint"):  # the rest is made in an instant
+        if stage.gpus or stage.kind not in ("engine", "repository"):  # these are, in an instant
             self._plain(f"start {stage.kind:<10} {stage.title}")
 
     def line(self, stage: Stage, text: str) -> None:

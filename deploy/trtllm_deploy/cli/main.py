@@ -100,10 +100,18 @@ def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: b
 @workspace_folder
 @where_to_run
 @fail_fast
-def run(file: Path, workspace: Path, where: Where, fail_fast: bool) -> int:
-    """Build FILE, then serve and measure each cell that could be built."""
+@click.option("--again", is_flag=True, help="Measure what is in the ledger once more.")
+def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool) -> int:
+    """Build FILE, then serve and measure each cell that could be built.
+
+    Each measurement is kept in WORKSPACE/results/ledger.jsonl before the next begins; killed at any
+    moment, the same command goes on with those that aren't there.
+    """
     from llm_perf.api import read_lines
-    from trtllm_deploy.study.measure import measure_cells, print_summary
+    from trtllm_deploy.builds.progress import BuildProgress
+    from trtllm_deploy.study.asked import Asked, file_sha256
+    from trtllm_deploy.study.measure import measure_cells
+    from trtllm_deploy.study.table import print_summary
 
     asked = planned(file, workspace, where)
     settings = asked.file.deployment.measure
@@ -114,15 +122,18 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool) -> int:
             fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
         )
     read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
+    sha256 = file_sha256(asked.file)
     outcome = _build(asked, fail_fast)
-    if not outcome.built:
-        return 2
     out = console()
-    rows = measure_cells(outcome.built, asked.file, settings, asked.workspace, out.print)
-    print_summary(rows, asked.workspace.results, out)
+    measure = Asked(asked.file, settings, asked.workspace, asked.facts.gpus, sha256)
+    with BuildProgress(out, "measurements") as progress:
+        measured = measure_cells(
+            outcome, measure, lambda make: asked.executor(make, jobs=1), progress, again=again
+        )
+    print_summary(measured, asked.workspace.results, out)
     if outcome.unbuilt:
         return 2
-    return 0 if any(row["requests_ok"] for row in rows) else 1
+    return 0 if all(each["status"] == "ok" for each in measured) else 1
 
 
 def _build(asked: Planned, fail_fast: bool) -> Outcome:

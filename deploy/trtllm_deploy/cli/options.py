@@ -17,7 +17,7 @@ import click
 from llm_perf.errors import UserError
 
 if TYPE_CHECKING:
-    from trtllm_deploy.builds.executor import Executor
+    from trtllm_deploy.builds.executor import Executor, Make
     from trtllm_deploy.machine.gpu import Gpu
     from trtllm_deploy.plan.plan import CellPlan, Facts
     from trtllm_deploy.spec.deployment_file import DeploymentFile
@@ -92,18 +92,22 @@ class Planned:
     workspace: Workspace
     where: Where
 
-    def executor(self) -> Executor:
-        """Where stages are made."""
+    def executor(self, make: Make | None = None, jobs: int | None = None) -> Executor:
+        """Where stages are made, as a build does unless another ``make`` is given.
+
+        ``jobs`` of those that need no GPU at once, instead of as many as a person said.
+        """
         from trtllm_deploy.builds.make import StageMaker
 
-        make = StageMaker(self.file, self.facts, self.workspace)
+        make = make or StageMaker(self.file, self.facts, self.workspace)
+        jobs = jobs or self.where.jobs
         if self.where.ray is not None:
             from trtllm_deploy.builds.ray_cluster import RayExecutor
 
-            return RayExecutor(make, self.workspace.root, self.where.jobs)
+            return RayExecutor(make, self.workspace.root, jobs)
         from trtllm_deploy.builds.local import LocalExecutor, visible_gpus
 
-        return LocalExecutor(make, visible_gpus(self.where.gpus), self.where.jobs)
+        return LocalExecutor(make, visible_gpus(self.where.gpus), jobs)
 
 
 def planned(

@@ -30,7 +30,8 @@ _NAMES_SHOWN = 4
 _CHECKPOINT_FORMAT = 3  # raise it when the checkpoint stage writes something else than before
 _ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
 
-StageKind = Literal["fetch", "checkpoint", "engine", "repository"]
+StageKind = Literal["fetch", "checkpoint", "engine", "repository", "measure"]
+"""All but the last make an artifact; that one is a cell's measurements."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def _release(value: Any) -> Any:
 
 Tokens = Annotated[int, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(gt=0, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Annotated[str, _known("precision", tuple(PRECISIONS))]
 IslOsl = Annotated[
     tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_isl_osl)
@@ -148,8 +149,33 @@ class MeasureSpec(_Block):
     """What ``run`` measures at each cell."""
 
     data: str = Field(description="jsonl with text_input and, for a score, reference")
-    concurrency: Annotated[list[Count], BeforeValidator(as_list), AfterValidator(unique)] = Field(
-        default=[1], description="requests kept in flight; one load for each number"
+    concurrency: Annotated[list[Count], BeforeValidator(as_list), AfterValidator(unique)] | None = (
+        Field(
+            default=None,
+            description="requests kept in flight; one load for each number; default: 1, or no such"
+            " load beside request_rate",
+        )
+    )
+    request_rate: Annotated[list[Rate], BeforeValidator(as_list), AfterValidator(unique)] | None = (
+        Field(
+            default=None,
+            description="requests a second, at Poisson times; one load for each number",
+        )
+    )
+    requests: Count | None = Field(
+        default=None, description="requests of a load; default: each prompt once"
+    )
+    repetitions: Count = Field(
+        default=1,
+        description="how often everything is measured, all loads in turn; with fresh arrivals",
+    )
+    seed: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0, description="of the arrivals; the next repetition has the next one"
+    )
+    fresh: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="ask no prompt in two loads: the data is dealt out among them and their"
+        " repetitions, so that a KV cache that is reused knows what prompts share and no more",
     )
     max_tokens: Tokens | None = Field(
         default=None, description="output limit; default: OSL of the cell"

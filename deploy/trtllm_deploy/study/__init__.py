@@ -1,4 +1,4 @@
-"""What is done with served cells: cells and a workload in, measurements out.
+"""What is done with built cells: plans in, a ledger of measurements and what follows from it out.
 
-Knows nothing of how a cell was built, or of the screen.
+Knows nothing of how a cell was built, or of the command's words.
 """

@@ -1,154 +1,157 @@
-"""Measuring built cells one after the other: serve, offer each load, stop, write down.
+"""Measuring built cells: each is served, asked under each load, and written into the ledger.
 
-The figures are the client's; this module only adds which cell they belong to.
+A cell is a stage as the build's are, and runs where they run: on its own GPUs beside others, one at
+a time where there are none. What the ledger has isn't measured again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from filelock import FileLock
 
 from llm_perf import api
-from llm_perf.screen import plain
-from trtllm_deploy.machine.json_files import read_json, write_json
-from trtllm_deploy.plan.plan import CellPlan
-from trtllm_deploy.spec.deployment_file import DeploymentFile
-from trtllm_deploy.spec.schema import MeasureSpec
+from llm_perf.errors import UserError
+from trtllm_deploy.builds.build import Outcome, StageRun
+from trtllm_deploy.builds.executor import Executor, Make, OnLine
+from trtllm_deploy.builds.progress import BuildProgress
+from trtllm_deploy.plan.plan import CellPlan, Stage
 from trtllm_deploy.store.leases import Lease
-from trtllm_deploy.study.up import served
-from trtllm_deploy.workspace.folder import Workspace
+from trtllm_deploy.study.asked import Asked
+from trtllm_deploy.study.up import Up, served
 
-Row = dict[str, Any]
+OpenExecutor: TypeAlias = Callable[[Make], Executor]
 
 
 def measure_cells(
-    plans: Iterable[CellPlan],
-    file: DeploymentFile,
-    settings: MeasureSpec,
-    workspace: Workspace,
-    say: Callable[[str], None],
-) -> list[Row]:
-    """Measure each cell under each load; one row per cell and load.
+    outcome: Outcome,
+    asked: Asked,
+    executor: OpenExecutor,
+    watcher: BuildProgress,
+    *,
+    again: bool = False,
+) -> list[api.Measurement]:
+    """Measure what was built and isn't in the ledger; the study's measurements, in its order.
 
-    ``results/<cell>/`` gets the client's files. ``results/summary.json`` gets the rows after each
-    cell, in the place of that cell's earlier ones; those of other cells stay. Raises UserError: the
-    prompts can't be read, or a server doesn't come up.
+    What fails is a measurement too, that says why, and the rest goes on. ``again``: what the ledger
+    has is measured once more. Raises UserError: the prompts can't be read, or the ledger written.
     """
-    plans = list(plans)
-    summary = workspace.results / "summary.json"
-    rows: list[Row] = []
-    with Lease(workspace.store.root) as lease:
-        lease.hold((stage.kind, stage.key) for plan in plans for stage in plan.stages)
-        for number, plan in enumerate(plans, start=1):
-            say(f"[{number}/{len(plans)}] serving {plan.cell.name}")
-            new = _measure_cell(plan, file, settings, workspace)
-            others = [row for row in read_json(summary) or () if row["cell"] != plan.cell.name]
-            write_json(summary, others + new)
-            rows += new
-    return rows
-
-
-def _measure_cell(
-    plan: CellPlan, file: DeploymentFile, settings: MeasureSpec, workspace: Workspace
-) -> list[Row]:
-    cell = plan.cell
-    workload = api.load_workload(
-        file.resolve(settings.data),
-        workspace.artifact(plan.fetch),
-        max_tokens=settings.max_tokens or cell.osl,
-    )
-    rows = []
-    with served(plan, file, workspace) as up:
-        for concurrency in settings.concurrency:
-            load = api.Concurrency(concurrency)
-            with api.show_progress(f"  concurrency {concurrency}") as watch:
-                conditions = api.Conditions(settings.request_timeout, watch)
-                run = api.measure(up.endpoint, workload, load, conditions)
-            api.write_run(run, workspace.results / cell.name / f"{load.name}.json")
-            rows.append(_row(plan, file, concurrency, run))
-    return rows
-
-
-def _row(plan: CellPlan, file: DeploymentFile, concurrency: int, run: api.Run) -> Row:
-    """A run's figures, and all that says what was measured."""
-    spec = file.deployment
-    return {
-        "cell": plan.cell.name,
-        "backend": spec.backend,
-        **asdict(plan.cell),
-        "build": dict(plan.cell.build),
-        "concurrency": concurrency,
-        "score": run.score,
-        "requests_ok": run.requests_ok,
-        "requests_failed": run.requests_failed,
-        "metrics": run.metrics,
-        "notes": list(run.notes),
-        "release": spec.release,
-        "triton": plan.repository.made_from["triton"],
-        "repository": plan.repository.key,
-        "workload_sha256": run.workload.sha256,
-        "started_at": run.started_at,
+    results = asked.workspace.results
+    plans = (*outcome.built, *outcome.unbuilt)
+    planned = [each for plan in plans for each in asked.of(plan)]
+    before = {each["id"]: each for each in api.read_measurements(results)}
+    had = frozenset() if again else api.finished(before.values())
+    todo = {
+        stage.key: plan
+        for plan in outcome.built
+        if not had.issuperset(each.id for each in asked.of(plan))
+        for stage in [_stage(plan)]
     }
+    failed = {plan.cell.name: _why_unbuilt(plan, outcome.failures) for plan in outcome.unbuilt}
+    with Lease(asked.workspace.store.root) as lease:
+        lease.hold((stage.kind, stage.key) for plan in plans for stage in plan.stages)
+        stages = [_stage(plan) for plan in todo.values()]
+        watcher.planned({}, stages, sum(each.id in had for each in planned))
+        if stages:
+            with executor(Measurer(asked, todo, again=again)) as opened:
+                run = StageRun(stages, asked.workspace, opened, watcher)
+                run.to_the_end()
+            failed |= {todo[key].cell.name: error for key, error in run.failures.items()}
+    now = {each["id"]: each for each in api.read_measurements(results)}
+    for each in planned:
+        there = now.get(each.id)
+        made = there and there["status"] == "ok" and not (again and there == before.get(each.id))
+        if each.target.name in failed and not made:
+            now[each.id] = each.failed(failed[each.target.name], _now())
+            api.append_measurement(results, now[each.id])
+    return [now[each.id] for each in planned if each.id in now]
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("model", lambda row: row["model"]),
-    ("tp", lambda row: str(row["tp"])),
-    ("pp", lambda row: str(row["pp"])),
-    ("ISL", lambda row: str(row["isl"])),
-    ("OSL", lambda row: str(row["osl"])),
-    ("precision", lambda row: row["precision"]),
-    ("batch", lambda row: str(row["max_batch_size"])),
-    ("conc.", lambda row: str(row["concurrency"])),
-    ("score", lambda row: "-" if row["score"] is None else f"{row['score']:.3f}"),
-    ("failed", lambda row: str(row["requests_failed"])),
-    ("TTFT p50", lambda row: _figure(row, "time_to_first_token", "p50")),
-    ("TTFT p99", lambda row: _figure(row, "time_to_first_token", "p99")),
-    ("ITL avg", lambda row: _figure(row, "inter_token_latency", "avg")),
-    ("tok/s", lambda row: _figure(row, "output_token_throughput", "avg")),
-    ("req/s", lambda row: _figure(row, "request_throughput", "avg")),
-    ("backend", lambda row: row["backend"]),
-)
-_TITLE = {"model", "tp", "pp", "ISL", "OSL"}  # in the title where all cells agree
+def _stage(plan: CellPlan) -> Stage:
+    made_from = {"repository": plan.repository.key}
+    key = f"{plan.repository.key[:8]}-{plan.cell.name}"  # two cells may serve the same
+    return Stage("measure", key, made_from, plan.cell, plan.cell.name, gpus=plan.cell.world_size)
 
 
-def print_summary(rows: list[Row], results: Path, console: Console) -> None:
-    """One table over all cells and loads, what went wrong, and where the files are."""
-    same = {name: text(rows[0]) for name, text in _COLUMNS if len({*map(text, rows)}) == 1}
-    title = "  ".join(f"{name} {text}" for name, text in same.items() if name in _TITLE)
-    caption = f"times in ms; details: {results}/"
-    table = Table(
-        title=title,
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    columns = [each for each in _COLUMNS if each[0] not in _TITLE & set(same)]
-    for name, _ in columns:
-        text = name in {"model", "precision", "backend"}
-        table.add_column(name, justify="left" if text else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(text(row) for _, text in columns))
-    console.print(table)
-    for row in rows:
-        if row["requests_failed"]:
-            notes = plain("; ".join(row["notes"]))
-            console.print(f"{row['cell']} at {row['concurrency']}: {notes}", markup=False)
-    if any(row["backend"] == "reference" for row in rows):
-        console.print(
-            "The reference backend shows that the pipeline works and how a precision answers; "
-            "its speed says nothing about TensorRT-LLM."
+def _why_unbuilt(plan: CellPlan, failures: Mapping[str, str]) -> str:
+    found = (failures[stage.key] for stage in plan.stages if stage.key in failures)
+    return next(found, "it isn't built: the build was given up")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """Measures a cell, in whatever process it is called; ``plans`` by the key of their stage."""
+
+    asked: Asked
+    plans: Mapping[str, CellPlan]
+    again: bool = False
+
+    def __call__(self, stage: Stage, on_line: OnLine) -> bool:
+        """Measure what the ledger lacks. Raises UserError: the server doesn't come up."""
+        asked, plan = self.asked, self.plans[stage.key]
+        results = asked.workspace.results
+        (results / plan.cell.name).mkdir(parents=True, exist_ok=True)
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # as the executor allots them
+        with FileLock(
+            results / plan.cell.name / ".lock"
+        ):  # of a run that was killed, until its end
+            had = frozenset() if self.again else api.finished(api.read_measurements(results))
+            left = [each for each in asked.of(plan, counted=True) if each.id not in had]
+            while left:
+                on_line("starts its server")
+                with served(
+                    plan, asked.file, asked.workspace, [each for each in gpus if each]
+                ) as up:
+                    left = self._offer(up, left, on_line)
+        return True
+
+    def _offer(self, up: Up, planned: list[api.Planned], on_line: OnLine) -> list[api.Planned]:
+        """Measure until a load ends badly; what is left then gets a server that starts anew."""
+        results = self.asked.workspace.results
+        endpoint = up.endpoint
+        for number, each in enumerate(planned):
+            target = replace(
+                each.target, url=endpoint.url, protocol=endpoint.protocol, model=endpoint.model
+            )
+            each = replace(each, target=target)
+            try:
+                run = self._measure(up, each, on_line)
+            except UserError as error:
+                if number:  # perhaps the load before was the server's end
+                    return planned[number:]
+                api.append_measurement(results, each.failed(str(error), _now()))
+                return planned[1:]
+            path = Path(target.name) / f"{each.load.name}-{each.id[:8]}.json"
+            api.write_run(run, results / path)
+            files = {"requests": str(path.with_suffix(".jsonl"))}
+            measured = each.measured(run, files)
+            api.append_measurement(results, measured)
+            if measured["status"] != "ok":
+                return planned[number + 1 :]
+        return []
+
+    def _measure(self, up: Up, each: api.Planned, on_line: OnLine) -> api.Run:
+        settings = self.asked.settings
+        turn = f", repetition {each.repetition + 1}" if settings.repetitions > 1 else ""
+        title = f"{each.load.title}{turn}"
+
+        def watch(seen: api.Progress) -> None:
+            failed = f", {seen.broken} failed" if seen.broken else ""
+            on_line(f"{title}: {seen.done}/{seen.total}, {seen.in_flight} in flight{failed}")
+
+        conditions = api.Conditions(
+            settings.request_timeout,
+            watch,
+            extent=each.extent,
+            server_metrics_url=up.metrics_url,
         )
-
-
-def _figure(row: Row, metric: str, statistic: str) -> str:
-    value = row["metrics"][metric][statistic]
-    return "-" if value is None else f"{value:,.2f}"
+        return api.measure(up.endpoint, each.workload, each.load, conditions)

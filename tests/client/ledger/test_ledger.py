@@ -18,6 +18,7 @@ from llm_perf.errors import UserError
 from llm_perf.ledger.ledger import NAME, append_measurement, finished, read_measurements
 from llm_perf.ledger.measurement import Measurement, Planned, Target
 from llm_perf.load.load import Concurrency, Extent, Rate
+from llm_perf.record import Status
 from tests.client.runs import asked, make_run
 
 RUN = make_run([asked(0, reference="one two"), asked(1, tokens=9, chunks_ms=(200, 290))])
@@ -113,9 +114,19 @@ def test_the_last_of_an_id_counts(tmp_path: Path) -> None:
     assert len(finished(read_measurements(tmp_path))) == 2
 
 
+def test_a_load_that_nobody_answered_failed_and_says_why() -> None:
+    refused = asked(chunks_ms=(), answer="", status=Status.REFUSED)
+    nothing = PLANNED.measured(make_run([refused]))
+    assert (nothing["status"], nothing["requests_failed"]) == ("failed", 1)
+    assert nothing["error"] == "failed requests: 1 refused; the first: out of pages"
+    assert PLANNED.measured(make_run([refused, asked(1)]))["status"] == "ok"
+    assert PLANNED.measured(make_run([asked()], stopped="Ctrl-C"))["status"] == "stopped"
+
+
 def test_an_identity_is_of_what_is_measured_and_not_of_the_day() -> None:
     same = [
         replace(PLANNED, target=replace(CELL, url="127.0.0.1:2", deployment_sha256="x")),
+        replace(PLANNED, target=replace(CELL, protocol="openai", model="served")),
         replace(PLANNED, study="other", versions={"trtllm_deploy": "9"}),
     ]
     assert {each.id for each in same} == {PLANNED.id}

@@ -1,0 +1,100 @@
+"""What a ``measure:`` block asks for, as measurements that are known before anything is built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_perf import api
+from llm_perf.errors import UserError
+from tests.deploy.plan.test_plan import FACTS, SPEC
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.plan.plan import plan
+from trtllm_deploy.spec.deployment_file import load_deployment
+from trtllm_deploy.study.asked import Asked
+from trtllm_deploy.workspace.folder import Workspace
+
+
+def asked(folder: Path, data: int = 12, **measure: Any) -> list[list[api.Planned]]:
+    """What is asked of each cell; other keys than those of ``measure:`` in ``others``."""
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "config.json").write_text("{}")
+    lines = (json.dumps({"text_input": f"prompt {n}"}) + "\n" for n in range(data))
+    (folder / "prompts.jsonl").write_text("".join(lines))
+    others = measure.pop("others", {})
+    spec = {**SPEC, "precisions": "fp16", "measure": {"data": "prompts.jsonl", **measure}, **others}
+    (folder / "d.yaml").write_text(yaml.safe_dump(spec))
+    file = load_deployment(folder / "d.yaml")
+    settings = file.deployment.measure
+    assert settings is not None
+    of = Asked(file, settings, Workspace(folder / "w"), (Gpu(0, "H100", 80, "9.0"),), "sha").of
+    return [of(each) for each in plan(file, FACTS)]
+
+
+@pytest.mark.parametrize(
+    ("measure", "loads"),
+    [
+        ({}, [("concurrency", 1)]),
+        ({"concurrency": [1, 4]}, [("concurrency", 1), ("concurrency", 4)]),
+        ({"request_rate": 0.5}, [("request_rate", 0.5)]),
+        ({"request_rate": [2], "concurrency": 8}, [("concurrency", 8), ("request_rate", 2)]),
+    ],
+)
+def test_each_number_is_a_load(
+    tmp_path: Path, measure: dict[str, Any], loads: list[tuple[str, float]]
+) -> None:
+    found = [each.load.to_json() for each in asked(tmp_path, **measure)[0]]
+    assert [(load["kind"], load["value"]) for load in found] == loads
+
+
+def test_repetitions_take_all_loads_in_turn_with_fresh_arrivals_that_cells_share(
+    tmp_path: Path,
+) -> None:
+    first, second = asked(tmp_path, request_rate=[1, 2], repetitions=2, seed=5)
+    turns = [(each.repetition, each.seed, each.load.to_json()["seed"]) for each in first]
+    assert turns == [(0, 5, 5), (0, 5, 5), (1, 6, 6), (1, 6, 6)]
+    assert [each.load for each in first] == [each.load for each in second]
+    assert len({each.id for each in (*first, *second)}) == 8
+    assert [each.id for each in asked(tmp_path, request_rate=[1, 2], repetitions=3, seed=5)[0]][
+        :4
+    ] == [each.id for each in first]  # more repetitions leave those that were made
+
+
+def test_fresh_loads_share_no_prompt_and_cells_ask_the_same(tmp_path: Path) -> None:
+    first, second = asked(tmp_path, concurrency=[1, 2], repetitions=2, fresh=True)
+    prompts = [prompt.text for each in first for prompt in each.workload.prompts]
+    assert len(prompts) == len(set(prompts)) == 12
+    assert [each.workload for each in first] == [each.workload for each in second]
+    assert len({each.workload.sha256 for each in asked(tmp_path, concurrency=[1, 2])[0]}) == 1
+
+
+@pytest.mark.parametrize(
+    "measure", [{"data": 1}, {"data": 5, "requests": 3}, {"data": 7, "requests": 4}]
+)
+def test_data_that_is_too_little_to_be_dealt_out_is_refused(
+    tmp_path: Path, measure: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"d.yaml:\d+: measure.fresh: 2 loads leave"):
+        asked(tmp_path, concurrency=[1, 2], fresh=True, **measure)
+
+
+def test_a_target_says_how_the_cell_was_built_and_served(tmp_path: Path) -> None:
+    varied = {"matrix": {**SPEC["matrix"], "enable_kv_cache_reuse": [True, False]}}  # type: ignore[dict-item]
+    more = {"build": {"max_num_tokens": 2048}, "env": {"NCCL_DEBUG": "INFO"}, **varied}
+    cells = asked(tmp_path, others=more)
+    target = cells[0][0].target
+    assert target.cell is not None and target.artifacts is not None
+    assert target.cell["max_num_tokens"] == 2048 and target.cell["isl"] == 128
+    assert target.cell["env"] == {"NCCL_DEBUG": "INFO"}
+    assert [each[0].target.cell["enable_kv_cache_reuse"] for each in cells] == [True, False] * 2
+    assert target.artifacts.keys() == {"fetch", "checkpoint", "engine", "repository"}
+    assert target.deployment_sha256 == "sha"
+    assert cells[0][0].gpu == {"name": "H100", "memory": 80, "capability": "9.0", "count": 1}
+    other = asked(tmp_path, others={**more, "env": {"NCCL_DEBUG": "WARN"}})
+    assert other[0][0].id != cells[0][0].id
+    assert replace(cells[0][0], target=replace(target, deployment_sha256="y")).id == cells[0][0].id

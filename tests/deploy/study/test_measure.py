@@ -1,0 +1,196 @@
+"""A study goes on where it was killed, and what fails is a line of its ledger like the rest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+
+from llm_perf import api
+from llm_perf.selftest.nullserver import MODEL as NULL
+from llm_perf.workload.tokens import load_tokenizer
+from llm_perf.workload.workload import Prompt, Workload
+from tests.deploy.light_study import NullServer
+from tests.deploy.matrix import MODEL, Matrix, kill_tree
+from tests.processes import tree
+from trtllm_deploy.spec.schema import MeasureSpec
+from trtllm_deploy.study import measure
+from trtllm_deploy.study.up import Up
+from trtllm_deploy.workspace.folder import Workspace
+
+LOADS = {"concurrency": [1, 2], "request_rate": 200, "fresh": True}
+
+
+@dataclass
+class Study(Matrix):
+    """A matrix that is measured too, each request 20 ms long."""
+
+    script: ClassVar[Path] = Path(__file__).parents[1] / "light_study.py"
+    does: ClassVar[str] = "run"
+    measure: dict[str, Any] = field(default_factory=lambda: LOADS)
+
+    def _spec(self) -> dict[str, Any]:
+        prompts = self.root / "prompts.jsonl"
+        prompts.write_text(
+            "".join(json.dumps({"text_input": f"8 {2500 + n}"}) + "\n" for n in range(30))
+        )
+        self.environment["STUDY_SERVERS"] = str(self.root / "servers")
+        return {**super()._spec(), "measure": {"data": str(prompts), **self.measure}}
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every line, as it stands."""
+        path = self.workspace / "results" / "ledger.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def wait_for_lines(self, count: int) -> None:
+        until = time.monotonic() + 60
+        while len(self.ledger) < count:
+            assert time.monotonic() < until, len(self.ledger)
+            time.sleep(0.01)
+
+    def servers(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / "servers").read_text().splitlines()]
+
+
+def test_a_killed_study_goes_on_and_no_measurement_is_lost_or_doubled(tmp_path: Path) -> None:
+    study = Study(tmp_path, models=1, batches=2, tp=4)
+    for alone in (False, True):
+        before = len(study.ledger)
+        running = study.start()
+        study.wait_for_lines(before + 1)
+        assert running.poll() is None
+        below = tree(running.pid)
+        if alone:
+            running.kill()
+        else:
+            kill_tree(running.pid)
+        running.wait()
+        if alone:  # its workers end by themselves; the next run waits for those it meets
+            assert psutil.wait_procs(below, timeout=20)[1] == []
+    done = study.run()
+    assert done.returncode == 0, done.stderr
+    lines = study.ledger
+    assert [line["status"] for line in lines] == ["ok"] * 12
+    made = Counter((line["target"]["name"], json.dumps(line["load"])) for line in lines)
+    assert len(made) == 12 and set(made.values()) == {1}
+    assert len({line["id"] for line in lines}) == 12
+    for line in lines:
+        requests = study.workspace / "results" / line["files"]["requests"]
+        assert len(requests.read_text().splitlines()) == line["requests_ok"] == 10
+        assert requests.with_suffix(".json").is_file()
+    _share_no_gpu(study.servers())
+    known = study.servers()
+    again = study.run()
+    assert again.returncode == 0 and "12 measurements were there already" in again.stdout
+    assert study.ledger == lines and study.servers() == known
+    assert _table(again.stdout) == _table(done.stdout)
+
+
+def _table(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.endswith("tensorrt")]
+
+
+def _share_no_gpu(servers: list[dict[str, Any]]) -> None:
+    """Of servers up at a time no two have a GPU in common, and two were up at some time."""
+    up: dict[str, set[str]] = {}
+    most = 0
+    for each in servers:
+        if not each["begins"]:
+            up.pop(each["cell"], None)
+            continue
+        assert len(each["gpus"]) == 4
+        up[each["cell"]] = set(each["gpus"])
+        most = max(most, len(up))
+    assert most >= 2
+
+
+def test_what_fails_is_a_line_too_and_the_rest_goes_on(tmp_path: Path) -> None:
+    study = Study(tmp_path, models=1, batches=2, tp=4, measure={"concurrency": [1, 2]})
+    faults = {"TRT_STANDIN_FAULT": "oom", "TRT_STANDIN_FAULT_IN": "--max_batch_size 2"}
+    done = study.run(**faults, STUDY_FAULT="fp8")
+    assert done.returncode == 2  # two cells aren't built
+    state = {
+        (each["target"]["cell"]["precision"], each["target"]["cell"]["max_batch_size"]): each
+        for each in study.ledger
+    }
+    assert len(study.ledger) == 8 and len(state) == 4
+    assert state["fp16", 1]["status"] == "ok"
+    assert "before it was ready: out of memory" in state["fp8", 1]["error"]
+    for precision in ("fp16", "fp8"):
+        assert state[precision, 2]["status"] == "failed"
+        assert "trtllm-build" in state[precision, 2]["error"]
+    assert "fp8_tp4_pp1_isl64_osl64_bs1 failed at concurrency 1, concurrency 2: " in done.stdout
+    good = study.run(STUDY_FAULT="fp8")
+    assert good.returncode == 1  # all are built, not all measured
+    assert "4 measurements" not in good.stdout and "2 measurements were there" in good.stdout
+    assert study.run("--again").returncode == 0
+    assert [line["status"] for line in study.ledger[-8:]] == ["ok"] * 8
+    assert len(api.read_measurements(study.workspace / "results")) == 8
+
+
+PROMPTS = tuple(Prompt(n, "2 1000", 2, 4) for n in range(4))
+WORKLOAD = Workload("prompts", PROMPTS, "hash", load_tokenizer(MODEL))
+CELL = api.Target("cell", "", "", "", cell={}, artifacts={})
+
+
+@pytest.mark.parametrize(
+    ("dies_after", "starts", "ends"),
+    [
+        (None, 1, ["ok", "ok", "ok"]),
+        (
+            "concurrency 2: 4/4",
+            2,
+            ["ok", "ok", "ok"],
+        ),  # the next finds nobody, and gets another server
+        ("at once", 3, ["failed", "failed", "failed"]),
+    ],
+)
+def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dies_after: str | None,
+    starts: int,
+    ends: list[str],
+) -> None:
+    up: list[NullServer] = []
+
+    @contextmanager
+    def served(*_: object) -> Iterator[Up]:
+        with NullServer() as server:
+            up.append(server)
+            if dies_after == "at once":
+                server.end()
+            yield Up(api.Endpoint(server.url, "grpc", NULL))
+
+    def on_line(text: str) -> None:
+        if dies_after and text.startswith(dies_after):
+            up[-1].end()
+
+    monkeypatch.setattr(measure, "served", served)
+    planned = [api.Planned(CELL, api.Concurrency(n), WORKLOAD) for n in (1, 2, 3)]
+    asked = SimpleNamespace(
+        of=lambda *_, **__: planned,
+        workspace=Workspace(tmp_path),
+        settings=MeasureSpec(data="prompts"),
+        file=None,
+    )
+    plan = SimpleNamespace(cell=SimpleNamespace(name="cell"))
+    stage: Any = SimpleNamespace(key="key")
+    measurer = measure.Measurer(asked, {"key": plan})  # type: ignore[arg-type, dict-item]
+    assert measurer(stage, on_line)
+    lines = api.read_measurements(tmp_path / "results")
+    assert [each["status"] for each in lines] == ends
+    assert [each["load"]["value"] for each in lines] == [1, 2, 3]
+    assert len(up) == starts
+    assert measurer(stage, on_line) and (len(up) > starts) is ("failed" in ends)
