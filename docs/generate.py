@@ -27,7 +27,7 @@ EXIT_CODES = {
     "1": "a server didn't come up, ended by itself or was stopped before it was ready; a measure"
     "ment failed; `check` or `doctor` found an error",
     "2": "what a person can mend, said in one line; `build` and `run`: some cells aren't built",
-    "3": "`llm_perf`: `--fail-if` or `--strict` says so, or there is nothing to compare",
+    "3": "`--fail-if` or `--strict` says so, or `llm_perf compare` has nothing to compare",
     "130": "interrupted: Ctrl-C or SIGTERM",
     "128 + N": "`serve`: signal N ended the server",
 }

@@ -11,6 +11,7 @@ import pytest
 
 # program → how it is installed
 _FROM = {
+    "chromium": "Debian's chromium",
     "mpirun": "Debian's openmpi-bin",
     "openssl": "Debian's openssl",
     "prometheus": "Debian's prometheus",

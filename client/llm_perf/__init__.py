@@ -36,7 +36,9 @@ if TYPE_CHECKING:
         print_summary,
         read_lines,
         read_measurements,
+        read_results,
         show_progress,
+        write_report,
         write_run,
     )
     from llm_perf.errors import UserError
@@ -71,7 +73,9 @@ __all__ = [
     "print_summary",
     "read_lines",
     "read_measurements",
+    "read_results",
     "show_progress",
+    "write_report",
     "write_run",
 ]
 

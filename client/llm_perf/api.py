@@ -18,6 +18,7 @@ from llm_perf.figures.limits import Limit, parse_limit
 from llm_perf.figures.metrics import compute_metrics
 from llm_perf.ledger.ledger import append_measurement, finished, read_measurements
 from llm_perf.ledger.measurement import Measurement, Planned, Target
+from llm_perf.ledger.paired_blocks import block_change, block_changes, drifts
 from llm_perf.load.arrivals import plan
 from llm_perf.load.health import judge
 from llm_perf.load.load import DEFAULTS, Concurrency, Conditions, Extent, Load, Rate, Trace
@@ -27,18 +28,26 @@ from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
 from llm_perf.record import Exchange, Record, Status, read_records
 from llm_perf.records import Records
+from llm_perf.report.page import write_report
+from llm_perf.report.read import read_results
+from llm_perf.results.change import Change
+from llm_perf.results.change_table import percent_interval, print_percent
 from llm_perf.results.export import write_run
+from llm_perf.results.rule import Verdict, verdict
 from llm_perf.results.run import Run
 from llm_perf.results.table import print_run, print_summary
+from llm_perf.server.find import find_endpoint
 from llm_perf.server.identity import identify
-from llm_perf.server.scrape import Scraper
+from llm_perf.server.scrape import Scraper, find_metrics
 from llm_perf.transports import Endpoint
 from llm_perf.workload.datasets import read_lines
 from llm_perf.workload.fresh import counted, prompt_for
+from llm_perf.workload.synthetic import parse_lengths
 from llm_perf.workload.tokens import stop_ids
-from llm_perf.workload.workload import Prompt, Workload, load_workload
+from llm_perf.workload.workload import Prompt, Workload, load_workload, synthetic_workload
 
 __all__ = [
+    "Change",
     "Concurrency",
     "Conditions",
     "Endpoint",
@@ -55,17 +64,30 @@ __all__ = [
     "Status",
     "Target",
     "Trace",
+    "Verdict",
     "Workload",
     "append_measurement",
+    "block_change",
+    "block_changes",
+    "drifts",
+    "find_endpoint",
+    "find_metrics",
     "finished",
     "load_workload",
     "measure",
+    "parse_lengths",
     "parse_limit",
+    "percent_interval",
+    "print_percent",
     "print_run",
     "print_summary",
     "read_lines",
     "read_measurements",
+    "read_results",
     "show_progress",
+    "synthetic_workload",
+    "verdict",
+    "write_report",
     "write_run",
 ]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SUBCOMMANDS: Final = {
     "ask": "llm_perf.cli.ask:ask_command",
     "compare": "llm_perf.results.compare:compare_command",
+    "report": "llm_perf.cli.report:report_command",
     "selftest": "llm_perf.selftest.selftest:selftest_command",
 }
 
@@ -53,7 +54,7 @@ class _Command(ThemedCommand):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Other commands: llm_perf ask QUESTION (an answer as it comes), llm_perf selftest (how "
     "exact and how fast this machine is as a client), llm_perf compare A B (two runs of one "
-    "workload). Each has its own --help.",
+    "workload), llm_perf report RESULTS (a page that can be mailed). Each has its own --help.",
 )
 @click.version_option(__version__, prog_name="llm_perf")
 def command(**flags: Any) -> int:

@@ -15,17 +15,13 @@ from typing import Final
 import click
 
 from llm_perf.figures.limits import parse_limit
-from llm_perf.results.change import Change, Comparison, compare, pairs
+from llm_perf.results.change import Comparison, compare, pairs
+from llm_perf.results.change_table import print_changes
 from llm_perf.results.rule import judge
-from llm_perf.results.screen_table import print_table
-from llm_perf.results.table import ENOUGH_FOR_P99, FEW, few_note
 from llm_perf.results.written import Side, read_side
 
 CHECK_FAILED: Final = 3  # exit code
-_HEADS: Final = ("Figure", "A", "B", "B − A", "%", "95 % interval of B − A", "n")
-_LEAST: Final = ("n", "B − A", "B", "A")  # where there is no room
 _SHOWN: Final = 3  # changed answers
-_SMALL: Final = 0.0005  # would round to zero
 _SIDE: Final = click.Path(path_type=Path)
 
 
@@ -71,10 +67,7 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
     else:
         said = map(str, verdicts) if both else (f"FAILED: {each}" for each in failed)
         title = f"llm_perf compare | A {a} | B {b}"
-        rows = list(map(_row, seen.changes))
-        marked = few_note(name for name, *_ in rows)
-        foot = (*marked, *_foot(seen, before, after), *said)
-        print_table(title, _HEADS, rows, foot, least=_LEAST)
+        print_changes(title, seen.changes, (*_foot(seen, before, after), *said))
     return CHECK_FAILED if failed else 0
 
 
@@ -83,28 +76,6 @@ def _nothing(a: Side, b: Side) -> str:
         f"there is nothing to compare: A answered {a.answered} of {len(a.lines)} requests, "
         f"B {b.answered} of {len(b.lines)}, and none in common"
     )
-
-
-def _row(change: Change) -> tuple[str, ...]:
-    percent = "-" if change.percent is None else f"{change.percent:+.1f}"
-    figures = (f"{change.a:,.3f}", f"{change.b:,.3f}", _signed(change.difference))
-    few = change.statistic == "p99" and 0 < change.n < ENOUGH_FOR_P99
-    name = f"{change.metric}.{change.statistic}{FEW if few else ''}"
-    return (name, *figures, percent, _interval(change), str(change.n) if change.n else "-")
-
-
-def _interval(change: Change) -> str:
-    """The interval, starred where it excludes no change; how sure nothing is has no figure."""
-    if change.low is None or change.high is None:
-        return "-"
-    if change.low == change.high == 0:
-        return "no change  "
-    return f"{_signed(change.low)} to {_signed(change.high)}{' *' if change.sure else '  '}"
-
-
-def _signed(value: float) -> str:
-    """Three decimals, more where they would hide that it isn't zero."""
-    return f"{value:+,.3f}" if value == 0 or abs(value) >= _SMALL else f"{value:+.2g}"
 
 
 def _foot(seen: Comparison, a: Side, b: Side) -> Iterator[str]:

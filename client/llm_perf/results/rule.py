@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import Limit
-from llm_perf.results.change import Pairs, changes_of
+from llm_perf.results.change import Change, Pairs, changes_of
 from llm_perf.results.written import Side
 
 
@@ -53,7 +53,11 @@ def judge(rule: Limit, a: Side, b: Side, both: Pairs) -> Verdict:
     Raises ``UserError`` when a run lacks the figure, or a share of nothing is asked for.
     """
     asked = [rule.statistic or "avg"]
-    change = next(changes_of(a, b, both, rule.metric, asked), None)
+    return verdict(rule, next(changes_of(a, b, both, rule.metric, asked), None))
+
+
+def verdict(rule: Limit, change: Change | None) -> Verdict:
+    """Say what became of a rule, given the change of its figure; see ``judge``."""
     if change is None or (rule.relative and not change.a):
         raise UserError(
             f"there is no {rule.name} to compare in both runs",

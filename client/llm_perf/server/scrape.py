@@ -14,7 +14,7 @@ import tempfile
 import weakref
 import zlib
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,14 +22,13 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from math import isfinite
 from threading import Timer
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llm_perf.background import Background
 from llm_perf.errors import UserError
+from llm_perf.server.occupancy import Series, State, state_of, told
 from llm_perf.transports import Endpoint
-
-Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 _KEPT: Final = re.compile(r"nv_(gpu|energy|inference|trt_llm)_\w+|DCGM_FI_DEV_\w+|vllm:\w+")
 _SAMPLE: Final = re.compile(
@@ -94,11 +93,14 @@ class Scraper(Background):
 
 
 def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
-    """Say where to scrape: ``url``, else Triton's port 8002 on the endpoint's host.
+    """Say where to scrape: ``url``, else a vLLM's own /metrics, or Triton's port 8002 on its host.
 
     ``None`` where nothing was asked for and nothing that knows the model answers there.
     Raises ``UserError`` when ``url`` doesn't answer.
     """
+    if url is None and endpoint.protocol == "openai":
+        own = urlsplit(endpoint.base)._replace(path="/metrics").geturl()
+        return own if b"vllm:" in (_get(own) or b"") else None
     if url is None:
         host = urlsplit(endpoint.base).hostname or ""
         guess = f"http://{f'[{host}]' if ':' in host else host}:{_DEFAULT_PORT}/metrics"
@@ -186,12 +188,15 @@ def summarise(pages: Iterable[str]) -> dict[str, Any]:
     """Sum up pages in their order: gauges by avg, min and max, counters by their increase.
 
     Counters that stood still are left out. ``queue_ms_per_request`` is, per Triton model, the
-    increase of its queue time over that of its requests.
+    increase of its queue time over that of its requests. ``engine`` are the states that an engine
+    with work was seen in, each with how often.
     """
     types: dict[str, str] = {}
     seen: dict[Series, _Seen] = {}
+    states: Counter[State] = Counter()
     for values, known in map(parse_metrics, pages):
         types |= known
+        states.update(filter(None, [state_of(values)]))
         for series, value in values.items():
             if _KEPT.fullmatch(series[0]) and isfinite(value):
                 seen.setdefault(series, _Seen(value)).add(value)
@@ -210,6 +215,7 @@ def summarise(pages: Iterable[str]) -> dict[str, Any]:
         "queue_ms_per_request": _queue_ms(increases),
         "gauges": gauges,
         "counters": [{**_named(series), "increase": value} for series, value in increases.items()],
+        **({"engine": told(states)} if states else {}),
     }
 
 

@@ -74,6 +74,10 @@ class Connection(asyncio.Protocol):
         seen = answer.seen
         self._answer = answer
         self._note, self._room, self._bare = seen.messages.append, seen.room, 0
+        if self._transport is None:  # hung up before it was asked, as on what speaks first
+            self._at = perf_counter_ns()
+            self._fail("connection lost before anything was asked")
+            return
         timer = asyncio.get_running_loop().call_later(timeout_s, self._expire)
         try:
             self.transport.write(request)

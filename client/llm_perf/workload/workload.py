@@ -72,6 +72,12 @@ class Workload:
     remarks: tuple[str, ...] = ()
     rendered: bool = False
 
+    def part(self, start: int, count: int) -> Workload:
+        """``count`` prompts from number ``start`` on, from the first again behind the last."""
+        all_ = self.prompts
+        prompts = tuple(all_[each % len(all_)] for each in range(start, start + count))
+        return replace(self, prompts=prompts, sha256=_hash(prompts))
+
 
 def load_workload(
     path: str | Path,

@@ -9,17 +9,16 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from llm_perf.errors import UserError, exit_code
-from llm_perf.screen import plain
 from trtllm_deploy import __version__
+from trtllm_deploy.cli.building import build_cells
+from trtllm_deploy.cli.compare import COMMANDS as COMPARE
 from trtllm_deploy.cli.example import COMMANDS as EXAMPLE
 from trtllm_deploy.cli.findings import COMMANDS as FINDINGS
 from trtllm_deploy.cli.options import (
-    Planned,
     Where,
     deployment_file,
     fail_fast,
@@ -32,9 +31,6 @@ from trtllm_deploy.cli.serve import COMMANDS as SERVE
 from trtllm_deploy.cli.status import COMMANDS as WORKSPACE
 from trtllm_deploy.machine.console import console
 
-if TYPE_CHECKING:
-    from trtllm_deploy.builds.build import Outcome
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="trtllm-deploy")
@@ -42,7 +38,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER):
+for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE):
     command.add_command(each)
 
 
@@ -92,7 +88,7 @@ def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: b
 
         click.echo(dry_run_script(asked.file, asked.plans, asked.facts, asked.workspace))
         return 0
-    return 2 if _build(asked, fail_fast).unbuilt else 0
+    return 2 if build_cells(asked, fail_fast=fail_fast).unbuilt else 0
 
 
 @command.command()
@@ -123,7 +119,7 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
         )
     read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
     sha256 = file_sha256(asked.file)
-    outcome = _build(asked, fail_fast)
+    outcome = build_cells(asked, fail_fast=fail_fast)
     out = console()
     measure = Asked(asked.file, settings, asked.workspace, asked.facts.gpus, sha256)
     with BuildProgress(out, "measurements") as progress:
@@ -134,36 +130,6 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     if outcome.unbuilt:
         return 2
     return 0 if all(each["status"] == "ok" for each in measured) else 1
-
-
-def _build(asked: Planned, fail_fast: bool) -> Outcome:
-    """Make what is missing; what couldn't be made is told on stderr, a line for each error."""
-    from trtllm_deploy.builds.build import build as build_plans
-    from trtllm_deploy.builds.progress import BuildProgress
-    from trtllm_deploy.machine.remains import scratch_folder, sweep_remains
-    from trtllm_deploy.plan.notes import notes
-    from trtllm_deploy.workspace.threshold import below_threshold
-
-    for note in notes(asked.file, [each.cell for each in asked.plans], asked.facts):
-        click.echo(f"trtllm-deploy: note: {plain(note)}", err=True)
-    asked.workspace.remember(asked.file, asked.plans)
-    sweep_remains()
-    rejected = below_threshold(asked.plans, asked.file, asked.workspace)
-    with scratch_folder(), BuildProgress(console()) as progress:
-        outcome = build_plans(
-            asked.plans,
-            asked.workspace,
-            asked.executor,
-            progress,
-            fail_fast=fail_fast,
-            rejected=rejected,
-        )
-    for error in dict.fromkeys(outcome.failures.values()):
-        click.echo(f"trtllm-deploy: {error}", err=True)
-    if outcome.unbuilt:
-        cells = f"{len(outcome.unbuilt)} of {len(asked.plans)} cells"
-        click.echo(f"trtllm-deploy: {cells} aren't built; the same command goes on here", err=True)
-    return outcome
 
 
 def _interrupt(*_: object) -> None:

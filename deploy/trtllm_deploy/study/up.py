@@ -5,9 +5,10 @@ The one place of a study that starts a server.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from llm_perf import api
 from trtllm_deploy.plan.plan import CellPlan
@@ -26,6 +27,31 @@ class Up:
 
     endpoint: api.Endpoint
     metrics_url: str | None = None
+
+
+def target_of(plan: CellPlan, file: DeploymentFile) -> api.Target:
+    """A cell as the ledger has it; its ``url`` is known once it is up."""
+    cell, spec = plan.cell, file.deployment
+    own = asdict(cell)
+    for key in ("build", "triton", "variant"):
+        del own[key]
+    return api.Target(
+        cell.name,
+        "",
+        "grpc",
+        "ensemble",
+        gpus=cell.world_size,
+        server="triton",
+        cell={
+            "backend": spec.backend,
+            "release": spec.release,
+            **own,
+            **dict(cell.build),
+            **plan.repository.made_from["triton"],
+        },
+        artifacts={stage.kind: stage.key for stage in plan.stages},
+        deployment_sha256=hashlib.sha256(file.path.read_bytes()).hexdigest(),
+    )
 
 
 @contextmanager

@@ -1,0 +1,285 @@
+"""Charts by hand: scales, axes, lines, marks and labels that keep clear of each other.
+
+Plain numbers in, SVG text out. Colours and widths are classes of ``assets/chart.css``, so that a
+page has light, dark and print ones; ``standalone`` gives a chart of its own its style.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from typing import Final, TypeAlias
+
+XY: TypeAlias = tuple[float, float]
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
+WIDTH: Final = 500
+HEIGHT: Final = 340
+SERIES: Final = 6  # classes s0 to s5; what goes beyond is "other"
+_LEFT, _TOP, _BOTTOM = 62, 14, 48
+_GLYPH: Final = 7.4  # width of a bold character at 12 px, on average and a little more
+_LINE: Final = 14
+_SHAPES: Final = (
+    "M-4,0A4,4 0 1 0 4,0A4,4 0 1 0 -4,0Z",
+    "M-3.8,-3.8H3.8V3.8H-3.8Z",
+    "M0,-5L4.8,3.6H-4.8Z",
+    "M0,-5.2L5.2,0L0,5.2L-5.2,0Z",
+    "M-4.8,-3.6H4.8L0,5Z",
+    "M-1.6,-5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5V-1.6H-1.6Z",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis says, and the values that it has to hold."""
+
+    label: str
+    values: Sequence[float]
+    log: bool = False
+    zero: bool = True  # a linear one begins there
+    top: float | None = None  # a linear one ends there
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Values ``low`` to ``high`` on pixels ``start`` to ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value; one that is outside stands at the border."""
+        low, high, at = self.low, self.high, min(max(value, self.low), self.high)
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(at)
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round numbers, some five of them."""
+        if not self.log:
+            step = round_step((self.high - self.low) / 5)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            return [each * step for each in range(first, last + 1)]
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for factors in ((1,), (1, 3), (1, 2, 5)):
+            found = [f * 10.0**d for d in decades for f in factors]
+            found = [each for each in found if self.low * 0.999 <= each <= self.high * 1.001]
+            if len(found) >= 3:
+                break
+        return found[:: math.ceil(len(found) / 8)]
+
+
+def round_step(about: float) -> float:
+    """The next of 1, 2, 2.5 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(about))
+    return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= about * 0.999)
+
+
+def scale(axis: Axis, start: float, end: float) -> Scale:
+    """Hold the axis' values between two pixels, with round ends where it is linear."""
+    known = [each for each in axis.values if math.isfinite(each) and (each > 0 or not axis.log)]
+    low, high = min(known, default=1.0), max(known, default=10.0)
+    if axis.log:
+        low, high = (low / 1.15, high * 1.15) if high > low * 1.05 else (low / 2, high * 2)
+        return Scale(low, high, start, end, log=True)
+    low = min(low, 0.0) if axis.zero else low
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    step = round_step((high - low) / 5)
+    high = axis.top if axis.top is not None else step * math.ceil(high / step + 0.05)
+    return Scale(step * math.floor(low / step), high, start, end)
+
+
+def number(value: float) -> str:
+    """Three digits that count, or all of a whole number."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@dataclass(slots=True)
+class Plot:
+    """One chart while it is drawn; ``name`` makes its ids, ``right`` is room for labels."""
+
+    name: str
+    x: Axis
+    y: Axis
+    right: float = 18
+    height: float = HEIGHT
+    _parts: list[str] = field(default_factory=list)
+    _texts: list[str] = field(default_factory=list)
+    _taken: list[Box] = field(default_factory=list)
+    _words: list[Box] = field(default_factory=list)
+
+    @property
+    def across(self) -> Scale:
+        """Values of x to pixels."""
+        return scale(self.x, _LEFT, WIDTH - self.right)
+
+    @property
+    def up(self) -> Scale:
+        """Values of y to pixels."""
+        return scale(self.y, self.height - _BOTTOM, _TOP)
+
+    def line(self, points: Iterable[XY], css: str) -> None:
+        """Join points, in their order."""
+        at = [(self.across(x), self.up(y)) for x, y in points]
+        if len(at) > 1:
+            self._parts.append(f'<path class="line {css}" d="{_path(at)}"/>')
+            self._taken += [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+
+    def area(self, upper: Sequence[XY], lower: Sequence[XY], css: str) -> None:
+        """Fill between two lines."""
+        at = [(self.across(x), self.up(y)) for x, y in (*upper, *reversed(lower))]
+        self._parts.append(f'<path class="area {css}" d="{_path(at)}Z"/>')
+
+    def mark(self, x: float, y: float, css: str, shape: int, tip: str) -> None:
+        """A mark that says ``tip`` where a pointer rests on it."""
+        at, to = self.across(x), self.up(y)
+        self._parts.append(
+            f'<path class="mark {css}" transform="translate({at:.1f},{to:.1f})" '
+            f'd="{_SHAPES[shape % len(_SHAPES)]}"><title>{escape(tip)}</title></path>'
+        )
+        self._taken.append((at - 6, to - 6, at + 6, to + 6))
+
+    def whisker(self, start: XY, end: XY, css: str) -> None:
+        """An interval, from one point to another."""
+        at = [(self.across(x), self.up(y)) for x, y in (start, end)]
+        self._parts.append(f'<path class="whisker {css}" d="{_path(at)}"/>')
+
+    def region(self, left: float | None, right: float | None, css: str) -> None:
+        """Shade from ``left`` to ``right``; ``None`` is the border."""
+        x, y = self.across, self.up
+        start, end = x(x.low if left is None else left), x(x.high if right is None else right)
+        self._parts.insert(
+            0,
+            f'<rect class="{css}" x="{start:.1f}" y="{y.end:.1f}" width="{end - start:.1f}" '
+            f'height="{y.start - y.end:.1f}"/>',
+        )
+
+    def limit(self, text: str, *, x: float | None = None, y: float | None = None) -> None:
+        """A limit's line with its words."""
+        if x is not None:
+            at = self.across(x)
+            ends = [(at, self.up.start), (at, self.up.end)]
+            self.label(at, _TOP + 10, text, "limit-text", pixels=True)
+        else:
+            to = self.up(y or 0)
+            ends = [(self.across.start, to), (self.across.end, to)]
+            self.label(_LEFT, to, text, "limit-text", pixels=True)
+        self._parts.append(f'<path class="limit" d="{_path(ends)}"/>')
+
+    def label(self, x: float, y: float, text: str, css: str, *, pixels: bool = False) -> None:
+        """Words beside a point, where nothing is yet."""
+        at = (x, y) if pixels else (self.across(x), self.up(y))
+        self._place([at], text, css)
+
+    def label_along(self, line: Sequence[XY], text: str, css: str) -> None:
+        """Words beside any point of a line, the first ones tried first."""
+        self._place([(self.across(x), self.up(y)) for x, y in line], text, css)
+
+    def _place(self, spots: Iterable[XY], text: str, css: str) -> None:
+        """Write where the words meet nothing; else where they meet no other words, or anywhere."""
+        wide = len(text) * _GLYPH
+        inside: list[tuple[float, float, str, Box]] = []
+        for at, to in spots:
+            for dy in (4, -9, 18, -22, 32, -36, 46):
+                for dx, anchor in ((8, "start"), (-8, "end"), (0, "middle")):
+                    left, base = at + dx, to + dy
+                    start = left - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+                    box = (start, base - _LINE + 3, start + wide, base + 3)
+                    if _within(box, (_LEFT, _TOP - 6, WIDTH, self.up.start)):
+                        inside.append((left, base, anchor, box))
+        for taken in (self._taken, self._words, []):
+            for left, base, anchor, box in inside:
+                if not any(_meet(box, each) for each in taken):
+                    self._write(left, base, text, css, anchor)
+                    self._taken.append(box)
+                    self._words.append(box)
+                    return
+
+    def ends(self, names: Iterable[tuple[float, str, str]]) -> None:
+        """Name lines at their right ends: (y, text, class), pushed apart."""
+        wanted = sorted((self.up(y), text, css) for y, text, css in names)
+        low = _TOP
+        placed: list[float] = []
+        for at, *_ in wanted:
+            placed.append(max(at, low))
+            low = int(placed[-1]) + _LINE
+        over = max(0.0, (placed[-1] if placed else 0) - (self.up.start + 6))
+        for place, (_, text, css) in zip(placed, wanted, strict=True):
+            self._write(WIDTH - self.right + 7, place - over + 4, text, css, "start")
+
+    def bar(self, left: float, right: float, y: float, css: str, tip: str) -> None:
+        """A bar along x around ``y``."""
+        at, to, middle = self.across(left), self.across(right), self.up(y)
+        self._parts.append(
+            f'<rect class="area {css}" x="{at:.1f}" y="{middle - 9:.1f}" '
+            f'width="{max(to - at, 0):.1f}" height="18"><title>{escape(tip)}</title></rect>'
+        )
+
+    def svg(self, title: str, description: str) -> str:
+        """The chart, with its axes, its title and what it shows, in words."""
+        name = escape(self.name, quote=True)
+        return (
+            f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" role="img" '
+            f'viewBox="0 0 {WIDTH} {self.height:g}" aria-labelledby="{name}-t {name}-d">'
+            f'<title id="{name}-t">{escape(title)}</title>'
+            f'<desc id="{name}-d">{escape(description)}</desc>'
+            f"{self._axes()}{''.join(self._parts)}{''.join(self._texts)}</svg>"
+        )
+
+    def _axes(self) -> str:
+        x, y, parts = self.across, self.up, []
+        for tick in y.ticks():
+            at = y(tick)
+            parts.append(f'<path class="grid" d="M{x.start:.1f},{at:.1f}H{x.end:.1f}"/>')
+            parts.append(_text(x.start - 7, at + 4, number(tick), "tick", "end"))
+        for tick in x.ticks():
+            at = x(tick)
+            parts.append(f'<path class="axis" d="M{at:.1f},{y.start:.1f}v4"/>')
+            parts.append(_text(at, y.start + 17, number(tick), "tick", "middle"))
+        parts.append(f'<path class="axis" d="M{x.start:.1f},{y.start:.1f}H{x.end:.1f}"/>')
+        parts.append(_text((x.start + x.end) / 2, self.height - 8, self.x.label, "name", "middle"))
+        middle = (y.start + y.end) / 2
+        turned = f' transform="rotate(-90 13 {middle:.1f})"'
+        parts.append(_text(13, middle, self.y.label, "name", "middle", turned))
+        return "".join(parts)
+
+    def _write(self, x: float, y: float, text: str, css: str, anchor: str) -> None:
+        self._texts.append(_text(x, y, text, f"label {css}", anchor))
+
+
+def standalone(svg: str) -> str:
+    """A chart with its own style, for a document."""
+    css = files(__package__).joinpath("assets/chart.css").read_text("utf-8")
+    head, mark, rest = svg.partition("</desc>")
+    paper = '<rect class="paper" width="100%" height="100%"/>'
+    return f"{head}{mark}<style>{css}</style>{paper}{rest}\n"
+
+
+def _path(points: Iterable[XY]) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _text(x: float, y: float, text: str, css: str, anchor: str, more: str = "") -> str:
+    return (
+        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
+        f"{escape(text)}</text>"
+    )
+
+
+def _within(one: Box, other: Box) -> bool:
+    return one[0] >= other[0] and one[1] >= other[1] and one[2] <= other[2] and one[3] <= other[3]
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

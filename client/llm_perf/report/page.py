@@ -1,0 +1,292 @@
+"""The page: points and limits in, one HTML text out that loads nothing, and its charts.
+
+Everything that comes from a file or a server is escaped; a policy in the page forbids the network,
+and any script or style but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from llm_perf.errors import UserError
+from llm_perf.figures.limits import Limit
+from llm_perf.files import write_whole
+from llm_perf.report.charts import PERCENTILES, against_load, throughput
+from llm_perf.report.decision import Decision, decide
+from llm_perf.report.distributions import accuracy, distribution
+from llm_perf.report.draw import standalone
+from llm_perf.report.points import Line, Point, points_of, targets
+from llm_perf.report.requests import LATENCIES
+from llm_perf.report.timeline import in_flight, packed, server_panels
+from llm_perf.report.view import Chart, Row, View, bounded, maybe, view_of
+from llm_perf.screen import plain
+
+_CURVES: Final = 6  # distributions in one chart
+_ASSETS: Final = files(__package__) / "assets"
+_TEXT: Final = frozenset({"Target", "Load", "Precision", "Why", "Failure", "Status"})
+
+
+def build(
+    lines: Sequence[Line],
+    limits: Sequence[Limit],
+    *,
+    baseline: str | None = None,
+    gpus: int | None = None,
+    title: str = "llm_perf report",
+) -> tuple[str, list[Chart], Decision]:
+    """Make the page, its charts and the decision; raises ``UserError`` for an unknown baseline."""
+    points = points_of(lines)
+    decision = decide(points, limits, baseline)
+    first = [each.target for each in (decision.best, decision.baseline) if each is not None]
+    view = view_of(points, limits, first, gpus)
+    charts = list(_charts(view, decision))
+    return _page(title, lines, view, decision, charts), charts, decision
+
+
+def _charts(view: View, decision: Decision) -> Iterator[Chart]:
+    """All charts that the points have figures for."""
+    found: list[Chart | None] = [throughput(view)]
+    for kind in dict.fromkeys(each.kind for each in view.points):
+        shown = ("time_to_first_token", "inter_token_latency")
+        found += [against_load(view, metric, kind) for metric in shown]
+    chosen = _chosen(view, decision)
+    found += [distribution(view, metric, chosen) for metric in LATENCIES]
+    found.append(accuracy(view))
+    if decision.best is not None and (columns := decision.best.lines[0].columns) is not None:
+        found.append(in_flight(decision.best, columns))
+    return (each for each in found if each is not None)
+
+
+def _chosen(view: View, decision: Decision) -> list[Point]:
+    """Whose distributions are drawn: the best and the baseline, or the loads of a single target."""
+    groups = targets(view.points)
+    if len(groups) == 1:
+        loads = next(iter(groups.values()))
+        step = max(1, -(-len(loads) // _CURVES))
+        return loads[::-1][::step][::-1]
+    best = [each for each in (decision.best, decision.baseline) if each is not None]
+    others = [
+        max(mine, key=lambda p: (view.kept(p), p.figure("output_token_throughput") or 0))
+        for target, mine in groups.items()
+        if view.styles[target].shown and all(target != each.target for each in best)
+    ]
+    return [*best, *others][:_CURVES]
+
+
+def _page(
+    title: str,
+    lines: Sequence[Line],
+    view: View,
+    decision: Decision,
+    charts: Sequence[Chart],
+) -> str:
+    style = _asset("chart.css") + _asset("report.css")
+    script, timeline = "", _timeline(decision.best)
+    if timeline:
+        style += _asset("uPlot.min.css")
+        script = _asset("uPlot.iife.min.js") + _asset("report.js")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    failed = [
+        (line.record["target"]["name"], _load_words(line), line.record.get("error") or "")
+        for line in lines
+        if line.record["status"] == "failed"
+    ]
+    return environment.from_string(_asset("report.html.j2")).render(
+        title=title,
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        decision=decision,
+        charts=charts,
+        svg=lambda chart: Markup(chart.svg),
+        table=_table,
+        timeline=timeline,
+        points=_points_table(view),
+        explained=_EXPLAINED,
+        failed=[tuple(map(plain, each)) for each in failed],
+        targets=[_told(name, mine) for name, mine in targets(view.points).items()],
+        version=version("trtllm-deploy"),
+        sources=", ".join(dict.fromkeys(plain(line.source) for line in lines)),
+    )
+
+
+_EXPLAINED: Final = (
+    "Of three runs or more they are over runs (Student's t), else over 20 blocks in time of one; "
+    "near saturation and below some thousands of requests the latter are too narrow. Times in ms."
+)
+
+
+def _policy(style: str, script: str) -> str:
+    """Allow this page's own style and script, by their hashes, and nothing else."""
+    rules = ["default-src 'none'", f"style-src {_hash(style)}", "base-uri 'none'"]
+    rules += ["form-action 'none'"] + ([f"script-src {_hash(script)}"] if script else [])
+    return "; ".join(rules)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text("utf-8")
+
+
+def _table(heads: Row, rows: Sequence[Row], what: str) -> Markup:
+    """A table that scrolls, with the keyboard too."""
+    kinds = [Markup(' class="text"') if head in _TEXT else "" for head in heads]
+    cells = Markup("").join(
+        Markup("<tr>{}</tr>\n").format(
+            Markup("").join(
+                Markup("<td{}>{}</td>").format(kind, plain(cell))
+                for kind, cell in zip(kinds, row, strict=True)
+            )
+        )
+        for row in rows
+    )
+    named = Markup("").join(
+        Markup('<th scope="col"{}>{}</th>').format(kind, head)
+        for kind, head in zip(kinds, heads, strict=True)
+    )
+    return Markup(
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table: {}"><table>'
+        "<thead><tr>{}</tr></thead><tbody>\n{}</tbody></table></div>"
+    ).format(what, named, cells)
+
+
+def _points_table(view: View) -> dict[str, Any]:
+    """Every point with the figures that people ask for."""
+    heads = (
+        *("Target", "Load", "requests/s", view.rate_name, f"tokens/s per user ({view.form.name})"),
+        *(f"TTFT {each}" for each in PERCENTILES),
+        *("ITL mean", "ITL p95", "latency p95", "in flight", "score", "ok / failed", "runs"),
+    )
+    rows = [
+        (
+            *(p.target, p.load),
+            bounded(p.figure("request_throughput"), _known(view, p, "request_throughput")),
+            maybe(view.rate(p)),
+            maybe(p.per_user(view.form)),
+            *(maybe(p.figure("time_to_first_token", each)) for each in PERCENTILES),
+            maybe(p.figure("inter_token_latency")),
+            maybe(p.figure("inter_token_latency", "p95")),
+            maybe(p.figure("request_latency", "p95")),
+            maybe(p.figure("requests_in_flight")),
+            "-" if (score := p.figure("score")) is None else f"{score:.4f}",
+            f"{_sum(p, 'requests_ok')} / {_sum(p, 'requests_failed')}",
+            str(len(p.lines)),
+        )
+        for p in view.points
+    ]
+    return {"heads": heads, "rows": rows}
+
+
+def _known(view: View, point: Point, metric: str) -> tuple[float, float] | None:
+    """The interval of what is named in charts: for the rest its requests needn't be read."""
+    return point.interval(metric) if view.styles[point.target].shown else None
+
+
+def _sum(point: Point, key: str) -> int:
+    return sum(line.record.get(key) or 0 for line in point.lines)
+
+
+def _timeline(best: Point | None) -> dict[str, Any] | None:
+    """The data of the chart that zooms; none without requests."""
+    if best is None or (columns := best.lines[0].columns) is None:
+        return None
+    seen = best.first.get("server_metrics") or {}
+    panels = server_panels(seen.get("over_time"), columns.origin_ns)
+    return {"name": best.name, "data": {**packed(columns), "server": panels}}
+
+
+def _load_words(line: Line) -> str:
+    record = line.record
+    return Point("", record["load"]["kind"], record["load"]["value"], (line,)).load
+
+
+def _told(name: str, points: Sequence[Point]) -> dict[str, Any]:
+    """A target's configuration, hashes, commands and notes."""
+    record = points[0].first
+    facts: list[tuple[str, str]] = []
+    known = dict(record["target"])
+    cell, artifacts = known.pop("cell", None) or {}, known.pop("artifacts", None) or {}
+    parts: list[Mapping[str, Any]] = [
+        known,
+        cell,
+        {f"artifact {k}": v for k, v in artifacts.items()},
+    ]
+    parts += [{f"workload {k}": v for k, v in (record.get("workload") or {}).items()}]
+    parts += [{f"server {k}": v for k, v in (record.get("server") or {}).items()}]
+    parts += [{f"gpu {k}": v for k, v in (record.get("gpu") or {}).items()}]
+    parts += [{f"version {k}": v for k, v in (record.get("versions") or {}).items()}]
+    for part in parts:
+        facts += [(plain(k), plain(v)) for k, v in part.items() if v not in (None, "", {})]
+    notes = dict.fromkeys(
+        f"{point.load}: {plain(note)}"
+        for point in points
+        for line in point.lines
+        for note in (*(line.record.get("notes") or ()), *_failures(line))
+    )
+    commands = "\n".join(dict.fromkeys(filter(None, map(_command, points))))
+    return {"name": plain(name), "facts": facts, "commands": plain(commands, "\n"),
+            "notes": list(notes)}  # fmt: skip
+
+
+def _failures(line: Line) -> Iterator[str]:
+    if line.columns is not None:
+        for why, times in line.columns.failures[:10]:
+            yield f"{times} failed: {why}"
+
+
+def _command(point: Point) -> str | None:
+    """The command line that offers this load to this target with these prompts."""
+    record = point.first
+    target, load, workload = record["target"], record["load"], record.get("workload") or {}
+    if not target.get("url") or not workload.get("source"):
+        return None
+    words = ["llm_perf", "--url", target["url"], "--model", target["model"]]
+    words += ["--protocol", target["protocol"], "--input-data", workload["source"]]
+    words += {"trace": ["--trace-replay"]}.get(
+        point.kind,
+        [f"--{point.kind.replace('_', '-')}", "inf" if point.value is None else f"{point.value:g}"],
+    )
+    flags = {"requests": "--num-requests", "duration_s": "--duration"}
+    for key, flag in flags.items():
+        if load.get(key):
+            words += [flag, str(load[key])]
+    if record.get("seed"):
+        words += ["--seed", str(record["seed"])]
+    return shlex.join(map(str, words))
+
+
+def write_report(
+    path: Path,
+    lines: Sequence[Line],
+    limits: Sequence[Limit] = (),
+    *,
+    svg_folder: Path | None = None,
+    **asked: Any,
+) -> tuple[Decision, int]:
+    """Write the page, and its charts into ``svg_folder``; gives the decision and their number.
+
+    Raises ``UserError`` where it can't be written; files are there whole or not at all.
+    """
+    page, charts, decision = build(lines, limits, **asked)
+    texts = {path: page}
+    if svg_folder is not None:
+        texts |= {svg_folder / f"{each.name}.svg": standalone(each.svg) for each in charts}
+    for file, text in texts.items():
+        try:
+            write_whole(file, lambda to, text=text: to.write(text))  # type: ignore[misc]
+        except OSError as error:
+            raise UserError(f"can't be written: {error.strerror}", where=file) from error
+    return decision, len(charts)

@@ -1,0 +1,236 @@
+"""Points: one target under one load, its repetitions together, with figures and their intervals.
+
+Measurements come in the form of a ledger's lines (docs/ledger.md). Pure but for the requests, which
+are read when an interval or a distribution first asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from llm_perf.figures.blocks import estimate, t975
+from llm_perf.figures.confidence import bootstrap
+from llm_perf.report.requests import Numbers, Requests, read_requests
+
+Interval: TypeAlias = tuple[float, float]
+BLOCKS: Final = 20
+_ENOUGH: Final = 10 * BLOCKS  # requests: fewer have no interval
+_REPEATED: Final = 3  # runs: from so many on they tell the spread, not the blocks of one
+_RATES: Final = {"request_throughput": None, "output_token_throughput": "tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of tokens/s per user: they differ by the spread of users, so an axis names its own."""
+
+    metric: str
+    statistic: str = "avg"
+
+    @property
+    def inverse(self) -> bool:
+        """Whether it is 1 / a time per token."""
+        return self.metric == "inter_token_latency"
+
+    @property
+    def name(self) -> str:
+        """How it is made."""
+        mean = self.statistic.replace("avg", "mean")
+        if self.inverse:
+            return f"1/{mean} TPOT"
+        return f"{mean} of {'1/TPOT' if self.metric == PER_USER else 'OSL/latency'}"
+
+
+PER_USER: Final = "output_token_throughput_per_user"
+E2E: Final = "output_token_throughput_per_user_e2e"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measurement, and where its requests are, if they are kept."""
+
+    record: Mapping[str, Any]
+    requests: Path | None = None
+    source: str = ""
+
+    @cached_property
+    def columns(self) -> Requests | None:
+        """Its requests."""
+        return read_requests(self.requests) if self.requests else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A target under a load; ``lines`` are its repetitions that came to figures."""
+
+    target: str
+    kind: str
+    value: float | None
+    lines: tuple[Line, ...]
+
+    @property
+    def load(self) -> str:
+        """The load for the eye."""
+        if self.kind == "trace":
+            return "the trace"
+        if self.value is None:
+            return "all at once"
+        return (
+            f"{self.value:g} requests/s"
+            if self.kind == "request_rate"
+            else (f"concurrency {self.value:g}")
+        )
+
+    @property
+    def name(self) -> str:
+        """Target and load."""
+        return f"{self.target} at {self.load}"
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """The first repetition: what they share can be read of it."""
+        return self.lines[0].record
+
+    @property
+    def cell(self) -> Mapping[str, Any]:
+        """Build and serving settings, where they are known."""
+        return self.first["target"].get("cell") or {}
+
+    @property
+    def gpus(self) -> int | None:
+        """How many GPUs it takes, where that is known."""
+        known: int | None = self.first["target"].get("gpus")
+        return known
+
+    def figure(self, metric: str, statistic: str = "avg") -> float | None:
+        """A figure, the mean over repetitions; infinite ones are none that can be drawn."""
+        known = [_figure(line.record, metric, statistic) for line in self.lines]
+        values = [each for each in known if each is not None and math.isfinite(each)]
+        return sum(values) / len(values) if values and len(values) == len(known) else None
+
+    def interval(self, metric: str, statistic: str = "avg") -> Interval | None:
+        """95 %: of the mean of three runs or more (Student), else over ``BLOCKS`` blocks in time.
+
+        Requests near saturation hang together: below some thousands even blocks are too sure.
+        """
+        known = [_figure(line.record, metric, statistic) for line in self.lines]
+        values = [each for each in known if each is not None]
+        n = len(values)
+        if n >= _REPEATED:
+            mean = sum(values) / n
+            spread = math.sqrt(sum((each - mean) ** 2 for each in values) / (n - 1))
+            half = t975(n - 1) * spread / math.sqrt(n)
+            return mean - half, mean + half
+        if metric == "score":
+            bounds = (self.first.get("score") or {}).get("ci95")
+            return (bounds[0], bounds[1]) if bounds else None
+        if n != 1 or (columns := self.lines[0].columns) is None:
+            return None
+        return block_interval(columns, metric, statistic)
+
+    def per_user(self, form: Form) -> float | None:
+        """Tokens/s per user."""
+        value = self.figure(form.metric, form.statistic)
+        return _per_second(value) if form.inverse else value
+
+    def per_user_interval(self, form: Form) -> Interval | None:
+        """Its interval."""
+        found = self.interval(form.metric, form.statistic)
+        if found is None or not form.inverse:
+            return found
+        low, high = (_per_second(each) for each in reversed(found))
+        return (low, high) if low is not None and high is not None else None
+
+    def per_gpu(self, gpus: int) -> float | None:
+        """Output tokens/s over so many GPUs."""
+        value = self.figure("output_token_throughput")
+        return None if value is None else value / gpus
+
+
+def points_of(lines: Iterable[Line]) -> list[Point]:
+    """Put repetitions together; targets in their order, loads in theirs."""
+    found: dict[tuple[str, str, float | None], list[Line]] = {}
+    for line in lines:
+        if line.record["status"] != "failed" and line.record["metrics"]:
+            load = line.record["load"]
+            key = (line.record["target"]["name"], load["kind"], load["value"])
+            found.setdefault(key, []).append(line)
+    points = [Point(*key, tuple(each)) for key, each in found.items()]
+    order = {name: at for at, name in enumerate(dict.fromkeys(each.target for each in points))}
+    points.sort(key=lambda p: (order[p.target], p.kind, math.inf if p.value is None else p.value))
+    return points
+
+
+def block_interval(columns: Requests, metric: str, statistic: str) -> Interval | None:
+    """95 % interval of a figure of one run, over its blocks in time.
+
+    Of rates Student's, with neighbours' correlation; of what requests have a bootstrap that draws
+    whole blocks.
+    """
+    ok = columns.ok
+    if metric in _RATES:
+        if ok.sum() < _ENOUGH or not (window := float(columns.end_s[ok].max())):
+            return None
+        weights = columns.tokens[ok] if _RATES[metric] else None
+        # the last response is at the window's end, which belongs to the last block
+        counts, _ = np.histogram(columns.end_s[ok], BLOCKS, (0.0, window), weights=weights)
+        rates = counts * BLOCKS / window
+        found = estimate([rates.tolist()])
+        return (found.low, found.high) if math.isfinite(found.low) else None
+    if metric not in columns.values or (of := _statistic(statistic)) is None:
+        return None
+    values = columns.values[metric]
+    values = values[ok & np.isfinite(values)]
+    size = len(values) // BLOCKS
+    if len(values) < _ENOUGH:
+        return None
+    values = values[: size * BLOCKS]
+    blocks = np.repeat(np.arange(BLOCKS), size).tolist()
+    low, high = bootstrap([values.tolist()], lambda drawn: of(drawn[:, 0]), blocks)
+    return low, high
+
+
+def _statistic(name: str) -> Any:
+    if name == "avg":
+        return lambda drawn: drawn.mean(axis=-1)
+    if name[:1] == "p" and name[1:].isdigit():
+        return lambda drawn: np.percentile(drawn, int(name[1:]), axis=-1)
+    return None
+
+
+def ecdf(values: Numbers, most: int = 160) -> list[tuple[float, float]]:
+    """The share of values up to each, thinned to ``most`` points, denser at both ends."""
+    n = len(values)
+    if n <= most:
+        return [(float(v), (i + 1) / n) for i, v in enumerate(values)]
+    ends = (1 - np.cos(np.linspace(0, math.pi, most))) / 2
+    at = np.unique(np.round(ends * (n - 1)).astype(int))
+    return [(float(values[i]), (i + 1) / n) for i in at]
+
+
+def targets(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points by target."""
+    found: dict[str, list[Point]] = {}
+    for each in points:
+        found.setdefault(each.target, []).append(each)
+    return found
+
+
+def _figure(record: Mapping[str, Any], metric: str, statistic: str) -> float | None:
+    if metric == "score":
+        value = (record.get("score") or {}).get("value")
+    elif metric == "requests_failed":
+        value = record.get("requests_failed")
+    else:
+        value = (record["metrics"].get(metric) or {}).get(statistic)
+    return None if value is None else float(value)
+
+
+def _per_second(ms: float | None) -> float | None:
+    return 1000 / ms if ms else None

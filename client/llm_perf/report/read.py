@@ -1,0 +1,158 @@
+"""RESULTS, as they are named on the command line: words in, measurements out.
+
+A word is a result that llm_perf wrote (of one load or of all), a folder with a ledger, or a folder
+of results; NAME= before it names what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llm_perf.errors import UserError
+from llm_perf.ledger.ledger import NAME, read_measurements
+from llm_perf.report.points import Line
+
+_NAMED: Final = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
+_LOAD: Final = re.compile(r"[_-]?(concurrency\d+|rate[\d.]+(e[+-]?\d+)?|rateinf|trace)$")
+_FIX: Final = "give results of llm_perf, or a folder with them or with a ledger.jsonl"
+_NO_METRIC: Final = ("score", "endpoint", "load", "health", "workload", "server", "client")
+
+
+def read_results(words: Sequence[str]) -> list[Line]:
+    """Read everything that the words name; raises ``UserError`` where nothing can be read."""
+    found: list[tuple[str | None, Line]] = []
+    for word in words:
+        match = None if Path(word).exists() else _NAMED.fullmatch(word)
+        name, path = (match[1], Path(match[2])) if match else (None, Path(word))
+        new = [(name, line) for line in _read(path)]
+        if not new:
+            raise UserError("there is no measurement in it", where=path, fix=_FIX)
+        found += new
+    return _named(_once(found))
+
+
+def _read(path: Path) -> Iterator[Line]:
+    if path.is_dir():
+        if (path / NAME).exists():
+            yield from _ledger(path)
+            return
+        for each in sorted(path.rglob("*.json")):
+            document = _load_json(each)
+            if _is_result(document):
+                yield from _result(document, each)
+        return
+    if path.name == NAME:
+        yield from _ledger(path.parent)
+        return
+    document = _load_json(path)
+    if not _is_result(document):
+        raise UserError("is no result of llm_perf", where=path, fix=_FIX)
+    yield from _result(document, path)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't be read: {error.strerror}", where=path, fix=_FIX) from error
+    except ValueError as error:
+        raise UserError(f"is no JSON ({error})", where=path, fix=_FIX) from error
+
+
+def _is_result(document: Any) -> bool:
+    if not isinstance(document, dict):
+        return False
+    if isinstance(loads := document.get("loads"), list):
+        return bool(loads) and all(map(_is_result, loads))
+    shaped = all(isinstance(document.get(key), dict) for key in ("endpoint", "load", "workload"))
+    return shaped and "requests_ok" in document
+
+
+def _result(document: dict[str, Any], path: Path) -> Iterator[Line]:
+    for each in document.get("loads", [document]):
+        own = path.with_name(Path(str(each["file"])).name) if "file" in each else path
+        yield Line(_record(each, own), own.with_suffix(".jsonl"), str(path))
+
+
+def _record(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A result as a line of a ledger; what it hasn't got is left out."""
+    stem = _LOAD.sub("", path.stem)
+    metrics = {
+        key: value
+        for key, value in run.items()
+        if isinstance(value, dict) and "unit" in value and key not in _NO_METRIC
+    }
+    server = run.get("server") or {}
+    return {
+        "kind": "load",
+        "status": "stopped" if run.get("stopped") else "ok",
+        "error": run.get("stopped"),
+        "started_at": run.get("started_at"),
+        "target": {
+            **run["endpoint"],
+            "name": stem or path.parent.resolve().name,
+            "folder": path.parent.resolve().name,
+            "gpus": None,
+            "server": server.get("name"),
+            "cell": None,
+        },
+        "load": {"arrivals": run["load"].get("arrival", "closed"), **run["load"]},
+        "seed": run["workload"].get("seed"),
+        "workload": run["workload"],
+        "metrics": metrics,
+        "score": run.get("score"),
+        "requests_ok": run["requests_ok"],
+        "requests_failed": run.get("requests_failed", 0),
+        "notes": run.get("notes") or [],
+        "client": run.get("health"),
+        "server": server,
+        "server_metrics": run.get("server_metrics") or None,
+        "versions": run.get("client") or {},
+        "max_in_flight_seen": run.get("max_in_flight_seen"),
+    }
+
+
+def _ledger(folder: Path) -> Iterator[Line]:
+    for record in read_measurements(folder):
+        beside = record["files"].get("requests") if record.get("files") else None
+        yield Line(record, folder / beside if beside else None, str(folder / NAME))
+
+
+def _once(found: list[tuple[str | None, Line]]) -> list[tuple[str | None, Line]]:
+    """Leave out what is there twice, as in the file of all loads beside each load's own."""
+    seen: set[tuple[str, str | None]] = set()
+    kept = []
+    for name, line in found:
+        record = line.record
+        key = record.get("id") or json.dumps(
+            [record["target"], record["load"], record.get("started_at"), record["workload"]],
+            sort_keys=True,
+            default=str,
+        )
+        if (key, name) not in seen:
+            seen.add((key, name))
+            kept.append((name, line))
+    return kept
+
+
+def _named(found: list[tuple[str | None, Line]]) -> list[Line]:
+    """Give names that tell targets apart: those given, else of files, or of their folders."""
+    folders: dict[str, set[str]] = {}
+    for name, line in found:
+        target = line.record["target"]
+        if name is None and "folder" in target:
+            folders.setdefault(target["name"], set()).add(target["folder"])
+    lines = []
+    for name, line in found:
+        target = dict(line.record["target"])
+        folder = target.pop("folder", None)
+        if name is not None:  # of a study each target keeps its own behind it
+            target["name"] = f"{name}/{target['name']}" if folder is None else name
+        elif folder and len(folders[target["name"]]) > 1:
+            target["name"] = folder
+        lines.append(Line({**line.record, "target": target}, line.requests, line.source))
+    return lines

@@ -1,0 +1,136 @@
+"""What all charts of a report share: the points, the limits, who has a colour, which "per user".
+
+Pure; points in, one view out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from llm_perf.figures.limits import Limit
+from llm_perf.report.decision import judge, outcome
+from llm_perf.report.draw import SERIES, number
+from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
+
+Row: TypeAlias = tuple[str, ...]
+_FAR: Final = 20  # times apart: values for a logarithmic axis
+_NAME: Final = 17  # characters of a name at the end of a line
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One drawing: SVG, what to know to read it, and the table behind it."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+    heads: Row
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A target's class, shape and short name."""
+
+    css: str
+    shape: int
+    name: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether it has a name and a colour of its own."""
+        return self.css != "other"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What all charts of a report share."""
+
+    points: Sequence[Point]
+    limits: Sequence[Limit]
+    styles: Mapping[str, Style]
+    form: Form
+    gpus: Mapping[str, int | None]
+
+    def kept(self, point: Point) -> bool:
+        """Whether a point keeps all limits, surely."""
+        return outcome(judge(point, self.limits)) == "kept"
+
+    @property
+    def per_gpu(self) -> bool:
+        """Whether of every target the number of GPUs is known."""
+        return all(self.gpus.values())
+
+    def rate(self, point: Point) -> float | None:
+        """Output tokens/s, per GPU where all are known."""
+        return point.per_gpu(self.gpus[point.target] or 1 if self.per_gpu else 1)
+
+    def rate_interval(self, point: Point) -> Interval | None:
+        """Its interval."""
+        found = point.interval("output_token_throughput")
+        by = (self.gpus[point.target] or 1) if self.per_gpu else 1
+        return (found[0] / by, found[1] / by) if found else None
+
+    @property
+    def rate_name(self) -> str:
+        """What the axis of throughput says."""
+        return f"Output tokens/s {'per GPU' if self.per_gpu else 'of the server'}"
+
+
+def view_of(
+    points: Sequence[Point], limits: Sequence[Limit], first: Sequence[str], gpus: int | None
+) -> View:
+    """Give colours to ``first`` and to what does most, and choose the form of "per user"."""
+    groups = targets(points)
+    best = sorted(groups, key=lambda t: -max(p.figure("output_token_throughput") or 0
+                                            for p in groups[t]))  # fmt: skip
+    chosen = list(dict.fromkeys([*first, *best]))[:SERIES]
+    short = short_names(list(groups))
+    styles = {
+        target: Style(f"s{chosen.index(target)}", chosen.index(target), short[target])
+        if target in chosen
+        else Style("other", 0, short[target])
+        for target in groups
+    }
+    known = {target: groups[target][0].gpus or gpus for target in groups}
+    return View(points, limits, styles, _form(limits), known)
+
+
+def _form(limits: Sequence[Limit]) -> Form:
+    """The form that a limit speaks of, so that it can stand on the axis; else genai-perf's."""
+    for metric in (PER_USER, "inter_token_latency", E2E):
+        for limit in limits:
+            if limit.metric == metric:
+                return Form(metric, limit.statistic or "avg")
+    return Form(PER_USER)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Cut what all names begin with, at a hyphen, and what is too long for a chart."""
+    start = 0
+    if len(names) > 1:
+        first, last = min(names), max(names)
+        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+        start = max(first.rfind(mark, 0, same) for mark in "-_/ ") + 1
+    cut = {name: name[start:] or name for name in names}
+    return {k: v if len(v) <= _NAME else f"{v[: _NAME - 1]}…" for k, v in cut.items()}
+
+
+def wide(values: Sequence[float]) -> bool:
+    """Whether an axis of these is better logarithmic."""
+    known = [each for each in values if each > 0]
+    return len(known) == len(values) and bool(known) and max(known) > _FAR * min(known)
+
+
+def bounded(value: float | None, interval: Interval | None) -> str:
+    """A figure with its interval."""
+    bounds = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+    return f"{maybe(value)}{bounds}"
+
+
+def maybe(value: float | None) -> str:
+    """A figure, or a dash."""
+    return "-" if value is None else number(value)

@@ -1,0 +1,85 @@
+"""Studies made up, with figures that one knows: cells that answer slower the more is in flight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llm_perf import api
+from llm_perf.ledger.measurement import Planned, Target
+from llm_perf.load.load import Concurrency
+from llm_perf.record import Record, Status
+from tests.client.runs import make_run
+
+MS = 1_000_000
+CELLS = {  # name: (precision, ms a token alone, score)
+    "qwen2-fp16-b64": ("fp16", 9.0, 0.90),
+    "qwen2-fp8-b64": ("fp8", 7.0, 0.88),
+    "qwen2-int4_awq-b64": ("int4_awq", 6.0, 0.72),
+}
+
+
+def records(
+    n: int, in_flight: int, token_ms: float, score: float = 0.9, seed: int = 0, hostile: str = ""
+) -> list[Record]:
+    """A closed loop: ``in_flight`` slots, each asks again when its answer has ended."""
+    random = np.random.default_rng(seed)
+    free = [0.0] * in_flight
+    pace = token_ms * (1 + in_flight / 40)
+    made = []
+    for index in range(n):
+        slot = int(np.argmin(free))
+        sent = free[slot] + 0.2
+        ttft = 20 + 0.3 * token_ms * in_flight * float(random.lognormal(0, 0.5))
+        tokens = int(random.integers(16, 48))
+        times = sent + ttft + np.arange(tokens) * pace * float(random.lognormal(0, 0.06))
+        free[slot] = float(times[-1])
+        right = float(random.random()) < score
+        broken = bool(hostile) and index == 0
+        at = tuple(int((1000 + each) * MS) for each in times)
+        made.append(
+            Record(
+                prompt=api.Prompt(index, f"prompt {index}", 64, 64, reference="yes"),
+                request_id=f"r{index}",
+                status=Status.ERROR if broken else Status.OK,
+                error=hostile if broken else None,
+                scheduled_ns=int((1000 + sent) * MS),
+                sent_ns=int((1000 + sent) * MS),
+                end_ns=at[-1],
+                chunk_ns=() if broken else at,
+                answer="yes" if right else "no",
+                server_tokens=tokens,
+                tokenizer_tokens=tokens,
+                queue_ns=int(ttft * 0.4 * MS),
+                prefill_ns=int(ttft * 0.5 * MS),
+                first_text_ns=at[0],
+            )
+        )
+    return made
+
+
+def study(
+    folder: Path, n: int = 240, loads: tuple[int, ...] = (1, 4, 16, 64), hostile: str = ""
+) -> Path:
+    """A ledger of three cells under these loads; ``hostile`` stands in each text of others."""
+    for at, (name, (precision, token_ms, score)) in enumerate(CELLS.items()):
+        cell = {"precision": f"{precision}{hostile}", "max_batch_size": 64, "isl": 64, "osl": 48}
+        target = Target(
+            f"{name}{hostile}",
+            *("localhost:8001", "grpc", f"ensemble{hostile}"),
+            gpus=1,
+            server="triton",
+            cell=cell,
+            artifacts={"engine": f"{at:064x}"},
+        )
+        for in_flight in loads:
+            load = Concurrency(in_flight)
+            made = records(n, in_flight, token_ms, score, in_flight + at, hostile)
+            run = make_run(made, load, remarks=(hostile,) if hostile else ())
+            path = folder / name / f"{load.name}.json"
+            api.write_run(run, path)
+            planned = Planned(target, load, run.workload, study="made up")
+            beside = {"requests": f"{name}/{load.name}.jsonl"}
+            api.append_measurement(folder, planned.measured(run, beside))
+    return folder

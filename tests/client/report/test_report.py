@@ -1,0 +1,303 @@
+"""What a report decides and draws, on studies whose figures are known; and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html import unescape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_perf import api
+from llm_perf.cli.report import report_command
+from llm_perf.errors import UserError
+from llm_perf.figures.limits import parse_limits
+from llm_perf.load.load import Concurrency
+from llm_perf.report.charts import against_load, throughput
+from llm_perf.report.decision import decide
+from llm_perf.report.draw import Axis, number, scale
+from llm_perf.report.page import build
+from llm_perf.report.points import Form, Line, Point, points_of
+from llm_perf.report.read import read_results
+from llm_perf.report.requests import read_requests
+from llm_perf.report.timeline import packed
+from llm_perf.report.view import short_names, view_of
+from llm_perf.results.export import write_sweep
+from tests.client.report.made import records, study
+from tests.client.runs import make_run
+
+ASSETS = files("llm_perf.report") / "assets"
+NO_NAMESPACE = {"http://www.w3.org/2000/svg", "https://github.com/leeoniya/uPlot"}
+
+
+def line(target: str, load: float, rate: float, ttft: float, runs: int = 1, **more: Any) -> Line:
+    """A measurement with these figures, requests/s and ms."""
+    metrics = {
+        "request_throughput": {"unit": "requests/sec", "avg": rate},
+        "output_token_throughput": {"unit": "tokens/sec", "avg": rate * 100},
+        "output_token_throughput_per_user": {"unit": "tokens/sec/user", "avg": 1000 / load},
+        "inter_token_latency": {"unit": "ms", "avg": load, "p95": load},
+        "time_to_first_token": {"unit": "ms", "avg": ttft, "p95": ttft, "p50": ttft / 2},
+    }
+    return Line(
+        {
+            "status": "ok",
+            "target": {"name": target, "gpus": 1},
+            "load": {"kind": "concurrency", "value": load},
+            "metrics": metrics,
+            **more,
+        }
+    )
+
+
+def said(lines: list[Line], limits: str = "ttft.p95<1s", baseline: str | None = None) -> str:
+    decision = decide(points_of(lines), parse_limits(limits, "x") if limits else (), baseline)
+    return " ".join((decision.sentence, *decision.notes))
+
+
+Three = tuple[float, float, float]
+
+
+def three(target: str, load: float, rates: Three, ttfts: Three) -> list[Line]:
+    return [line(target, load, r, t) for r, t in zip(rates, ttfts, strict=True)]
+
+
+def test_the_highest_rate_within_the_limits_is_told_against_the_baseline() -> None:
+    told = said([
+        line("fp16", 16, 5.0, 400), line("fp16", 32, 7.0, 2000),
+        line("fp8", 16, 5.5, 300), line("fp8", 32, 6.05, 900), line("fp8", 64, 8.0, 3000),
+    ])  # fmt: skip
+    assert told.startswith(
+        "fp8 at concurrency 32: 6.05 requests/s with TTFT p95 < 1 s, "
+        "21 % above fp16 (the baseline, concurrency 16)."
+    )
+    assert "The next load measured, concurrency 64, breaks it: TTFT p95 3,000 ms." in told
+    assert "no interval" in told
+
+
+def test_what_lies_on_both_sides_of_a_limit_is_undecided() -> None:
+    sure = three("a", 16, (5.0, 5.1, 4.9), (500, 510, 490))
+    unsure = three("a", 32, (7.0, 7.1, 6.9), (900, 990, 1080))
+    told = said(sure + unsure)
+    # Student's interval of 5, 5.1 and 4.9: 4.303 · 0.1 / √3
+    assert told.startswith("a at concurrency 16: 5 requests/s [4.75, 5.25] with TTFT p95 < 1 s.")
+    assert "Undecided: a at concurrency 32 does more, 7 requests/s [6.75, 7.25], but TTFT" in told
+    assert said(unsure).startswith("Undecided: no measured point surely keeps TTFT p95 < 1 s")
+    assert said([line("a", 4, 3, 1500)]).startswith("No measured point keeps TTFT p95 < 1 s.")
+
+
+def test_a_difference_that_may_be_none_is_said_to_be_no_difference() -> None:
+    base = three("a", 16, (5.0, 6.0, 4.0), (500, 510, 490))
+    other = three("b", 16, (5.2, 6.2, 4.2), (500, 510, 490))
+    assert "not told apart" in said(base + other)
+    clear = three("b", 16, (9.0, 9.1, 8.9), (500, 510, 490))
+    base = three("a", 16, (5.0, 5.1, 4.9), (500, 510, 490))
+    assert "80 % above a" in said(base + clear) and "not told apart" not in said(base + clear)
+
+
+def test_without_limits_nothing_is_decided_and_the_pace_says_its_form() -> None:
+    told = said([line("a", 4, 3, 100), line("a", 64, 9, 100)], "")
+    assert told.startswith("Most throughput: a at concurrency 64, 900 tokens/s.")
+    assert "With 50 tokens/s per user or more (mean of 1/TPOT): a at concurrency 4" in told
+    assert "No limits were given" in told
+
+
+def test_what_ails_the_best_point_is_said() -> None:
+    bound = {"client": {"client_bound": True}, "requests_failed": 3, "requests_ok": 97}
+    told = said([line("a", 4, 3, 100, **bound)])
+    assert "CLIENT-BOUND" in told and "3 of 100 requests failed" in told
+    with pytest.raises(UserError, match=r"no target is 'c'.*name one of a"):
+        said([line("a", 4, 3, 100)], baseline="c")
+
+
+def test_the_score_changes_by_pairs_of_prompts(tmp_path: Path) -> None:
+    for name, score in (("a", 0.9), ("b", 0.6)):
+        run = make_run(records(200, 8, 9.0 if name == "a" else 5.0, score), Concurrency(8))
+        api.write_run(run, tmp_path / f"{name}.json")
+    points = points_of(read_results([str(tmp_path / "a.json"), str(tmp_path / "b.json")]))
+    told = decide(points, parse_limits("ttft.p95<9s", "x"), None).sentence
+    was, became = (point.figure("score") or 0 for point in points)
+    found = re.search(r"score −(\S+) points \[−(\S+), −(\S+)\]", told)
+    assert found and float(found[1]) == pytest.approx(100 * (was - became), abs=0.06)
+    assert float(found[2]) > float(found[1]) > float(found[3])
+
+
+def test_the_axis_has_the_form_that_the_limit_speaks_of() -> None:
+    points = points_of([line("a", 4, 3, 100), line("a", 20, 9, 100)])
+    forms = {
+        "itl.avg<20ms": "1/mean TPOT",
+        "tokens_per_user.p50>=50": "p50 of 1/TPOT",
+        "ttft.p95<1s": "mean of 1/TPOT",
+    }
+    for limit, name in forms.items():
+        view = view_of(points, parse_limits(limit, "x"), [], None)
+        assert view.form.name == name
+    view = view_of(points, parse_limits("itl.avg<20ms", "x"), [], None)
+    chart = throughput(view)
+    assert chart and "Tokens/s per user (1/mean TPOT)" in chart.svg and "feasible" in chart.svg
+    assert points[0].per_user(Form("inter_token_latency")) == 250
+
+
+def test_the_crossing_lies_between_the_loads_measured() -> None:
+    points = points_of([line("a", 10, 3, 100), line("a", 40, 9, 400)])
+    view = view_of(points, parse_limits("ttft.p95<200ms", "x"), [], None)
+    chart = against_load(view, "time_to_first_token", "concurrency")
+    # log 2 / log 4 of the way from 10 to 40
+    assert chart and "a crosses 200ms at about 20:" in chart.caption
+
+
+def test_an_interval_of_blocks_covers_the_figure_and_shrinks(tmp_path: Path) -> None:
+    widths = []
+    for n in (240, 960):
+        run = make_run(records(n, 8, 9.0), Concurrency(8))
+        api.write_run(run, tmp_path / f"{n}.json")
+        (point,) = points_of(read_results([str(tmp_path / f"{n}.json")]))
+        for metric, statistic in (("request_throughput", "avg"), ("time_to_first_token", "p95")):
+            low, high = point.interval(metric, statistic) or (0, 0)
+            assert low < (point.figure(metric, statistic) or 0) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 50)] * 4, st.booleans()), min_size=1, max_size=40))
+def test_packed_requests_come_out_as_they_went_in(rows: list[tuple[Any, ...]]) -> None:
+    sent = np.sort(np.array([row[0] for row in rows]))
+    queue, wait, flow, ok = (np.array([row[at] for row in rows]) for at in (1, 2, 3, 4))
+    first = sent + queue + wait
+    from llm_perf.report.requests import Requests
+
+    columns = Requests(0, sent, first, first + flow, ok.astype(bool), sent, sent, sent,
+                       {"server_queue_time": queue * 1e3}, ())  # fmt: skip
+    told = packed(columns)
+    numbers, shift, value = [], 0, 0
+    for byte in base64.b64decode(told["requests"]):
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(value)
+            shift = value = 0
+    got = np.array(numbers).reshape(-1, 4)
+    unit = told["unit_s"]
+    assert np.allclose(np.cumsum(got[:, 0]) * unit, sent, atol=unit)
+    assert ((got[:, 2] & 1) == ~ok.astype(bool)).all()
+    waited = np.where(ok, queue + wait, queue + wait + flow)
+    assert np.allclose((got[:, 2] >> 1) * unit, waited, atol=2 * unit)
+    assert np.allclose(got[:, 3] * unit, np.where(ok, flow, 0), atol=2 * unit)
+
+
+@given(st.lists(st.floats(-1e9, 1e9) | st.just(0.0), min_size=1), st.booleans())
+def test_an_axis_holds_its_values_between_round_ticks(values: list[float], log: bool) -> None:
+    axis = scale(Axis("x", values, log=log), 0, 100)
+    for value in values:
+        assert -1e-6 <= axis(value) <= 100 + 1e-6
+    ticks = axis.ticks()
+    assert 1 <= len(ticks) <= 12 and ticks == sorted(ticks)
+    assert len({number(tick) for tick in ticks}) == len(ticks)
+
+
+def test_names_lose_what_all_begin_with() -> None:
+    assert short_names(["qwen2-fp8-b64", "qwen2-fp16-b64"]) == {
+        "qwen2-fp8-b64": "fp8-b64",
+        "qwen2-fp16-b64": "fp16-b64",
+    }
+    assert short_names(["a"]) == {"a": "a"}
+
+
+def test_the_vendored_library_is_the_published_one() -> None:
+    sums = (ASSETS / "uPlot.SHA256SUMS").read_text().split("\n")
+    for want, name in (each.split() for each in sums if each):
+        assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == want, name
+    assert "MIT" in (ASSETS / "uPlot.LICENSE").read_text()
+
+
+def test_the_command_writes_one_page_that_names_no_place_to_go(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study", n=30, loads=(4, 16))
+    out = tmp_path / "out" / "report.html"
+    words = [str(folder), "-o", str(out), "--limit", "ttft.p95<1s", "--svg", str(tmp_path / "svg")]
+    done = CliRunner().invoke(report_command, words, standalone_mode=False)
+    assert done.exception is None, done.output
+    page = unescape(out.read_text("utf-8"))
+    assert done.output.split("\n")[0] in page
+    assert set(re.findall(r"https?://[^\s\"'<)]*", page)) <= NO_NAMESPACE
+    assert "default-src 'none'" in page and "prompt 3" not in page
+    assert len(page) < 250_000
+    drawn = [ElementTree.parse(each) for each in sorted((tmp_path / "svg").iterdir())]
+    assert len(drawn) == 8
+
+
+def test_a_sweep_beside_its_loads_counts_once_and_names_are_taken(tmp_path: Path) -> None:
+    written = [
+        api.write_run(make_run(records(20, n, 9.0), Concurrency(n)),
+                      tmp_path / f"fp8_concurrency{n}.json")[0]
+        for n in (2, 4)
+    ]  # fmt: skip
+    write_sweep(written, tmp_path / "fp8.json")
+    lines = read_results([str(tmp_path)])
+    assert [(each.record["target"]["name"], each.record["load"]["value"]) for each in lines] == [
+        ("fp8", 2),
+        ("fp8", 4),
+    ]
+    (named,) = (
+        read_results([f"a=b={written[0]}"]) if False else read_results([f"mine={written[0]}"])
+    )
+    assert named.record["target"]["name"] == "mine" and named.columns is not None
+    (tmp_path / "fp8_concurrency2.jsonl").unlink()
+    page, *_ = build(read_results([str(written[0])]), ())
+    assert "Requests over time" not in page and "script-src" not in page
+
+
+def test_runs_of_the_same_file_name_are_named_by_their_folders(tmp_path: Path) -> None:
+    for name in ("fp8", "fp16"):
+        run = make_run(records(20, 4, 9.0), Concurrency(4))
+        api.write_run(run, tmp_path / name / "concurrency4.json")
+        api.write_run(run, tmp_path / name / "profile_export.json")
+    for file in ("concurrency4.json", "profile_export.json"):
+        lines = read_results([str(tmp_path / name / file) for name in ("fp8", "fp16")])
+        assert [each.record["target"]["name"] for each in lines] == ["fp8", "fp16"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no JSON"),
+        ("{}", "is no result of llm_perf"),
+        ('{"loads": []}', "is no result of llm_perf"),
+        (None, "can't be read"),
+    ],
+)
+def test_what_is_no_result_is_one_line(tmp_path: Path, text: str | None, says: str) -> None:
+    path = tmp_path / "x.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        read_results([str(path)])
+    assert "give results of llm_perf" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no measurement in it"):
+        (tmp_path / "empty").mkdir()
+        read_results([str(tmp_path / "empty")])
+
+
+def test_a_broken_line_of_requests_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"status": "ok"}) + "\n")
+    with pytest.raises(UserError, match=r"x\.jsonl:1: is no line of a request"):
+        read_requests(path)
+    assert read_requests(tmp_path / "none.jsonl") is None
+
+
+def test_a_point_with_a_run_that_lacks_a_figure_has_none() -> None:
+    lines = (line("a", 4, 3, 100), line("a", 4, 3, 100))
+    lines[1].record["metrics"].pop("time_to_first_token")
+    point = Point("a", "concurrency", 4, lines)
+    assert point.figure("time_to_first_token", "p95") is None
+    assert point.figure("request_throughput") == 3
