@@ -144,7 +144,12 @@ class Planned:
             "notes": list(run.notes),
             "client": document["health"],
             "server": document["server"],
-            "server_metrics": document["server_metrics"] or None,
+            "server_metrics": {  # over time they stand in the run's JSON alone
+                key: value
+                for key, value in document["server_metrics"].items()
+                if key != "over_time"
+            }
+            or None,
             "files": dict(files or {}),
         }
 

@@ -33,9 +33,14 @@ def throughput(view: View) -> Chart | None:
         return None
     label = f"Tokens/s per user ({view.form.name})"
     edges = {limit: x for limit in view.limits if (x := _on_the_axis(view, limit))}
-    xs = [*(x for _, x, _ in known), *edges.values()]
+    expected = [xy for each in known for xy in _predicted(view, [each])]
+    xs = [*(x for _, x, _ in known), *edges.values(), *(x for x, _ in expected)]
     shown = [p for p, *_ in known if view.styles[p.target].shown]
-    ys = [*(y for *_, y in known), *(y for p in shown for y in view.rate_interval(p) or ())]
+    ys = [
+        *(y for *_, y in known),
+        *(y for _, y in expected),
+        *(y for p in shown for y in view.rate_interval(p) or ()),
+    ]
     plot = Plot("throughput", Axis(label, xs, log=wide(xs)), Axis(view.rate_name, ys))
     for limit, x in edges.items():
         right = not limit.upper or view.form.inverse
@@ -55,24 +60,39 @@ def throughput(view: View) -> Chart | None:
             f"{len(known)} points of {len(view.styles)} targets. "
             + "; ".join(f"{p.name}: {number(y)} against {number(x)}" for p, x, y in known[:12]),
         ),
-        " ".join(_how_to_read(view, bool(edges), len(view.points) - len(known))),
-        ("Target", "Load", label, view.rate_name),
-        tuple(
-            (p.target, p.load, bounded(x, p.per_user_interval(view.form)),
-             bounded(y, view.rate_interval(p)))
-            for p, x, y in known
+        " ".join(_how_to_read(view, known, bool(edges), bool(expected))),
+        (
+            "Target",
+            "Load",
+            label,
+            view.rate_name,
+            *(("predicted per user", "predicted tokens/s") if expected else ()),
         ),
-    )  # fmt: skip
+        tuple(_row(view, *each, expected=bool(expected)) for each in known),
+    )
 
 
-def _how_to_read(view: View, shaded: bool, left: int) -> Iterator[str]:
+def _row(view: View, point: Point, x: float, y: float, *, expected: bool) -> tuple[str, ...]:
+    """A point's figures, with what was predicted of it and by how much that was off."""
+    known = (bounded(x, point.per_user_interval(view.form)), bounded(y, view.rate_interval(point)))
+    if not expected:
+        return (point.target, point.load, *known)
+    found = _predicted(view, [(point, x, y)])
+    pairs = zip(found[0], (x, y), strict=True) if found else ()
+    off = [f"{number(a)} ({100 * (a / b - 1):+.0f} %)" for a, b in pairs] or ["-", "-"]
+    return (point.target, point.load, *known, *off)
+
+
+def _how_to_read(view: View, known: _Known, shaded: bool, expected: bool) -> Iterator[str]:
     yield "Up is more throughput, right is faster for each user. The axis has the"
     yield f"{view.form.name}; other forms differ from it by the spread of users."
     if shaded:
         yield "The shaded side keeps the limit."
     if view.limits:
         yield "Open marks don't surely keep all limits."
-    if left:
+    if expected:
+        yield "Dashed is what was predicted."
+    if left := len(view.points) - len(known):
         yield f"{left} points have no such figure."
     if not view.per_gpu:
         yield "How many GPUs serve isn't known; --gpus says it."
@@ -90,6 +110,8 @@ def _trails(plot: Plot, view: View, known: _Known) -> None:
     for target, style in sorted(view.styles.items(), key=lambda each: each[1].shown):
         mine = [each for each in known if each[0].target == target]
         plot.line([(x, y) for _, x, y in mine], style.css)
+        if style.shown:
+            plot.line(_predicted(view, mine), f"{style.css} predicted")
         for point, x, y in mine:
             if style.shown and (across := point.per_user_interval(view.form)):
                 plot.whisker((across[0], y), (across[1], y), style.css)
@@ -98,6 +120,16 @@ def _trails(plot: Plot, view: View, known: _Known) -> None:
             tip = f"{point.name}: {number(y)} tokens/s, {number(x)} tokens/s per user"
             opened = "" if view.kept(point) else " open"
             plot.mark(x, y, style.css + opened, style.shape, tip)
+
+
+def _predicted(view: View, known: _Known) -> list[tuple[float, float]]:
+    """Where a target's points were expected."""
+    metric, found = view.form.metric, []
+    for point, *_ in known:
+        x, y = point.predicted(metric), point.predicted("output_token_throughput")
+        if x and y:
+            found.append((1000 / x if view.form.inverse else x, y / view.divisor(point)))
+    return found
 
 
 def against_load(view: View, metric: str, kind: str) -> Chart | None:
@@ -110,20 +142,25 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
     statistics = tuple(dict.fromkeys(["p50", "p90", main, "p99"])) if alone else (main,)
     figures = [p.figure(metric, each) for ps in groups.values() for p in ps for each in statistics]
     values = [each for each in figures if each is not None]
+    shown = [p for t, ps in groups.items() if view.styles[t].shown for p in ps]
+    values += [each for p in shown for each in p.interval(metric, main) or ()]
     if not values:
         return None
     short = LATENCIES[metric]
-    shown = f"{short} (ms)" if alone else f"{short} {main} (ms)"
+    label = f"{short} (ms)" if alone else f"{short} {main} (ms)"
     load = "Requests in flight (concurrency)" if kind == "concurrency" else "Requests/s offered"
     xs, ys = [p.value or 0 for p in points], [*values, *(each.value for each in limits)]
     plot = Plot(
         f"{metric}-{kind}".replace("_", "-"),
         Axis(load, xs, log=wide(xs)),
-        Axis(shown, ys, log=wide(ys)),
+        Axis(label, ys, log=wide(ys)),
         right=_ROOM,
     )
     crossings = _lines(plot, view, groups, metric, statistics, main, limits)
-    told = "; ".join(f"{t} crosses {limits[0].amount} at about {number(x)}" for t, x in crossings)
+    told = "; ".join(
+        f"{t} crosses {limit_words(limits[0], name=False)[2:]} at about {number(x)}"
+        for t, x in crossings
+    )
     return Chart(
         plot.name,
         f"{short} against load",
@@ -161,6 +198,9 @@ def _lines(
             line = _line(plot, points, metric, statistic, css, shape, intervals)
             if line and style.shown:
                 ends.append((line[-1][1], statistic if alone else style.name, css))
+            if style.shown and statistic == main:
+                told = [(p.value or 0.0, p.predicted(metric)) for p in points]
+                plot.line([(x, y) for x, y in told if y], f"{css} predicted")
             if limits and statistic == main and style.shown:
                 crossings += [(target, x, css) for x in _crossings(line, limits[0].value)]
     for limit in limits:

@@ -1,8 +1,9 @@
-"""Charts of what lies behind a figure: latencies of single requests, answers against speed."""
+"""Charts of what lies behind a figure: single requests, answers against speed, the scheduler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -12,6 +13,15 @@ from llm_perf.report.draw import SERIES, Axis, Plot, number
 from llm_perf.report.points import Point, ecdf, targets
 from llm_perf.report.requests import LATENCIES, Numbers
 from llm_perf.report.view import Chart, Row, View, bounded
+
+_BARS: Final = 16
+_COUNTS: Final = "nv_trt_llm_iteration_metrics"
+_BY: Final = "iteration_specific_metric"
+_LIMITS: Final = {
+    "max_batch_size": "at_max_batch_size",
+    "max_num_tokens": "at_max_num_tokens",
+    "KV cache": "at_kv_cache",
+}
 
 
 def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | None:
@@ -81,7 +91,8 @@ def accuracy(view: View) -> Chart | None:
         Axis(view.rate_name, [view.rate(p) or 0 for p in best.values()]),
         Axis("Score", [*(y or 0 for y in scores), *(x.value for x in limits)], zero=False),
     )
-    rows = []
+    rows: list[Row] = []
+    names: list[tuple[float, float, str, str]] = []
     for target, point in best.items():
         at = shapes[kinds[target]]
         css = f"s{at}" if at < SERIES else "other"
@@ -99,6 +110,8 @@ def accuracy(view: View) -> Chart | None:
         rows.append((kinds[target], target, point.load, bounded(x, across), bounded(y, up)))
     for limit in limits:
         plot.limit(limit_words(limit), y=limit.value)
+    for name in names:
+        plot.label(*name)
     return Chart(
         "accuracy",
         "Accuracy against throughput",
@@ -109,3 +122,50 @@ def accuracy(view: View) -> Chart | None:
         ("Precision", "Target", "Load", view.rate_name, "Score"),
         tuple(rows),
     )
+
+
+def iterations(view: View) -> Chart | None:
+    """The share of the scheduler's iterations in which a request waited for each limit."""
+    shown = [p for p in view.points if view.styles[p.target].shown]
+    known = [(p, found) for p in shown if (found := _at_limits(p))]
+    known = known[:: -(-len(known) // _BARS) or 1]
+    if not known:
+        return None
+    ys = list(range(len(known), 0, -1))
+    plot = Plot(
+        "iterations",
+        Axis("Share of iterations in which a request waited", [0.0, 1.0], top=1.0),
+        Axis("", [0.5, len(known) + 0.9], blank=True),
+        height=84 + 38 * len(known),
+    )
+    for y, (point, shares) in zip(ys, known, strict=True):
+        left = 0.0
+        for at, (limit, share) in enumerate(shares.items()):
+            plot.bar(left, left + share, y, f"s{at}", f"{point.name}: {limit} {share:.0%}")
+            left += share
+        name = f"{view.styles[point.target].name}, {point.load}"
+        plot.over(y, name)
+    names = list(known[0][1])
+    plot.legend((name, f"s{at}") for at, name in enumerate(names))
+    told = "; ".join(
+        f"{p.name}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        for p, shares in known
+    )
+    return Chart(
+        "iterations",
+        "Which limit binds",
+        plot.svg("Share of iterations at each limit", told),
+        "In the rest nothing waited. Counted by the server while the load ran.",
+        ("Target", "Load", *names),
+        tuple((p.target, p.load, *(f"{s:.1%}" for s in shares.values())) for p, shares in known),
+    )
+
+
+def _at_limits(point: Point) -> dict[str, float] | None:
+    """Shares by limit, of the server's own counts of iterations; none where it has none."""
+    counters = (point.first.get("server_metrics") or {}).get("counters") or ()
+    counts = {
+        each["labels"].get(_BY): each["increase"] for each in counters if each["name"] == _COUNTS
+    }
+    total = counts.get("total")
+    return {name: counts.get(key, 0) / total for name, key in _LIMITS.items()} if total else None

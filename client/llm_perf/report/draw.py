@@ -7,10 +7,11 @@ page has light, dark and print ones; ``standalone`` gives a chart of its own its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 XY: TypeAlias = tuple[float, float]
@@ -20,7 +21,7 @@ WIDTH: Final = 500
 HEIGHT: Final = 340
 SERIES: Final = 6  # classes s0 to s5; what goes beyond is "other"
 _LEFT, _TOP, _BOTTOM = 62, 14, 48
-_GLYPH: Final = 7.4  # width of a bold character at 12 px, on average and a little more
+_GLYPH: Final = 8.0  # width of a bold character at 12 px, on average and a little more
 _LINE: Final = 14
 _SHAPES: Final = (
     "M-4,0A4,4 0 1 0 4,0A4,4 0 1 0 -4,0Z",
@@ -41,6 +42,7 @@ class Axis:
     log: bool = False
     zero: bool = True  # a linear one begins there
     top: float | None = None  # a linear one ends there
+    blank: bool = False  # without ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,16 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round numbers, some five of them."""
-        if not self.log:
-            step = round_step((self.high - self.low) / 5)
-            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-            return [each * step for each in range(first, last + 1)]
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for factors in ((1,), (1, 3), (1, 2, 5)):
-            found = [f * 10.0**d for d in decades for f in factors]
-            found = [each for each in found if self.low * 0.999 <= each <= self.high * 1.001]
-            if len(found) >= 3:
-                break
-        return found[:: math.ceil(len(found) / 8)]
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for factors in ((1,), (1, 3), (1, 2, 5)):
+                all_of_them = [f * 10.0**d for d in decades for f in factors]
+                found = [each for each in all_of_them if self.low <= each <= self.high]
+                if len(found) >= 4 or (len(found) == 3 and len(factors) < 3):
+                    return found[:: math.ceil(len(found) / 8)]
+        step = round_step((self.high - self.low) / 5)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [each * step for each in range(first, last + 1)]
 
 
 def round_step(about: float) -> float:
@@ -88,6 +89,8 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
     if axis.log:
         low, high = (low / 1.15, high * 1.15) if high > low * 1.05 else (low / 2, high * 2)
         return Scale(low, high, start, end, log=True)
+    if axis.blank:
+        return Scale(low, high, start, end)
     low = min(low, 0.0) if axis.zero else low
     if high <= low:
         high = low + (abs(low) or 1.0)
@@ -112,7 +115,7 @@ class Plot:
     name: str
     x: Axis
     y: Axis
-    right: float = 18
+    right: float = 26
     height: float = HEIGHT
     _parts: list[str] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
@@ -134,7 +137,7 @@ class Plot:
         at = [(self.across(x), self.up(y)) for x, y in points]
         if len(at) > 1:
             self._parts.append(f'<path class="line {css}" d="{_path(at)}"/>')
-            self._taken += [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+            self._taken += _boxes(at)
 
     def area(self, upper: Sequence[XY], lower: Sequence[XY], css: str) -> None:
         """Fill between two lines."""
@@ -154,6 +157,7 @@ class Plot:
         """An interval, from one point to another."""
         at = [(self.across(x), self.up(y)) for x, y in (start, end)]
         self._parts.append(f'<path class="whisker {css}" d="{_path(at)}"/>')
+        self._taken += _boxes(at)
 
     def region(self, left: float | None, right: float | None, css: str) -> None:
         """Shade from ``left`` to ``right``; ``None`` is the border."""
@@ -167,20 +171,20 @@ class Plot:
 
     def limit(self, text: str, *, x: float | None = None, y: float | None = None) -> None:
         """A limit's line with its words."""
+        across, up = self.across, self.up
         if x is not None:
-            at = self.across(x)
-            ends = [(at, self.up.start), (at, self.up.end)]
-            self.label(at, _TOP + 10, text, "limit-text", pixels=True)
+            ends = [(across(x), up.start), (across(x), up.end)]
+            spots = [(across(x), _TOP + 10.0 + down) for down in range(0, 200, 20)]
         else:
-            to = self.up(y or 0)
-            ends = [(self.across.start, to), (self.across.end, to)]
-            self.label(_LEFT, to, text, "limit-text", pixels=True)
+            ends = [(across.start, up(y or 0)), (across.end, up(y or 0))]
+            spots = [(float(_LEFT), up(y or 0))]
         self._parts.append(f'<path class="limit" d="{_path(ends)}"/>')
+        self._taken += _boxes(ends)
+        self._place(spots, text, "limit-text")
 
-    def label(self, x: float, y: float, text: str, css: str, *, pixels: bool = False) -> None:
+    def label(self, x: float, y: float, text: str, css: str) -> None:
         """Words beside a point, where nothing is yet."""
-        at = (x, y) if pixels else (self.across(x), self.up(y))
-        self._place([at], text, css)
+        self._place([(self.across(x), self.up(y))], text, css)
 
     def label_along(self, line: Sequence[XY], text: str, css: str) -> None:
         """Words beside any point of a line, the first ones tried first."""
@@ -196,7 +200,7 @@ class Plot:
                     left, base = at + dx, to + dy
                     start = left - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
                     box = (start, base - _LINE + 3, start + wide, base + 3)
-                    if _within(box, (_LEFT, _TOP - 6, WIDTH, self.up.start)):
+                    if _within(box, (_LEFT, _TOP - 6, WIDTH - 2, self.up.start)):
                         inside.append((left, base, anchor, box))
         for taken in (self._taken, self._words, []):
             for left, base, anchor, box in inside:
@@ -226,6 +230,17 @@ class Plot:
             f'width="{max(to - at, 0):.1f}" height="18"><title>{escape(tip)}</title></rect>'
         )
 
+    def over(self, y: float, text: str) -> None:
+        """Words above a bar."""
+        self._write(_LEFT, self.up(y) - 14, text, "plain", "start")
+
+    def legend(self, names: Iterable[tuple[str, str]]) -> None:
+        """Names and classes, in a row at the top."""
+        at = float(_LEFT)
+        for text, css in names:
+            self._write(at, _TOP - 2, text, css, "start")
+            at += len(text) * _GLYPH + 18
+
     def svg(self, title: str, description: str) -> str:
         """The chart, with its axes, its title and what it shows, in words."""
         name = escape(self.name, quote=True)
@@ -239,7 +254,7 @@ class Plot:
 
     def _axes(self) -> str:
         x, y, parts = self.across, self.up, []
-        for tick in y.ticks():
+        for tick in () if self.y.blank else y.ticks():
             at = y(tick)
             parts.append(f'<path class="grid" d="M{x.start:.1f},{at:.1f}H{x.end:.1f}"/>')
             parts.append(_text(x.start - 7, at + 4, number(tick), "tick", "end"))
@@ -249,6 +264,8 @@ class Plot:
             parts.append(_text(at, y.start + 17, number(tick), "tick", "middle"))
         parts.append(f'<path class="axis" d="M{x.start:.1f},{y.start:.1f}H{x.end:.1f}"/>')
         parts.append(_text((x.start + x.end) / 2, self.height - 8, self.x.label, "name", "middle"))
+        if self.y.blank:
+            return "".join(parts)
         middle = (y.start + y.end) / 2
         turned = f' transform="rotate(-90 13 {middle:.1f})"'
         parts.append(_text(13, middle, self.y.label, "name", "middle", turned))
@@ -275,6 +292,15 @@ def _text(x: float, y: float, text: str, css: str, anchor: str, more: str = "") 
         f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
         f"{escape(text)}</text>"
     )
+
+
+def _boxes(line: Sequence[XY]) -> Iterator[Box]:
+    """What a line takes up, in small pieces."""
+    for (x, y), (to_x, to_y) in pairwise(line):
+        steps = 1 + int(max(abs(to_x - x), abs(to_y - y)) / 6)
+        for step in range(steps + 1):
+            at, to = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
+            yield at - 2, to - 2, at + 2, to + 2
 
 
 def _within(one: Box, other: Box) -> bool:

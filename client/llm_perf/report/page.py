@@ -23,7 +23,7 @@ from llm_perf.figures.limits import Limit
 from llm_perf.files import write_whole
 from llm_perf.report.charts import PERCENTILES, against_load, throughput
 from llm_perf.report.decision import Decision, decide
-from llm_perf.report.distributions import accuracy, distribution
+from llm_perf.report.distributions import accuracy, distribution, iterations
 from llm_perf.report.draw import standalone
 from llm_perf.report.points import Line, Point, points_of, targets
 from llm_perf.report.requests import LATENCIES
@@ -64,6 +64,7 @@ def _charts(view: View, decision: Decision) -> Iterator[Chart]:
     found.append(accuracy(view))
     if decision.best is not None and (columns := decision.best.lines[0].columns) is not None:
         found.append(in_flight(decision.best, columns))
+    found.append(iterations(view))
     return (each for each in found if each is not None)
 
 
@@ -75,8 +76,9 @@ def _chosen(view: View, decision: Decision) -> list[Point]:
         step = max(1, -(-len(loads) // _CURVES))
         return loads[::-1][::step][::-1]
     best = [each for each in (decision.best, decision.baseline) if each is not None]
+    at = decision.best and decision.best.load
     others = [
-        max(mine, key=lambda p: (view.kept(p), p.figure("output_token_throughput") or 0))
+        max(mine, key=lambda p: (view.kept(p), p.load == at, view.rate(p) or 0))
         for target, mine in groups.items()
         if view.styles[target].shown and all(target != each.target for each in best)
     ]
@@ -203,8 +205,7 @@ def _timeline(best: Point | None) -> dict[str, Any] | None:
     """The data of the chart that zooms; none without requests."""
     if best is None or (columns := best.lines[0].columns) is None:
         return None
-    seen = best.first.get("server_metrics") or {}
-    panels = server_panels(seen.get("over_time"), columns.origin_ns)
+    panels = server_panels(best.lines[0].over_time, columns.origin_ns)
     return {"name": best.name, "data": {**packed(columns), "server": panels}}
 
 

@@ -6,9 +6,10 @@ are read when an interval or a distribution first asks for them.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -60,6 +61,19 @@ class Line:
     source: str = ""
 
     @cached_property
+    def over_time(self) -> Mapping[str, Any] | None:
+        """Server metrics over time: they stand in the run's JSON, beside its requests."""
+        path = self.requests and self.requests.with_suffix(".json")
+        if path is None or not path.is_file():
+            return None
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            found: Mapping[str, Any] | None = document["server_metrics"]["over_time"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return found
+
+    @cached_property
     def columns(self) -> Requests | None:
         """Its requests."""
         return read_requests(self.requests) if self.requests else None
@@ -73,6 +87,7 @@ class Point:
     kind: str
     value: float | None
     lines: tuple[Line, ...]
+    _known: dict[tuple[str, str], Interval | None] = field(default_factory=dict, compare=False)
 
     @property
     def load(self) -> str:
@@ -119,20 +134,30 @@ class Point:
 
         Requests near saturation hang together: below some thousands even blocks are too sure.
         """
+        if (metric, statistic) not in self._known:
+            self._known[metric, statistic] = self._interval(metric, statistic)
+        return self._known[metric, statistic]
+
+    def _interval(self, metric: str, statistic: str) -> Interval | None:
         known = [_figure(line.record, metric, statistic) for line in self.lines]
         values = [each for each in known if each is not None]
         n = len(values)
         if n >= _REPEATED:
             mean = sum(values) / n
-            spread = math.sqrt(sum((each - mean) ** 2 for each in values) / (n - 1))
-            half = t975(n - 1) * spread / math.sqrt(n)
+            variance = sum((each - mean) ** 2 for each in values) / (n - 1)
+            half = t975(n - 1) * math.sqrt(variance / n)
             return mean - half, mean + half
         if metric == "score":
             bounds = (self.first.get("score") or {}).get("ci95")
             return (bounds[0], bounds[1]) if bounds else None
-        if n != 1 or (columns := self.lines[0].columns) is None:
+        runs = [line.columns for line in self.lines]
+        columns = [each for each in runs if each is not None]
+        if len(columns) < len(self.lines) or not n:
             return None
-        return block_interval(columns, metric, statistic)
+        if metric not in _RATES:
+            return block_interval(columns, metric, statistic)
+        spread, rate = rate_spread(columns, metric), sum(values) / n
+        return spread and (spread[0] * rate, spread[1] * rate)
 
     def per_user(self, form: Form) -> float | None:
         """Tokens/s per user."""
@@ -147,10 +172,12 @@ class Point:
         low, high = (_per_second(each) for each in reversed(found))
         return (low, high) if low is not None and high is not None else None
 
-    def per_gpu(self, gpus: int) -> float | None:
-        """Output tokens/s over so many GPUs."""
-        value = self.figure("output_token_throughput")
-        return None if value is None else value / gpus
+    def predicted(self, metric: str) -> float | None:
+        """What was expected of a metric before it was measured, in its unit."""
+        known: float | None = ((self.first.get("prediction") or {}).get("metrics") or {}).get(
+            metric
+        )
+        return known
 
 
 def points_of(lines: Iterable[Line]) -> list[Point]:
@@ -167,32 +194,44 @@ def points_of(lines: Iterable[Line]) -> list[Point]:
     return points
 
 
-def block_interval(columns: Requests, metric: str, statistic: str) -> Interval | None:
-    """95 % interval of a figure of one run, over its blocks in time.
+def rate_spread(runs: Sequence[Requests], metric: str) -> Interval | None:
+    """95 % interval of a rate, as shares of it: Student's t over blocks in time.
 
-    Of rates Student's, with neighbours' correlation; of what requests have a bootstrap that draws
-    whole blocks.
+    Blocks lie between the first end and the last send, while the load is full: how it fills up and
+    runs empty is no chance.
     """
-    ok = columns.ok
-    if metric in _RATES:
-        if ok.sum() < _ENOUGH or not (window := float(columns.end_s[ok].max())):
+    blocks = []
+    for columns in runs:
+        ok, end, last = columns.ok, columns.end_s, float(columns.sent_s.max())
+        if ok.sum() < _ENOUGH:
             return None
-        weights = columns.tokens[ok] if _RATES[metric] else None
-        # the last response is at the window's end, which belongs to the last block
-        counts, _ = np.histogram(columns.end_s[ok], BLOCKS, (0.0, window), weights=weights)
-        rates = counts * BLOCKS / window
-        found = estimate([rates.tolist()])
-        return (found.low, found.high) if math.isfinite(found.low) else None
-    if metric not in columns.values or (of := _statistic(statistic)) is None:
+        first = float(end[ok].min())
+        within = ok & (end > first) & (end <= last)
+        if within.sum() < _ENOUGH / 2:
+            return None
+        weights = columns.tokens[within] if _RATES[metric] else None
+        blocks.append(np.histogram(end[within], BLOCKS, (first, last), weights=weights)[0].tolist())
+    found = estimate(blocks)
+    if not math.isfinite(found.low):
         return None
-    values = columns.values[metric]
-    values = values[ok & np.isfinite(values)]
-    size = len(values) // BLOCKS
-    if len(values) < _ENOUGH:
+    return max(found.low / found.mean, 0.0), found.high / found.mean
+
+
+def block_interval(runs: Sequence[Requests], metric: str, statistic: str) -> Interval | None:
+    """95 % interval of a statistic of requests: their blocks in time are drawn (bootstrap)."""
+    if (of := _statistic(statistic)) is None:
         return None
-    values = values[: size * BLOCKS]
-    blocks = np.repeat(np.arange(BLOCKS), size).tolist()
-    low, high = bootstrap([values.tolist()], lambda drawn: of(drawn[:, 0]), blocks)
+    values: list[float] = []
+    blocks: list[int] = []
+    for columns in runs:
+        own = columns.values.get(metric, np.empty(0))[columns.ok]
+        own = own[np.isfinite(own)]
+        size = len(own) // BLOCKS
+        if len(own) < _ENOUGH:
+            return None
+        blocks += np.repeat(np.arange(BLOCKS) + len(values), size).tolist()
+        values += own[: size * BLOCKS].tolist()
+    low, high = bootstrap([values], lambda drawn: of(drawn[:, 0]), blocks)
     return low, high
 
 

@@ -64,14 +64,18 @@ class View:
         """Whether of every target the number of GPUs is known."""
         return all(self.gpus.values())
 
+    def divisor(self, point: Point) -> int:
+        """By what the server's throughput is divided."""
+        return (self.gpus[point.target] or 1) if self.per_gpu else 1
+
     def rate(self, point: Point) -> float | None:
         """Output tokens/s, per GPU where all are known."""
-        return point.per_gpu(self.gpus[point.target] or 1 if self.per_gpu else 1)
+        value = point.figure("output_token_throughput")
+        return None if value is None else value / self.divisor(point)
 
     def rate_interval(self, point: Point) -> Interval | None:
         """Its interval."""
-        found = point.interval("output_token_throughput")
-        by = (self.gpus[point.target] or 1) if self.per_gpu else 1
+        found, by = point.interval("output_token_throughput"), self.divisor(point)
         return (found[0] / by, found[1] / by) if found else None
 
     @property

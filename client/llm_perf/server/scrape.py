@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from itertools import pairwise
 from math import isfinite
 from threading import Timer
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -41,6 +42,8 @@ _ESCAPES: Final = {"n": "\n", '"': '"', "\\": "\\"}
 _PATIENCE_S: Final = 2.0
 _LARGEST: Final = 2**24  # bytes of a page
 _IN_MEMORY: Final = 2**22
+_LOOKS: Final = 120  # of a run, kept over time
+_LINES: Final = 24
 _DEFAULT_PORT: Final = 8002
 # one figure for each, shown under the table: a gauge's name, labels it has, statistic, text
 _SHOWN: Final[tuple[tuple[str, dict[str, str], str, Callable[[float], str]], ...]] = (
@@ -65,6 +68,7 @@ class Scraper(Background):
         self._pages = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         weakref.finalize(self, self._pages.close)
         self._sizes = array("q")
+        self._at_ns = array("q")
         self._missed = 0
 
     def act(self) -> None:
@@ -73,9 +77,11 @@ class Scraper(Background):
         if page is None:
             self._missed += 1
             return
+        at_ns = perf_counter_ns()
         try:
             self._pages.seek(sum(self._sizes))
             self._sizes.append(self._pages.write(zlib.compress(page, 1)))
+            self._at_ns.append(at_ns)
         except OSError:  # the disk is full
             self._missed += 1
 
@@ -89,7 +95,9 @@ class Scraper(Background):
         if not self._sizes:
             return {}
         seen = summarise(self._read())
-        return {"url": self._url, "scrapes": len(self._sizes), "missed": self._missed, **seen}
+        history = over_time(zip(self._at_ns, self._read(), strict=True), len(self._sizes))
+        counts = {"url": self._url, "scrapes": len(self._sizes), "missed": self._missed}
+        return {**counts, **seen, "over_time": history}
 
 
 def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
@@ -217,6 +225,44 @@ def summarise(pages: Iterable[str]) -> dict[str, Any]:
         "counters": [{**_named(series), "increase": value} for series, value in increases.items()],
         **({"engine": told(states)} if states else {}),
     }
+
+
+def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
+    """Give what moved, over time: gauges as they were, counters by their increase per second.
+
+    ``pages`` are ``n`` times (ns, the requests' clock) and texts; ``_LOOKS`` of them are kept, and
+    of the series the ``_LINES`` that moved most against their own size.
+    """
+    step = -(-n // _LOOKS)
+    at_ns: list[int] = []
+    rows: list[dict[Series, float]] = []
+    types: dict[str, str] = {}
+    for number, (at, page) in enumerate(pages):
+        if number % step == 0 or number == n - 1:
+            values, known = parse_metrics(page)
+            types |= known
+            at_ns.append(at)
+            rows.append({k: v for k, v in values.items() if _KEPT.fullmatch(k[0]) and isfinite(v)})
+    found = []
+    for series in dict.fromkeys(each for row in rows for each in row):
+        values_of = [row.get(series) for row in rows]
+        if types.get(series[0]) == "counter":
+            values_of = _per_second(at_ns, values_of)
+        seen = [each for each in values_of if each is not None]
+        if len(seen) > 1 and (moved := max(seen) - min(seen)):
+            found.append((moved / max(map(abs, seen)), series, values_of))
+    found.sort(key=lambda each: -each[0])
+    lines = [{**_named(series), "values": values} for _, series, values in found[:_LINES]]
+    return {"at_ns": at_ns, "series": lines}
+
+
+def _per_second(at_ns: list[int], values: list[float | None]) -> list[float | None]:
+    """Increases per second since the look before; none at the first."""
+    found: list[float | None] = [None]
+    for (was_at, was), (at, now) in pairwise(zip(at_ns, values, strict=True)):
+        known = was is not None and now is not None and at > was_at
+        found.append((now - was) / (at - was_at) * 1e9 if known else None)  # type: ignore[operator]
+    return found
 
 
 def _named(series: Series) -> dict[str, Any]:

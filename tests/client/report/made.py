@@ -20,6 +20,20 @@ CELLS = {  # name: (precision, ms a token alone, score)
 }
 
 
+OVER_TIME = {
+    "at_ns": [(1000 + each) * MS for each in range(0, 6000, 500)],
+    "series": [
+        {
+            "name": "nv_trt_llm_kv_cache_block_metrics",
+            "labels": {"kv_cache_block_type": kind},
+            "values": [float(each * more % 97) for each in range(12)],
+        }
+        for kind, more in (("used", 13), ("free", 29))
+    ]
+    + [{"name": "nv_gpu_utilization", "labels": {"gpu_uuid": "GPU-1"}, "values": [0.5, 0.9] * 6}],
+}
+
+
 def records(
     n: int, in_flight: int, token_ms: float, score: float = 0.9, seed: int = 0, hostile: str = ""
 ) -> list[Record]:
@@ -76,10 +90,32 @@ def study(
         for in_flight in loads:
             load = Concurrency(in_flight)
             made = records(n, in_flight, token_ms, score, in_flight + at, hostile)
-            run = make_run(made, load, remarks=(hostile,) if hostile else ())
+            counts = {"total": 1000, "at_max_batch_size": 6 * in_flight, "at_kv_cache": in_flight}
+            counters = [
+                {
+                    "name": "nv_trt_llm_iteration_metrics",
+                    "labels": {"iteration_specific_metric": key},
+                    "increase": value,
+                }
+                for key, value in counts.items()
+            ]
+            seen = {"counters": counters, "over_time": OVER_TIME}
+            run = make_run(made, load, server_metrics=seen, remarks=(hostile,) if hostile else ())
             path = folder / name / f"{load.name}.json"
             api.write_run(run, path)
-            planned = Planned(target, load, run.workload, study="made up")
+            expected = {
+                "inter_token_latency": token_ms,
+                "time_to_first_token": 20.0,
+                "output_token_throughput_per_user": 1000 / token_ms,
+                "output_token_throughput": 1000 / token_ms * in_flight**0.8,
+            }
+            planned = Planned(
+                target,
+                load,
+                run.workload,
+                study="made up",
+                prediction={"source": "roofline", "metrics": expected},
+            )
             beside = {"requests": f"{name}/{load.name}.jsonl"}
             api.append_measurement(folder, planned.measured(run, beside))
     return folder

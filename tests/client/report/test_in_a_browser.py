@@ -101,10 +101,13 @@ def test_every_text_stands_out_and_nothing_is_wider_than_the_screen(
     quiet(page, report)
 
 
-def test_every_chart_is_drawn_and_the_words_in_it_dont_overlap(page: Page, report: Path) -> None:
-    page.open(report)
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_chart_is_drawn_and_the_words_in_it_dont_overlap(
+    page: Page, report: Path, width: int
+) -> None:
+    page.open(report, width)
     drawn = json.loads(page.run(DRAWN))
-    assert len(drawn) == 8
+    assert len(drawn) == 9
     for each in drawn:
         assert each["size"] > 50_000 and each["shapes"] >= 3 and each["rows"] >= 3, each
         assert each["told"] and not each["cut"] and not each["overlaps"], each

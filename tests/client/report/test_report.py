@@ -153,7 +153,21 @@ def test_the_crossing_lies_between_the_loads_measured() -> None:
     view = view_of(points, parse_limits("ttft.p95<200ms", "x"), [], None)
     chart = against_load(view, "time_to_first_token", "concurrency")
     # log 2 / log 4 of the way from 10 to 40
-    assert chart and "a crosses 200ms at about 20:" in chart.caption
+    assert chart and "a crosses 200 ms at about 20:" in chart.caption
+
+
+def test_what_was_predicted_is_dashed_and_its_error_told() -> None:
+    expected = {"output_token_throughput_per_user": 300.0, "output_token_throughput": 330.0}
+    measured = [
+        line("a", load, rate, 100, prediction={"source": "roofline", "metrics": expected})
+        for load, rate in ((4, 3), (8, 5))
+    ]
+    chart = throughput(view_of(points_of(measured), (), [], None))
+    assert (
+        chart and "predicted" in chart.svg and chart.rows[0][-2:] == ("300 (+20 %)", "330 (+10 %)")
+    )
+    plain = throughput(view_of(points_of([line("a", 4, 3, 100)]), (), [], None))
+    assert plain and "predicted" not in plain.svg and len(plain.heads) == 4
 
 
 def test_an_interval_of_blocks_covers_the_figure_and_shrinks(tmp_path: Path) -> None:
@@ -232,7 +246,7 @@ def test_the_command_writes_one_page_that_names_no_place_to_go(tmp_path: Path) -
     assert "default-src 'none'" in page and "prompt 3" not in page
     assert len(page) < 250_000
     drawn = [ElementTree.parse(each) for each in sorted((tmp_path / "svg").iterdir())]
-    assert len(drawn) == 8
+    assert len(drawn) == 9
 
 
 def test_a_sweep_beside_its_loads_counts_once_and_names_are_taken(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
 from llm_perf.server import scrape
-from llm_perf.server.scrape import Scraper, find_metrics, headline, parse_metrics, summarise
+from llm_perf.server.scrape import (
+    Scraper,
+    find_metrics,
+    headline,
+    over_time,
+    parse_metrics,
+    summarise,
+)
 from llm_perf.transports import Endpoint
 
 TRITON = """\
@@ -61,6 +68,24 @@ def test_gauges_are_averaged_and_counters_increase() -> None:
     assert seen["queue_ms_per_request"] == {"ensemble": 2}
     assert seen["gpus"] == [{"uuid": "GPU-1"}]
     assert not any("process" in name for name, _ in gauges)
+
+
+def test_what_moved_is_kept_over_time_and_counters_as_rates() -> None:
+    seconds = [n * 1_000_000_000 for n in (3, 5, 9)]
+    seen = over_time(zip(seconds, PAGES, strict=True), 3)
+    lines = {(each["name"], *each["labels"].values()): each["values"] for each in seen["series"]}
+    assert seen["at_ns"] == seconds
+    assert lines.pop(("nv_gpu_utilization", "GPU-1")) == [0.5, 0.75, 1]
+    assert lines.pop(("nv_trt_llm_kv_cache_block_metrics", "used", "tensorrt_llm")) == [7, 90, 20]
+    assert lines.pop(("nv_inference_request_success", "ensemble", "1")) == [None, 2, 4]
+    assert lines.pop(("nv_inference_queue_duration_us", "ensemble", "1")) == [None, 2000, 9000]
+    assert not lines  # what stood still says nothing
+
+
+def test_a_long_run_is_kept_in_few_looks_the_last_among_them() -> None:
+    pages = [(n, TRITON.format(done=n, queued=n, used=n, blocks=n)) for n in range(1000)]
+    at = over_time(pages, len(pages))["at_ns"]
+    assert at[0] == 0 and at[-1] == 999 and 100 < len(at) <= 121
 
 
 def test_dcgm_tells_the_gpus_name() -> None:

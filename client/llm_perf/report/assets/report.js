@@ -90,14 +90,15 @@
       right: () => zoom(min + width / 4, max + width / 4),
       all: () => zoom(0, end) })[what]();
   }
-  const axis = (label, more) => ({ label, stroke: () => colour("--muted"), labelFont: "12px system-ui",
+  const whole = [1, 2, 5].flatMap((f) => [0, 1, 2, 3, 4].map((d) => f * 10 ** d)).sort((a, b) => a - b);
+  const axis = (more) => ({ stroke: () => colour("--muted"), labelFont: "12px system-ui",
     font: "12px system-ui", grid: { stroke: () => colour("--grid"), width: 1 },
     ticks: { stroke: () => colour("--grid"), width: 1 }, ...more });
   function add(height, series, values, y, hooks) {
     const options = {
-      width: box.clientWidth, height, legend: { show: series.length > 1 }, series,
+      width: box.clientWidth, height, legend: { show: !hooks.draw }, series,
       scales: { x: { time: false }, y },
-      axes: [axis("Seconds since the first send"), axis(y.label, { size: 64 })],
+      axes: [axis({ size: 34 }), axis({ size: 64, incrs: y.incrs })], title: y.title,
       cursor: { sync: { key: "llm_perf" }, drag: { x: true, y: false } },
       hooks: { ...hooks, setScale: [(plot, key) => {
         if (key !== "x" || zooming || plots.length < 2) return;
@@ -106,15 +107,15 @@
     };
     plots.push(new uPlot(options, values, box));
   }
-  add(Math.min(420, 110 + lanes * 12), [{}, { label: "slot", show: true, paths: () => null,
+  add(Math.min(420, 110 + lanes * 12), [{ label: "Second" }, { label: "slot", show: true, paths: () => null,
     points: { show: false } }], [[0, end], [0, lanes]],
-    { range: [0, Math.max(lanes, 1)], label: "Slot" }, { draw: [bars], setCursor: [under] });
-  plots[0].root.querySelector(".u-legend")?.remove();
+    { range: [0, Math.max(lanes, 1)], title: "Requests by slot", incrs: whole },
+    { draw: [bars], setCursor: [under] });
   for (const panel of data.server) {
-    add(150, [{}, ...panel.lines.map((line, at) => ({ label: line.label,
+    add(150, [{ label: "Second" }, ...panel.lines.map((line, at) => ({ label: line.label,
       stroke: () => colour(`--c${at % 6}`), width: 1.5, spanGaps: true }))],
       [panel.at_s, ...panel.lines.map((line) => line.values)],
-      { label: panel.name, range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] }, {});
+      { title: panel.name, range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] }, {});
   }
   zoom(0, end);
   for (const button of document.querySelectorAll("[data-do]"))
