@@ -51,8 +51,8 @@ from llm_perf.load.turns import Turns
 from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, connect
 from llm_perf.workload.workload import Prompt
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 MODEL = Path(__file__).with_name("stamps.py")
 CONFIG = """
@@ -198,7 +198,7 @@ def grpc_points(streams: list[int], rounds: int) -> list[Figures]:
     rows: list[Figures] = []
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "triton.log")
-        with TritonServer(repository(Path(folder)), ports=free_ports(), log_file=log) as server:
+        with ModelServer(repository(Path(folder)), ports=free_ports(), log_file=log) as server:
             server.wait_ready()
             in_child("ours", server.grpc_url, 8)  # warms the server up
             for each in streams:

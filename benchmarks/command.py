@@ -36,8 +36,8 @@ sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a p
 
 from benchmarks.peers import perf_analyzer
 from trtllm_deploy.machine.json_files import write_json
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "number-words" / "model"
@@ -67,7 +67,7 @@ def main() -> None:
             print("genai-perf is left out: not on PATH, and no --genai-perf", file=sys.stderr)
         log = folder / "triton.log"
         repository = built(folder, workspace)
-        with TritonServer(repository, ports=free_ports(), log_file=log) as server:
+        with ModelServer(repository, ports=free_ports(), log_file=log) as server:
             server.wait_ready()
             rounds = measure(commands, server.grpc_url, folder, options.rounds)
     print_rounds(rounds)

@@ -25,8 +25,8 @@ sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a p
 
 from llm_perf import api
 from trtllm_deploy.machine.json_files import write_json
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -69,7 +69,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
         for reuse in (False, True):
-            server = TritonServer(
+            server = ModelServer(
                 built(deployment(folder, reuse), workspace),
                 ports=free_ports(),
                 log_file=workspace / "logs" / f"kv_reuse_{reuse}.log",

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from trtllm_deploy.serve.find_triton import find_triton
+from trtllm_deploy.backends.triton.find import find_triton
 
 CACHE = Path.home() / ".cache" / "trtllm-deploy"
 TEXT, TOKENS = "stamp", 64

@@ -15,6 +15,7 @@ import click
 from pydantic import BaseModel
 
 from llm_perf.cli.main import command as llm_perf
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.cli.main import command as trtllm_deploy
 from trtllm_deploy.serve.manifests import ClusterJob, kubernetes, slurm
 from trtllm_deploy.spec.deployment_file import load_deployment
@@ -120,7 +121,8 @@ def cluster_page(text: str) -> str:
     file = load_deployment(DOCS.parent / "examples/two-nodes.yaml")
     spec, [cell] = file.deployment, file.cells()
     where = Path("/mnt/workspace")
-    job = ClusterJob(cell, spec.backend, spec.release, where, environment=spec.env)
+    server = BACKENDS[spec.backend].cluster(spec.release, cell)
+    job = ClusterJob(cell, server, where, environment=spec.env)
     outputs = {
         "slurm": slurm(job, partition="gpu", time="1-00:00:00"),
         "kubernetes": kubernetes(job, namespace="llm"),

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_perf import __version__
 
 if TYPE_CHECKING:
+    from trtllm_deploy.machine.ports import Ports, free_ports
     from trtllm_deploy.releases.release import Release, load_release, release_names
-    from trtllm_deploy.serve.launch import TritonServer
-    from trtllm_deploy.serve.ports import Ports, free_ports
+    from trtllm_deploy.serve.launch import ModelServer
     from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile, load_deployment
     from trtllm_deploy.workspace.folder import Workspace
 
 __all__ = [
     "Cell",
     "DeploymentFile",
+    "ModelServer",
     "Ports",
     "Release",
-    "TritonServer",
     "Workspace",
     "__version__",
     "free_ports",
@@ -34,11 +34,11 @@ __all__ = [
 _HOMES: Final = {
     "Cell": "spec.deployment_file",
     "DeploymentFile": "spec.deployment_file",
-    "Ports": "serve.ports",
+    "Ports": "machine.ports",
     "Release": "releases.release",
-    "TritonServer": "serve.launch",
+    "ModelServer": "serve.launch",
     "Workspace": "workspace.folder",
-    "free_ports": "serve.ports",
+    "free_ports": "machine.ports",
     "load_deployment": "spec.deployment_file",
     "load_release": "releases.release",
     "release_names": "releases.release",

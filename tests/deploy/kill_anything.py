@@ -30,7 +30,7 @@ import yaml
 
 from tests.deploy.matrix import MODEL, Matrix
 from tests.processes import marked, tree, until
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
 from trtllm_deploy.store.store import Store
 
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))

@@ -10,8 +10,8 @@ import pytest
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.checkpoint.quantize import CheckpointJob, run_checkpoint
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 from trtllm_deploy.spec.settings import TritonSettings
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
@@ -48,7 +48,7 @@ def triton_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("triton")
 
 
-Serve = Callable[..., TritonServer]
+Serve = Callable[..., ModelServer]
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +73,13 @@ def repository(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return render
 
 
-def _server(repository: Path, cache: Path) -> TritonServer:
+def _server(repository: Path, cache: Path) -> ModelServer:
     log_file = repository.with_name(f"{repository.name}.log")
-    return TritonServer(repository, ports=free_ports(), log_file=log_file, cache_dir=cache)
+    return ModelServer(repository, ports=free_ports(), log_file=log_file, cache_dir=cache)
 
 
 @pytest.fixture(scope="module")
-def streaming(repository: Callable[..., Path], triton_cache: Path) -> Iterator[TritonServer]:
+def streaming(repository: Callable[..., Path], triton_cache: Path) -> Iterator[ModelServer]:
     """A decoupled server with the tensors of the last release."""
     with _server(repository("1.2", enable_kv_cache_reuse=True), triton_cache) as server:
         server.wait_ready(60)
@@ -87,7 +87,7 @@ def streaming(repository: Callable[..., Path], triton_cache: Path) -> Iterator[T
 
 
 @pytest.fixture(scope="module")
-def unary(repository: Callable[..., Path], triton_cache: Path) -> Iterator[TritonServer]:
+def unary(repository: Callable[..., Path], triton_cache: Path) -> Iterator[ModelServer]:
     """A server that answers once per request, with the tensors of the first release."""
     settings = {"decoupled_mode": False, "exclude_input_in_output": True}
     with _server(repository("0.11.0", **settings), triton_cache) as server:

@@ -3,10 +3,10 @@
 import re
 import urllib.request
 
-from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.launch import ModelServer
 
 
-def series(server: TritonServer) -> dict[tuple[str, str], float]:
+def series(server: ModelServer) -> dict[tuple[str, str], float]:
     """TensorRT-LLM's Prometheus series, by family and by the label that tells them apart."""
     url = f"http://127.0.0.1:{server.ports.metrics}/metrics"
     with urllib.request.urlopen(url, timeout=5) as response:

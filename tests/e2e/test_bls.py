@@ -32,8 +32,8 @@ from test_triton import (
     tensors,
 )
 
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 ROWS = [
     json.loads(line)["text_input"]
@@ -51,7 +51,7 @@ ACCUMULATE = 'parameters { key: "accumulate_tokens" value: { string_value: "true
 @pytest.fixture(scope="module", params=("0.11.0", "1.2"))
 def server(
     request: pytest.FixtureRequest, repository: Callable[..., Path], triton_cache: Path
-) -> Iterator[TritonServer]:
+) -> Iterator[ModelServer]:
     """A decoupled server of each release, with a second BLS model that accumulates tokens."""
     settings = {"exclude_input_in_output": True, "bls_instance_count": INSTANCES}
     folder = repository(request.param, **settings)
@@ -59,7 +59,7 @@ def server(
     config = folder / ACCUMULATING / "config.pbtxt"
     config.write_text(config.read_text().replace(f'"{BLS}"', f'"{ACCUMULATING}"') + ACCUMULATE)
     log_file = folder.with_name(f"{folder.name}.log")
-    with TritonServer(folder, ports=free_ports(), log_file=log_file, cache_dir=triton_cache) as it:
+    with ModelServer(folder, ports=free_ports(), log_file=log_file, cache_dir=triton_cache) as it:
         it.wait_ready(120)
         yield it
 
@@ -79,7 +79,7 @@ def last_texts(answers: list[Answer]) -> list[str]:
     return [answer.error or answer.pieces[-1].decode() for answer in answers]
 
 
-def over_http(server: TritonServer, path: str, model: str) -> list[str]:
+def over_http(server: ModelServer, path: str, model: str) -> list[str]:
     def ask(prompt: str) -> str:
         stream = path == "generate_stream"
         body = {"text_input": prompt, "max_tokens": MAX_TOKENS, "stream": stream}
@@ -89,7 +89,7 @@ def over_http(server: TritonServer, path: str, model: str) -> list[str]:
         return list(threads.map(ask, PROMPTS))
 
 
-def test_every_way_in_gives_the_same_answers(server: TritonServer) -> None:
+def test_every_way_in_gives_the_same_answers(server: ModelServer) -> None:
     def by_grpc(model: str, stream: bool) -> list[Answer]:
         asks = [Ask(prompt, model=model, stream=stream) for prompt in PROMPTS]
         return in_turns(server.grpc_url, asks)
@@ -113,7 +113,7 @@ def test_every_way_in_gives_the_same_answers(server: TritonServer) -> None:
         assert over_http(server, "generate_stream", model) == texts
 
 
-def test_accumulated_text_grows_by_whole_characters(server: TritonServer) -> None:
+def test_accumulated_text_grows_by_whole_characters(server: ModelServer) -> None:
     asks = [Ask(text, model=ACCUMULATING) for text in (ENGLISH, CHINESE)]
     for answer in send(server.grpc_url, asks):
         texts = [piece.decode() for piece in answer.pieces]
@@ -123,7 +123,7 @@ def test_accumulated_text_grows_by_whole_characters(server: TritonServer) -> Non
         assert len(texts) == len(answer.ids) + 1
 
 
-def test_a_limit_amid_a_character_shows_in_the_last_accumulated_text(server: TritonServer) -> None:
+def test_a_limit_amid_a_character_shows_in_the_last_accumulated_text(server: ModelServer) -> None:
     asks = [Ask(CHINESE, most, model=ACCUMULATING) for most in range(1, 9)]
     answers = send(server.grpc_url, asks)
     assert last_texts(answers) == [decoded(answer.ids) for answer in answers]
@@ -131,7 +131,7 @@ def test_a_limit_amid_a_character_shows_in_the_last_accumulated_text(server: Tri
 
 
 @pytest.mark.parametrize("model", [BLS, ACCUMULATING])
-def test_a_wrong_request_fails_alone_and_says_why(server: TritonServer, model: str) -> None:
+def test_a_wrong_request_fails_alone_and_says_why(server: ModelServer, model: str) -> None:
     draft = {"num_draft_tokens": (np.int32(4), "INT32")}
     wrong = {
         "max_input_len 256": Ask("7" * 257, model=model),
@@ -145,7 +145,7 @@ def test_a_wrong_request_fails_alone_and_says_why(server: TritonServer, model: s
 
 
 def test_what_is_missing_or_cannot_be_done_is_named_whatever_its_value(
-    server: TritonServer,
+    server: ModelServer,
 ) -> None:
     said = {"text_input": (b"7", "BYTES"), "stream": (True, "BOOL")}
     black = (np.zeros((1, 3, 2, 2), np.float16), "FP16")
@@ -168,7 +168,7 @@ def test_what_is_missing_or_cannot_be_done_is_named_whatever_its_value(
 
 @pytest.mark.parametrize("model", [BLS, ACCUMULATING])
 def test_a_draft_of_nothing_and_inputs_without_dimensions_are_taken(
-    server: TritonServer, model: str
+    server: ModelServer, model: str
 ) -> None:
     inputs = {
         "num_draft_tokens": (np.int32(0), "INT32"),
@@ -181,7 +181,7 @@ def test_a_draft_of_nothing_and_inputs_without_dimensions_are_taken(
 
 
 @pytest.mark.parametrize("model", [BLS, ACCUMULATING])
-def test_what_is_asked_for_is_passed_back(server: TritonServer, model: str) -> None:
+def test_what_is_asked_for_is_passed_back(server: ModelServer, model: str) -> None:
     if "0.11.0" in server.repository.name:
         pytest.skip("this release has no outputs that the reference backend fills on demand")
     asked = {"return_num_input_tokens": (True, "BOOL"), "return_num_output_tokens": (True, "BOOL")}
@@ -192,7 +192,7 @@ def test_what_is_asked_for_is_passed_back(server: TritonServer, model: str) -> N
     ]
 
 
-def test_stop_words_are_passed_on(server: TritonServer) -> None:
+def test_stop_words_are_passed_on(server: ModelServer) -> None:
     stop = {"stop_words": (b" hundred", "BYTES")}
     answers = send(
         server.grpc_url,
@@ -202,14 +202,14 @@ def test_stop_words_are_passed_on(server: TritonServer) -> None:
     assert answers[1].text == answers[2].pieces[-1].decode() == answers[0].text
 
 
-def gauge(server: TritonServer, label: str) -> float:
+def gauge(server: ModelServer, label: str) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as response:
         lines = response.read().decode().splitlines()
     [value] = [line.split()[-1] for line in lines if f'"{label}"' in line and line[0] != "#"]
     return float(value)
 
 
-def wait_until(server: TritonServer, label: str, is_so: Callable[[float], bool]) -> None:
+def wait_until(server: ModelServer, label: str, is_so: Callable[[float], bool]) -> None:
     deadline = time.monotonic() + 60
     while not is_so(gauge(server, label)):
         assert time.monotonic() < deadline, label
@@ -218,7 +218,7 @@ def wait_until(server: TritonServer, label: str, is_so: Callable[[float], bool])
 
 @pytest.mark.parametrize("model", [BLS, ACCUMULATING])
 @pytest.mark.parametrize("stream", [True, False])
-def test_requests_that_are_cancelled_end(server: TritonServer, model: str, stream: bool) -> None:
+def test_requests_that_are_cancelled_end(server: ModelServer, model: str, stream: bool) -> None:
     rounds, most = 6, 256  # all of them would take rounds * most steps
     before = gauge(server, "iteration_counter")
     client = grpc.InferenceServerClient(server.grpc_url)

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.gauges import series
 from tests.processes import command_line
-from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.launch import ModelServer
 
 LEAVING, STAYING = 200, 50
 LONG = 240  # tokens; far more than a stream that ends early gets
@@ -108,7 +108,7 @@ class Streams:
 
 
 @asynccontextmanager
-async def connected(server: TritonServer) -> AsyncIterator[Streams]:
+async def connected(server: ModelServer) -> AsyncIterator[Streams]:
     client = grpc.InferenceServerClient(server.grpc_url)
     try:
         yield Streams(client)
@@ -116,11 +116,11 @@ async def connected(server: TritonServer) -> AsyncIterator[Streams]:
         await client.close()
 
 
-def gauges(server: TritonServer) -> dict[str, float]:
+def gauges(server: ModelServer) -> dict[str, float]:
     return {name: value for (_, name), value in series(server).items()}
 
 
-def wait_until_idle(server: TritonServer) -> None:
+def wait_until_idle(server: ModelServer) -> None:
     deadline = time.monotonic() + 60
     while True:
         now = gauges(server)
@@ -130,7 +130,7 @@ def wait_until_idle(server: TritonServer) -> None:
         time.sleep(0.1)
 
 
-def memory(server: TritonServer) -> int:
+def memory(server: ModelServer) -> int:
     """Bytes of Triton's and its stubs' own; files and shared memory apart."""
     processes = psutil.Process().children(recursive=True)
     seen = [
@@ -142,7 +142,7 @@ def memory(server: TritonServer) -> int:
     return sum(each.rss - each.shared for each in seen)
 
 
-async def leave_and_stay(server: TritonServer, leaving: int, staying: int, seed: int) -> list[Seen]:
+async def leave_and_stay(server: ModelServer, leaving: int, staying: int, seed: int) -> list[Seen]:
     """Some cancel after a random while; what the others saw."""
     chance = random.Random(seed)
     async with connected(server) as streams:
@@ -164,7 +164,7 @@ async def leave_and_stay(server: TritonServer, leaving: int, staying: int, seed:
         return list(await answers)
 
 
-def test_who_leaves_frees_what_he_held_and_changes_nobody_s_answer(streaming: TritonServer) -> None:
+def test_who_leaves_frees_what_he_held_and_changes_nobody_s_answer(streaming: ModelServer) -> None:
     alone = asyncio.run(leave_and_stay(streaming, 0, STAYING, seed=0))
     assert [len(answer.ids) for answer in alone] == [32] * STAYING
     sizes = []
@@ -176,7 +176,7 @@ def test_who_leaves_frees_what_he_held_and_changes_nobody_s_answer(streaming: Tr
 
 
 @pytest.mark.parametrize("way", ["cancel", "stop"])
-def test_a_stream_that_is_ended_stops_generating(streaming: TritonServer, way: str) -> None:
+def test_a_stream_that_is_ended_stops_generating(streaming: ModelServer, way: str) -> None:
     async def end_one() -> None:
         async with connected(streaming) as streams:
             seen = await streams.ask("ended", PROMPTS[0], LONG, leave_after=2, way=way)
@@ -189,7 +189,7 @@ def test_a_stream_that_is_ended_stops_generating(streaming: TritonServer, way: s
     assert gauges(streaming)["iteration_counter"] - before < LONG
 
 
-def test_a_stop_without_a_request_id_is_an_error(streaming: TritonServer) -> None:
+def test_a_stop_without_a_request_id_is_an_error(streaming: ModelServer) -> None:
     async def stop() -> Any:
         async with connected(streaming) as streams:
             return await streams.stop("")

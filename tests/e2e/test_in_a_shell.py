@@ -23,7 +23,7 @@ import yaml
 from llm_perf.workload.workload import load_workload
 from tests.processes import command_line
 from trtllm_deploy.backends.repository import MODELS
-from trtllm_deploy.serve.ports import Ports, free_ports
+from trtllm_deploy.machine.ports import Ports, free_ports
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "number-words"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.processes import command_line
-from trtllm_deploy.serve.ports import Ports, free_ports
+from trtllm_deploy.machine.ports import Ports, free_ports
 
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
 STUB = "triton_python_backend_stub"

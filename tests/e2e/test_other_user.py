@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import command_line, tree
-from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.launch import ModelServer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 NOBODY = 65534
@@ -51,7 +51,7 @@ print(json.dumps(found))
 """
 
 
-def test_another_user_sees_no_secret_and_can_only_ask_the_models(streaming: TritonServer) -> None:
+def test_another_user_sees_no_secret_and_can_only_ask_the_models(streaming: ModelServer) -> None:
     pids = [each.pid for each in tree(os.getpid())[1:] if "triton" in str(command_line(each))]
     name = streaming._name
     assert list(Path("/dev/shm").glob(f"{name}*"))
@@ -81,15 +81,15 @@ def test_another_user_sees_no_secret_and_can_only_ask_the_models(streaming: Trit
 
 
 def test_the_server_s_environment_has_no_secret(
-    streaming: TritonServer, monkeypatch: pytest.MonkeyPatch
+    streaming: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This process has them all; a server is started here as everywhere."""
     code = (
         "import sys, time; from pathlib import Path;"
-        "from trtllm_deploy.serve.launch import TritonServer;"
-        "from trtllm_deploy.serve.ports import free_ports;"
+        "from trtllm_deploy.serve.launch import ModelServer;"
+        "from trtllm_deploy.machine.ports import free_ports;"
         "repository, log, cache = map(Path, sys.argv[1:]);"
-        "server = TritonServer(repository, ports=free_ports(), log_file=log, cache_dir=cache);"
+        "server = ModelServer(repository, ports=free_ports(), log_file=log, cache_dir=cache);"
         "server.__enter__(); time.sleep(1); print('started', flush=True); input()"
     )
     secrets = {"HF_TOKEN": "hf_secret", "OPENAI_API_KEY": "sk-secret", "GITHUB_PAT": "p-secret"}

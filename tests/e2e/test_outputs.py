@@ -11,8 +11,8 @@ import pytest
 import tritonclient.grpc as grpc
 
 from tests.e2e.test_triton import ENGLISH, Ask, tensors
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 NAMES = ("text_output", "output_ids", "sequence_length", "cum_log_probs", "context_logits")
 SUBSETS = [
@@ -23,10 +23,10 @@ SUBSETS = [
 @pytest.fixture(scope="module", params=["0.11.0", "1.2"])
 def server(
     request: pytest.FixtureRequest, repository: Callable[..., Path], triton_cache: Path
-) -> Iterator[TritonServer]:
+) -> Iterator[ModelServer]:
     folder = repository(request.param, decoupled_mode=True, exclude_input_in_output=True)
     log = folder.with_name(f"{folder.name}.log")
-    with TritonServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as running:
+    with ModelServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as running:
         running.wait_ready(60)
         yield running
 
@@ -70,7 +70,7 @@ def whole(name: str, parts: list[Any]) -> Any:
 @pytest.mark.parametrize("streams", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_every_subset_of_the_outputs_comes_with_the_same_answer(
-    server: TritonServer, model: str, streams: bool
+    server: ModelServer, model: str, streams: bool
 ) -> None:
     everything, *subsets = answers(
         server.grpc_url, [(model, streams, ()), *((model, streams, names) for names in SUBSETS)]
@@ -83,7 +83,7 @@ def test_every_subset_of_the_outputs_comes_with_the_same_answer(
 
 
 def test_a_client_that_asks_as_nvidia_s_end_to_end_client_does_gets_its_text(
-    server: TritonServer,
+    server: ModelServer,
 ) -> None:
     """Its ``end_to_end_grpc_client.py`` names ``text_output`` alone, unless log-probs are on."""
     [parts] = answers(server.grpc_url, [("ensemble", True, ("text_output",))])

@@ -16,8 +16,8 @@ import pytest
 
 from benchmarks.peers import CACHE, perf_analyzer
 from llm_perf.errors import UserError
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 GENAI_PERF = os.environ.get("GENAI_PERF") or shutil.which("genai-perf")
@@ -53,7 +53,7 @@ def served(
     release, streams = request.param
     folder = repository(release, decoupled_mode=streams, exclude_input_in_output=True)
     log = folder.with_name(f"{folder.name}.log")
-    with TritonServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as server:
+    with ModelServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as server:
         server.wait_ready(60)
         yield release, streams, server.grpc_url
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.needs import needs
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ON_A_GPU = re.compile(r"nv_gpu_\w+")  # Triton has these where it sees a GPU
@@ -48,7 +48,7 @@ class Prometheus:
             return None
 
 
-def ask(server: TritonServer) -> None:
+def ask(server: ModelServer) -> None:
     body = json.dumps({"text_input": "4711 in words:", "max_tokens": 32}).encode()
     url = f"http://{server.http_url}/v2/models/ensemble/generate"
     urllib.request.urlopen(urllib.request.Request(url, body), timeout=30).read()
@@ -56,7 +56,7 @@ def ask(server: TritonServer) -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    streaming: TritonServer, tmp_path_factory: pytest.TempPathFactory
+    streaming: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copytree(DOCKER / "prometheus", folder / "config")

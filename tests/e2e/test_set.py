@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
 from trtllm_deploy.serve.running import Running, running
 from trtllm_deploy.workspace.folder import Workspace
 

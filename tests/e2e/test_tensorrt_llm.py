@@ -17,17 +17,17 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.conftest import MODEL
 from tests.e2e.gauges import series
-from trtllm_deploy.serve.launch import TritonServer
+from trtllm_deploy.serve.launch import ModelServer
 
 PROMPT = [5, 40, 17, 9, 33, 21]
 NEW = 12
 
 
 @pytest.fixture(scope="module")
-def clients() -> Iterator[Callable[[TritonServer], Any]]:
+def clients() -> Iterator[Callable[[ModelServer], Any]]:
     made: dict[str, Any] = {}
 
-    def client(server: TritonServer) -> Any:
+    def client(server: ModelServer) -> Any:
         return made.setdefault(server.grpc_url, grpc.InferenceServerClient(server.grpc_url))
 
     yield client
@@ -104,7 +104,7 @@ def stream(
 
 
 def test_each_prompt_of_a_batch_is_answered_on_its_own(
-    streaming: TritonServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
+    streaming: ModelServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
 ) -> None:
     prompts = [PROMPT, PROMPT[:2], PROMPT[3:]]
     for streams in (True, False):
@@ -116,7 +116,7 @@ def test_each_prompt_of_a_batch_is_answered_on_its_own(
 
 
 def test_a_prompt_of_a_batch_that_is_wrong_fails_alone(
-    streaming: TritonServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
+    streaming: ModelServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
 ) -> None:
     client, seen = clients(streaming), queue.Queue[tuple[Any, Any]]()
     client.start_stream(callback=lambda result, error: seen.put((result, error)))
@@ -128,7 +128,7 @@ def test_a_prompt_of_a_batch_that_is_wrong_fails_alone(
 
 
 def test_every_output_that_is_asked_for_comes_in_its_declared_type(
-    streaming: TritonServer, clients: Callable[..., Any]
+    streaming: ModelServer, clients: Callable[..., Any]
 ) -> None:
     client = clients(streaming)
     config = client.get_model_config("tensorrt_llm").config
@@ -155,7 +155,7 @@ def test_every_output_that_is_asked_for_comes_in_its_declared_type(
 
 
 def test_token_counts_follow_output_ids(
-    streaming: TritonServer, clients: Callable[..., Any]
+    streaming: ModelServer, clients: Callable[..., Any]
 ) -> None:
     counts: dict[str, Any] = {"return_num_input_tokens": True, "return_num_output_tokens": True}
     for excludes, expected in ((True, NEW), (False, NEW + len(PROMPT))):
@@ -167,7 +167,7 @@ def test_token_counts_follow_output_ids(
 
 
 def test_a_prompt_that_was_seen_before_reuses_its_pages(
-    streaming: TritonServer, clients: Callable[..., Any]
+    streaming: ModelServer, clients: Callable[..., Any]
 ) -> None:
     prompt = [(7 * i) % 200 + 10 for i in range(100)]
     first, again = (
@@ -199,14 +199,14 @@ def test_a_prompt_that_was_seen_before_reuses_its_pages(
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(
-    streaming: TritonServer, clients: Callable[..., Any], inputs: dict[str, Any], reason: str
+    streaming: ModelServer, clients: Callable[..., Any], inputs: dict[str, Any], reason: str
 ) -> None:
     [answer] = stream(clients(streaming), [PROMPT], streaming=True, **inputs)
     assert reason in str(answer)
 
 
 def test_sampling_inputs_reach_the_choice(
-    streaming: TritonServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
+    streaming: ModelServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
 ) -> None:
     plain = truth(PROMPT)
     bias = np.zeros((1, 320), np.float32)
@@ -230,7 +230,7 @@ def test_sampling_inputs_reach_the_choice(
 
 
 def test_without_decoupled_mode_requests_are_in_flight_together(
-    unary: TritonServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
+    unary: ModelServer, clients: Callable[..., Any], truth: Callable[..., list[int]]
 ) -> None:
     client, ended = clients(unary), []
 
@@ -252,7 +252,7 @@ def test_without_decoupled_mode_requests_are_in_flight_together(
     ("prompts", "inputs"), [([PROMPT], {"streaming": True}), ([PROMPT, PROMPT], {})]
 )
 def test_without_decoupled_mode_there_are_neither_streams_nor_batches(
-    unary: TritonServer, clients: Callable[..., Any], prompts: Any, inputs: Any
+    unary: ModelServer, clients: Callable[..., Any], prompts: Any, inputs: Any
 ) -> None:
     with pytest.raises(InferenceServerException, match="need decoupled_mode"):
         clients(unary).infer("tensorrt_llm", tensors(prompts, **inputs))
@@ -288,7 +288,7 @@ def test_a_call_that_is_cancelled_ends_at_once(mode: str, request: pytest.Fixtur
     assert after["nv_trt_llm_general_metrics", "iteration_counter"] - before < 300
 
 
-def test_the_engine_s_statistics_are_tensorrt_llm_s_series(streaming: TritonServer) -> None:
+def test_the_engine_s_statistics_are_tensorrt_llm_s_series(streaming: ModelServer) -> None:
     families: dict[str, set[str]] = {}
     for family, name in series(streaming):
         families.setdefault(family.removeprefix("nv_trt_llm_"), set()).add(name)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 MODEL = Path(__file__).parents[2] / "examples/number-words/model"
 TOKENIZER = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -47,7 +47,7 @@ def ask(
     config += 'parameters { key: "apply_chat_template" value: { string_value: "true" } }\n'
     (folder / "chat/config.pbtxt").write_text(config)
     log = folder.with_name(f"{folder.name}.log")
-    with TritonServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as server:
+    with ModelServer(folder, ports=free_ports(), log_file=log, cache_dir=triton_cache) as server:
         server.wait_ready(60)
         client = grpc.InferenceServerClient(server.grpc_url)
 

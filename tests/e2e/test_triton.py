@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from llm_perf import Concurrency, Endpoint, load_workload, measure
 from llm_perf.errors import UserError
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.machine.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples/number-words"
 TOKENIZER = Tokenizer.from_file(str(EXAMPLE / "model/tokenizer.json"))
@@ -133,7 +133,7 @@ def truth() -> Callable[[str, int], list[int]]:
 
 
 def test_streams_side_by_side_say_what_the_model_says(
-    streaming: TritonServer, truth: Callable[..., list[int]]
+    streaming: ModelServer, truth: Callable[..., list[int]]
 ) -> None:
     answers = send(streaming.grpc_url, [Ask(text) for text in PROMPTS])
     for text, answer in zip(PROMPTS, answers, strict=True):
@@ -145,7 +145,7 @@ def test_streams_side_by_side_say_what_the_model_says(
         assert answer.lengths == [1] * len(answer.ids) + [0]  # the end token leaves an empty chunk
 
 
-def test_every_prompt_s_streamed_text_is_the_decoding_of_its_ids(streaming: TritonServer) -> None:
+def test_every_prompt_s_streamed_text_is_the_decoding_of_its_ids(streaming: ModelServer) -> None:
     lines = (EXAMPLE / "prompts.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) >= 200
@@ -162,7 +162,7 @@ def test_every_prompt_s_streamed_text_is_the_decoding_of_its_ids(streaming: Trit
 
 @pytest.mark.parametrize("request_id", ["", "the same for all"])
 def test_requests_without_an_id_of_their_own_keep_their_characters(
-    streaming: TritonServer, request_id: str
+    streaming: ModelServer, request_id: str
 ) -> None:
     [alone] = send(streaming.grpc_url, [Ask(CHINESE, request_id=request_id)])
     assert alone.text == decoded(alone.ids)
@@ -173,7 +173,7 @@ def test_requests_without_an_id_of_their_own_keep_their_characters(
 
 
 def test_a_limit_amid_a_character_flushes_what_the_tokenizer_would_say(
-    streaming: TritonServer, truth: Callable[..., list[int]]
+    streaming: ModelServer, truth: Callable[..., list[int]]
 ) -> None:
     answers = send(streaming.grpc_url, [Ask(CHINESE, most) for most in range(1, 9)])
     for most, answer in enumerate(answers, start=1):
@@ -183,7 +183,7 @@ def test_a_limit_amid_a_character_flushes_what_the_tokenizer_would_say(
 
 
 def test_a_request_that_is_wrong_fails_alone_and_says_why(
-    streaming: TritonServer, truth: Callable[..., list[int]]
+    streaming: ModelServer, truth: Callable[..., list[int]]
 ) -> None:
     wrong = {
         "257 tokens, more than max_input_len 256": Ask("7" * 257),
@@ -207,7 +207,7 @@ def test_a_request_that_is_wrong_fails_alone_and_says_why(
         assert bad.pieces == []
 
 
-def test_streams_that_are_refused_or_cut_leave_nothing_behind(streaming: TritonServer) -> None:
+def test_streams_that_are_refused_or_cut_leave_nothing_behind(streaming: ModelServer) -> None:
     """Without an id a stream that postprocessing still waits for would mix with the next one."""
     refused = Ask("7" * 257, request_id="")
     cut = Ask(ENGLISH, 2**31 - 1, request_id="", inputs={"end_id": (np.int32(-1), "INT32")})
@@ -219,7 +219,7 @@ def test_streams_that_are_refused_or_cut_leave_nothing_behind(streaming: TritonS
 
 
 def test_without_streaming_one_response_has_the_whole_answer(
-    streaming: TritonServer, truth: Callable[..., list[int]]
+    streaming: ModelServer, truth: Callable[..., list[int]]
 ) -> None:
     exclude = {"exclude_input_in_output": (True, "BOOL")}
     counts = {
@@ -241,7 +241,7 @@ def test_without_streaming_one_response_has_the_whole_answer(
 
 @pytest.mark.parametrize(("protocol", "port"), [("grpc", "grpc_url"), ("http", "http_url")])
 def test_a_prompt_is_counted_by_the_server_where_the_client_has_no_tokenizer(
-    streaming: TritonServer, tmp_path: Path, protocol: str, port: str
+    streaming: ModelServer, tmp_path: Path, protocol: str, port: str
 ) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"text_input": ENGLISH}) + "\n")
@@ -258,7 +258,7 @@ def test_a_prompt_is_counted_by_the_server_where_the_client_has_no_tokenizer(
 
 @pytest.mark.parametrize(("protocol", "port"), [("grpc", "grpc_url"), ("http", "http_url")])
 def test_one_question_is_answered_on_the_screen(
-    streaming: TritonServer, truth: Callable[[str, int], list[int]], protocol: str, port: str
+    streaming: ModelServer, truth: Callable[[str, int], list[int]], protocol: str, port: str
 ) -> None:
     command = [sys.executable, "-m", "llm_perf", "ask", CHINESE, "-i", protocol]
     command += ["-u", getattr(streaming, port), "--max-tokens", str(MAX_TOKENS)]
@@ -269,7 +269,7 @@ def test_one_question_is_answered_on_the_screen(
     assert "TTFT" in done.stderr and "out (server's count)" in done.stderr
 
 
-def test_a_stop_word_ends_a_stream(streaming: TritonServer) -> None:
+def test_a_stop_word_ends_a_stream(streaming: ModelServer) -> None:
     [full, stopped] = send(
         streaming.grpc_url,
         [Ask(ENGLISH), Ask(ENGLISH, inputs={"stop_words": (b" hundred", "BYTES")})],
@@ -278,7 +278,7 @@ def test_a_stop_word_ends_a_stream(streaming: TritonServer) -> None:
     assert stopped.text == full.text[: full.text.index(" hundred") + len(" hundred")]
 
 
-def test_a_bad_word_does_not_come_up(streaming: TritonServer) -> None:
+def test_a_bad_word_does_not_come_up(streaming: ModelServer) -> None:
     bad = {"bad_words": (b" hundred", "BYTES")}
     [full, without] = send(streaming.grpc_url, [Ask(ENGLISH), Ask(ENGLISH, inputs=bad)])
     assert " hundred" in full.text
@@ -286,7 +286,7 @@ def test_a_bad_word_does_not_come_up(streaming: TritonServer) -> None:
     assert " hundred" not in without.text
 
 
-def test_sampling_is_honoured_and_hangs_on_the_seed(streaming: TritonServer) -> None:
+def test_sampling_is_honoured_and_hangs_on_the_seed(streaming: ModelServer) -> None:
     def sampled(seed: int) -> Ask:
         inputs = {
             "temperature": (np.float32(5.0), "FP32"),
@@ -302,7 +302,7 @@ def test_sampling_is_honoured_and_hangs_on_the_seed(streaming: TritonServer) -> 
 
 
 def post(
-    server: TritonServer, path: str, body: dict[str, Any], model: str = "ensemble"
+    server: ModelServer, path: str, body: dict[str, Any], model: str = "ensemble"
 ) -> Iterator[Any]:
     request = urllib.request.Request(
         f"http://{server.http_url}/v2/models/{model}/{path}", json.dumps(body).encode()
@@ -313,7 +313,7 @@ def post(
                 yield json.loads(line.removeprefix(b"data: "))
 
 
-def test_curl_s_way_streams_too(streaming: TritonServer, truth: Callable[..., list[int]]) -> None:
+def test_curl_s_way_streams_too(streaming: ModelServer, truth: Callable[..., list[int]]) -> None:
     body = {"text_input": CHINESE, "max_tokens": MAX_TOKENS, "stream": True}
     events = list(post(streaming, "generate_stream", body))
     assert "".join(event["text_output"] for event in events) == decoded(truth(CHINESE))
@@ -321,7 +321,7 @@ def test_curl_s_way_streams_too(streaming: TritonServer, truth: Callable[..., li
 
 
 def test_one_answer_per_request_over_http_and_grpc(
-    unary: TritonServer, truth: Callable[..., list[int]]
+    unary: ModelServer, truth: Callable[..., list[int]]
 ) -> None:
     client = grpc.InferenceServerClient(unary.grpc_url)
     for text in BOTH:
@@ -333,7 +333,7 @@ def test_one_answer_per_request_over_http_and_grpc(
     client.close()
 
 
-def test_one_answer_per_request_also_says_what_is_wrong(unary: TritonServer) -> None:
+def test_one_answer_per_request_also_says_what_is_wrong(unary: ModelServer) -> None:
     long = {"text_input": "7" * 257, "max_tokens": 8}
     other = {"text_input": ENGLISH, "max_tokens": 8, "exclude_input_in_output": False}
     for body, reason in ((long, "max_input_len 256"), (other, "exclude_input_in_output: false")):
@@ -343,9 +343,9 @@ def test_one_answer_per_request_also_says_what_is_wrong(unary: TritonServer) -> 
         caught.value.close()
 
 
-def test_a_second_server_on_the_same_port_is_refused(streaming: TritonServer) -> None:
+def test_a_second_server_on_the_same_port_is_refused(streaming: ModelServer) -> None:
     ports = streaming.ports
-    again = TritonServer(streaming.repository, ports=ports, log_file=streaming.log_file)
+    again = ModelServer(streaming.repository, ports=ports, log_file=streaming.log_file)
     with pytest.raises(UserError, match=rf"port {ports.grpc} is already in use.*--grpc-port"):
         again.__enter__()
 
@@ -356,7 +356,7 @@ def test_a_model_that_does_not_load_ends_with_triton_s_own_words(
     broken = repository("1.2")
     config = broken / "preprocessing/config.pbtxt"
     config.write_text(config.read_text().replace(str(EXAMPLE / "model"), "/nowhere"))
-    server = TritonServer(
+    server = ModelServer(
         broken, ports=free_ports(), log_file=tmp_path / "log", cache_dir=triton_cache
     )
     with server, pytest.raises(UserError, match=r"exit code \d+ .*no tokenizer_dir /nowhere"):
@@ -370,10 +370,10 @@ def test_a_killed_launcher_leaves_no_process_and_no_shared_memory(
     launcher = """
 import sys, time
 from pathlib import Path
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
+from trtllm_deploy.serve.launch import ModelServer
+from trtllm_deploy.machine.ports import free_ports
 repository, log, cache = map(Path, sys.argv[1:])
-with TritonServer(repository, ports=free_ports(), log_file=log, cache_dir=cache) as server:
+with ModelServer(repository, ports=free_ports(), log_file=log, cache_dir=cache) as server:
     server.wait_ready(60)
     print("ready", flush=True)
     time.sleep(600)

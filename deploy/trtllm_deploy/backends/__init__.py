@@ -1,4 +1,5 @@
-"""The ways to serve a cell, one module each: a cell in, engine and model repository out.
+"""The ways to serve a cell: a cell in; engine, the folder a server is started on, and server out.
 
-:mod:`trtllm_deploy.backends.backend` is the seam; nothing outside this room asks which it is.
+Two seams: :mod:`trtllm_deploy.backends.backend`, how a cell is made ready, and
+:mod:`trtllm_deploy.backends.server`, what is started then. Nothing outside this room asks which.
 """

@@ -1,7 +1,8 @@
 """The seam between a cell and what serves it: one protocol, three ways.
 
-A backend says what checkpoint it takes, what its engine is, how that is made, and what Triton gets
-to see. It knows nothing of the store or of other cells; nothing else asks which one it is.
+A backend says what checkpoint it takes, what its engine is, how that is made, and what folder a
+server is started on. It knows nothing of the store or of other cells; nothing else asks which one
+it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.backends.llmapi import LlmApiBackend
 from trtllm_deploy.backends.model_refusals import Configs
 from trtllm_deploy.backends.reference import ReferenceBackend
+from trtllm_deploy.backends.server import Cluster
 from trtllm_deploy.backends.tensorrt import TensorrtBackend
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -46,7 +48,13 @@ class Backend(Protocol):
         """Fill ``job.target`` with the engine and check it. Raises UserError."""
 
     def make_repository(self, job: RepositoryJob) -> None:
-        """Fill ``job.target`` with Triton's model repository. Raises UserError."""
+        """Fill ``job.target`` with what a server is started on. Raises UserError.
+
+        Which kind of server, :mod:`trtllm_deploy.backends.servers` tells from the folder.
+        """
+
+    def cluster(self, release: str, cell: Cell) -> Cluster:
+        """The server as a scheduler starts it. Raises UserError: none is needed for it."""
 
 
 BACKENDS: Mapping[str, Backend] = {

@@ -23,6 +23,8 @@ from trtllm_deploy.backends.linked_engine import LinkedEngine
 from trtllm_deploy.backends.model_refusals import Configs, refuse_models
 from trtllm_deploy.backends.refusals import refuse_gpus
 from trtllm_deploy.backends.repository import check_config
+from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.backends.triton.server import triton_cluster
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release
@@ -99,6 +101,10 @@ class LlmApiBackend(LinkedEngine):
         if yaml.safe_load(text) != arguments:
             raise UserError("model.yaml doesn't read back as it was meant", where=target)
         (target / "1" / "model.yaml").write_text(text, encoding="utf-8")
+
+    def cluster(self, release: str, cell: Cell) -> Cluster:
+        """Triton in NVIDIA's image, each of several ranks by the LLM API's launcher."""
+        return triton_cluster(release, "trtllm-llmapi-launch " if cell.world_size > 1 else "")
 
 
 def model_arguments(

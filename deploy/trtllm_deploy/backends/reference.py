@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from llm_perf.errors import UserError
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.linked_engine import LinkedEngine
 from trtllm_deploy.backends.model_refusals import Configs, refuse_models, window_setting
 from trtllm_deploy.backends.repository import render_repository
+from trtllm_deploy.backends.server import Cluster
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
@@ -94,3 +96,10 @@ class ReferenceBackend(LinkedEngine):
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble, with a python model in place of TensorRT-LLM's."""
         render_repository(job, "reference")
+
+    def cluster(self, release: str, cell: Cell) -> Cluster:  # noqa: ARG002
+        """Never. Raises UserError."""
+        raise UserError(
+            "the reference backend is one process without a GPU",
+            fix="use 'trtllm-deploy serve', or 'backend: tensorrt'",
+        )

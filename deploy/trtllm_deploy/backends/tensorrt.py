@@ -22,6 +22,8 @@ from trtllm_deploy.backends.model_refusals import (
 )
 from trtllm_deploy.backends.refusals import refuse
 from trtllm_deploy.backends.repository import render_repository
+from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.backends.triton.server import triton_cluster
 from trtllm_deploy.machine.child import CommandFailedError, run_command
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
@@ -109,6 +111,10 @@ class TensorrtBackend:
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
         render_repository(job, "tensorrt")
+
+    def cluster(self, release: str, cell: Cell) -> Cluster:  # noqa: ARG002
+        """Triton with its C++ backend, in NVIDIA's image."""
+        return triton_cluster(release)
 
 
 def _smaller(job: EngineJob) -> list[str]:

@@ -21,8 +21,8 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import ask, complaint, gpus, read_report
 from trtllm_deploy.releases.release import release_names, same_release
 

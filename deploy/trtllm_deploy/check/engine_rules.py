@@ -14,10 +14,11 @@ from pathlib import Path
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.engine_config import EngineConfig
 from trtllm_deploy.backends.refusals import FP8_SM
-from trtllm_deploy.check.facts import Facts, Model, found
-from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.backends.triton.models import Model
+from trtllm_deploy.check.facts import Facts, found
 from trtllm_deploy.checkpoint.architectures import find_architecture
 from trtllm_deploy.checkpoint.attention_windows import attention_windows
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.plan.memory import (
     KV_FRACTION,

@@ -1,7 +1,8 @@
 """What a log says went wrong: known failure lines, told as cause and fix.
 
 In: the lines of a log. Out: a finding for each cause, root causes first; the patterns and texts are
-in ``failures.yaml``. It knows nothing of who wrote the log, or of the machine here.
+in ``failures.yaml``, and beside them those that the kinds of servers bring. It knows nothing of who
+wrote the log, or of the machine here.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trtllm_deploy.check.finding import Finding, Level
+from trtllm_deploy.backends.servers import KINDS
 from trtllm_deploy.machine.data import load_data
+from trtllm_deploy.machine.finding import Finding, Level
 
-# What Triton, TensorRT-LLM and python call an error, after mpirun's tag; of a python model's error,
-# the traceback is left in the log.
+# What Triton, TensorRT-LLM, python and other servers call an error, after mpirun's tag; of a python
+# model's error, the traceback is left in the log.
 _ERROR = re.compile(
     r"^(?:\[\d+,\d+\]<\w+>: ?)?(?:"
     r'E\d{4} [\d:.]+ \d+ \S+\] "?(?P<triton>.+?)(?:\\n\\nAt:.*)?"?'
     r"|(?:\[[^\]]*\] )?\[(?:TensorRT-LLM\]\[ERROR|TRT-LLM\] \[E|TRT\] \[E)\] (?P<trtllm>.+)"
     r"|  what\(\):  (?P<cpp>.+)"
     r"|(?P<python>(?:[\w.]+Error|[\w.]+Exception): .+)"
-    r"|(?P<mpirun>(?:mpirun (?:noticed|detected|was unable)|There are not enough slots).+))$"
+    r"|(?P<mpirun>(?:mpirun (?:noticed|detected|was unable)|There are not enough slots).+)"
+    + "".join(f"|{each.error}" for each in KINDS.values() if each.error)
+    + ")$"
 )
 # errors that mean nothing: of a machine without a GPU, and of a server that was told to stop
 _HARMLESS = ("CudaDriverHelper", "unable to create stream", "failed to stop server")
@@ -62,7 +66,8 @@ class Failure:
 @cache
 def failures() -> tuple[Failure, ...]:
     """All that is known."""
-    entries = load_data("check/failures.yaml")
+    brought = (each.failures for each in KINDS.values() if each.failures)
+    entries = [entry for file in ("check/failures.yaml", *brought) for entry in load_data(file)]
     tuples = ({key: tuple(entry.get(key, ())) for key in ("says", "unless")} for entry in entries)
     return tuple(
         Failure(**{**entry, **lists}) for entry, lists in zip(entries, tuples, strict=True)

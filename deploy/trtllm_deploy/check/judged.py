@@ -9,7 +9,7 @@ from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.jobs import EngineJob
 from trtllm_deploy.backends.judge import Question, ask, fix_of
 from trtllm_deploy.check.facts import found
-from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.workspace.folder import Workspace
 

@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trtllm_deploy.backends.servers import kind_of
 from trtllm_deploy.check import engine_rules, repository_rules, wiring_rules
 from trtllm_deploy.check.doctor import installed
 from trtllm_deploy.check.facts import Launch, read_facts
-from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import gpus, pick, visible
 
 
@@ -40,6 +41,9 @@ def here(only: Collection[str] = (), **asked: Any) -> Launch:
 
 def judge(repository: Path, launch: Launch) -> list[Finding]:
     """What every rule finds in a repository, and in the engines that it names; each once."""
+    kind = kind_of(repository)
+    if kind.judge is not None:
+        return list(kind.judge(repository, launch.gpus))
     findings: list[Finding] = []
     for facts in read_facts(repository, launch):
         findings += facts.unreadable

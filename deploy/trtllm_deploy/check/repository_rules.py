@@ -16,8 +16,8 @@ from pydantic import ByteSize
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.repository import with_additions
 from trtllm_deploy.check.facts import Facts, found
-from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release, release_names, spans
 from trtllm_deploy.spec.settings import TritonSettings

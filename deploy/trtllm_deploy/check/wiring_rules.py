@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trtllm_deploy.check.facts import Facts, Model, found
-from trtllm_deploy.check.finding import Finding
+from trtllm_deploy.backends.triton.models import Model
+from trtllm_deploy.check.facts import Facts, found
+from trtllm_deploy.machine.finding import Finding
 
 _BEFORE_BLS_GUARD = re.compile(r"0\.(\d|1[0-2])\.")  # 0.13 and later take a default for ${…}
 _LLM_ON = ("tensorrtllm", "python")  # the C++ backend, or a model.py in its place

@@ -16,9 +16,9 @@ from rich.markup import escape
 
 from llm_perf.errors import UserError
 from llm_perf.screen import plain
-from trtllm_deploy.check.finding import Finding, print_findings
 from trtllm_deploy.cli.options import planned, workspace_folder
 from trtllm_deploy.machine.console import console
+from trtllm_deploy.machine.finding import Finding, print_findings
 
 if TYPE_CHECKING:
     from trtllm_deploy.plan.plan import CellPlan

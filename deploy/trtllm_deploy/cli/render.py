@@ -55,6 +55,7 @@ def render(
     LeaderWorkerSet for several nodes, with Service and PodMonitor. The workspace has to be on every
     node, or in the claim, and gets the path that it has here.
     """
+    from trtllm_deploy.backends.backend import BACKENDS
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.serve import manifests
 
@@ -64,10 +65,10 @@ def render(
         raise UserError(f"--{min(others).replace('_', '-')} isn't for {kind}", fix="leave it out")
     asked = planned(file, workspace, offline_ok=True)
     spec = asked.file.deployment
+    chosen = find_plan(asked.plans, asked.file, cell).cell
     job = manifests.ClusterJob(
-        find_plan(asked.plans, asked.file, cell).cell,
-        backend=spec.backend,
-        release=spec.release,
+        chosen,
+        BACKENDS[spec.backend].cluster(spec.release, chosen),
         workspace=asked.workspace.root,
         gpus_per_node=gpus_per_node,
         image=image,

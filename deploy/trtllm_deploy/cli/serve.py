@@ -20,8 +20,8 @@ from trtllm_deploy.machine.console import console
 from trtllm_deploy.workspace.folder import Workspace
 
 if TYPE_CHECKING:
+    from trtllm_deploy.backends.server import Chosen, Server
     from trtllm_deploy.machine.remains import Remains
-    from trtllm_deploy.serve.processes import Processes
     from trtllm_deploy.serve.serving import Target
 
 _PORT = click.IntRange(1, 65535)
@@ -77,13 +77,14 @@ def _restarts(text: str) -> float:
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Triton's own: 0 is quiet, 1 tells of requests, more tells more.",
+    help="The server's own: 0 is quiet, 1 tells of requests, more tells more.",
 )
 @click.option(
+    "--executable",
     "--tritonserver",
-    type=click.Path(path_type=Path),
     metavar="PATH",
-    help="This program; default: the one on PATH, else the container's, else nvidia-pytriton's.",
+    help="This program as the server; default: the one on PATH, for Triton else the container's or"
+    " nvidia-pytriton's.",
 )
 @click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
 @click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
@@ -106,37 +107,36 @@ def _restarts(text: str) -> float:
 def serve(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
 ) -> int:
-    """Serve the built CELL of FILE with Triton until Ctrl-C."""
+    """Serve the built CELL of FILE until Ctrl-C, with the server of its backend."""
+    from trtllm_deploy.machine.ports import Ports, claimed
     from trtllm_deploy.machine.remains import sweep_remains
-    from trtllm_deploy.serve.launch import TritonServer
-    from trtllm_deploy.serve.ports import Ports, claimed
+    from trtllm_deploy.serve.launch import ModelServer
     from trtllm_deploy.serve.serving import in_background, keep_serving
 
     target = _target(file, cell, repository, workspace)
-    processes = _processes(target, chosen)
+    wished = _chosen(target, chosen)
     ports = Ports(chosen["grpc_port"], chosen["http_port"], chosen["metrics_port"])
     log_file = target.workspace.server_log(f"{target.name}-{ports.http}")
     new_server = partial(
-        TritonServer,
+        ModelServer,
         target.repository,
         ports=ports,
         log_file=log_file,
         address=chosen["address"],
         cache_dir=target.workspace.triton,
-        processes=processes,
+        chosen=wished,
         exit_seconds=chosen["exit_timeout"],
-        tritonserver=chosen["tritonserver"],
-        log_verbose=chosen["log_verbose"],
     )
-    for flag, why in _without_effect(processes, chosen):
+    first = new_server()
+    for flag, why in (*first.what.idle, *_without_effect(chosen)):
         click.echo(f"trtllm-deploy: {flag} changes nothing: {why}", err=True)
     if chosen["show"]:
-        click.echo(new_server().shell_command())
+        click.echo(first.shell_command())
         return 0
-    if not _preflight(target, processes) and not chosen["force"]:
+    if not _preflight(target, first.what, wished) and not chosen["force"]:
         raise UserError("preflight found errors; nothing was started", fix="--force goes on")
     sweep_remains()  # one that was left may listen there
-    with claimed(ports, chosen["address"]):
+    with claimed(ports, chosen["address"], first.what.listens):
         if chosen["detach"]:
             code = in_background(target.workspace, log_file.with_suffix(".out"))
             if code is not None:
@@ -147,11 +147,12 @@ def serve(
 def _target(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path
 ) -> Target:
+    from trtllm_deploy.backends.servers import is_served
     from trtllm_deploy.serve.serving import Target
 
     if repository is not None and file is None:
         space = Workspace(workspace.resolve())
-        if not any(repository.glob("*/config.pbtxt")):
+        if not is_served(repository):
             raise UserError("no folder in it has a config.pbtxt", where=repository)
         return Target(repository.absolute().name, repository, space, {})
     if file is None or cell is None or repository is not None:
@@ -165,14 +166,15 @@ def _target(
     return Target(plan.cell.name, repository, space, variables, tokenizer, lengths)
 
 
-def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
+def _chosen(target: Target, chosen: dict[str, Any]) -> Chosen:
+    from trtllm_deploy.backends.server import Chosen
     from trtllm_deploy.builds.local import visible_gpus
-    from trtllm_deploy.serve.processes import processes_for
 
     orchestrator = chosen["mode"] == "orchestrator"
     named = chosen["gpus"] is not None
-    return processes_for(
-        target.repository,
+    return Chosen(
+        executable=chosen["executable"] or target.executable,
+        log_verbose=chosen["log_verbose"],
         orchestrator=orchestrator,
         no_mpi=chosen["no_mpi"],
         oversubscribe=chosen["oversubscribe"],
@@ -182,27 +184,23 @@ def _processes(target: Target, chosen: dict[str, Any]) -> Processes:
     )
 
 
-def _without_effect(processes: Processes, chosen: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Flags that were given and do nothing for this server, each with the reason."""
+def _without_effect(chosen: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Flags that were given and do nothing here, whatever the server, each with the reason."""
     from trtllm_deploy.machine.gpu import gpus
 
-    if chosen["no_mpi"] and processes.world_size == 1:
-        yield "--no-mpi", "one process serves it"
-    if chosen["oversubscribe"] and not processes.mpirun:
-        yield "--oversubscribe", "mpirun doesn't start it"
     if chosen["gpus"] is not None and not chosen["hostfile"] and not gpus():
         yield "--gpus", "there is no GPU here"
 
 
-def _preflight(target: Target, processes: Processes) -> bool:
+def _preflight(target: Target, server: Server, chosen: Chosen) -> bool:
     """Print what is wrong; whether nothing is that stops a launch."""
-    from trtllm_deploy.check.finding import print_findings
     from trtllm_deploy.check.preflight import here, judge
+    from trtllm_deploy.machine.finding import print_findings
 
-    hosts = processes.hostfile.read_text("utf-8").splitlines() if processes.hostfile else ["here"]
+    hosts = chosen.hostfile.read_text("utf-8").splitlines() if chosen.hostfile else ["here"]
     nodes = sum(bool(host.partition("#")[0].strip()) for host in hosts)
-    asked = {"world_size": processes.world_size, "nodes": nodes, "lengths": target.lengths}
-    found = judge(target.repository, here(processes.gpus, **asked))
+    asked = {"world_size": server.world_size, "nodes": nodes, "lengths": target.lengths}
+    found = judge(target.repository, here(chosen.gpus, **asked))
     print_findings(found, console())
     return all(each.level != "error" for each in found)
 
@@ -215,12 +213,17 @@ def ps(workspace: Path) -> None:
     from trtllm_deploy.serve.running import running
 
     table = Table()
-    for name in ("cell", "state", "pid", "gRPC", "HTTP", "metrics", "ranks", "since"):
+    for name in ("cell", "server", "state", "pid", "gRPC", "HTTP", "metrics", "ranks", "since"):
         table.add_column(name, overflow="fold")
     for each in running(Workspace(workspace.resolve())):
-        ports = (f"{each.address}:{each.ports.grpc}", str(each.ports.http), str(each.ports.metrics))
+        numbers = {name: str(getattr(each.ports, name)) for name in each.listens}
+        first = next(name for name in ("grpc", "http") if name in numbers)
+        numbers[first] = f"{each.address}:{numbers[first]}"
+        ports = (numbers.get(name, "-") for name in ("grpc", "http", "metrics"))
         since = datetime.fromisoformat(each.since).astimezone().strftime("%F %T")
-        table.add_row(each.cell, each.state, str(each.pid), *ports, str(each.world_size), since)
+        table.add_row(
+            each.cell, each.server, each.state, str(each.pid), *ports, str(each.world_size), since
+        )
     console().print(table)
     for left in remains():
         click.echo(f"a killed command left {_told(left)}; 'stop' or the next start ends that")

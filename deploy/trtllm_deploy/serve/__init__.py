@@ -1,4 +1,4 @@
-"""One server kept going: a model repository in, a process that answers and its exit code out.
+"""One server kept going: a folder in, a process that answers and its exit code out.
 
-Knows nothing of how the repository was made, or of what is asked of the server.
+Knows nothing of how the folder was made, of the kind of server, or of what is asked of it.
 """

@@ -7,6 +7,7 @@ lets whoever may load a model bring code of his own, so that door stays closed.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -90,7 +91,7 @@ def _files(repository: Path) -> dict[str, bytes]:
     """Every file of a repository, by its path in there."""
     return {
         str(path.relative_to(repository)): path.read_bytes()
-        for path in repository.glob("*/**/*")
+        for path in repository.glob("**/*")
         if path.is_file() and path.name != MANIFEST and path.suffix != ".pyc"
     }
 
@@ -100,6 +101,8 @@ def _settings(name: str, files: Mapping[str, bytes]) -> Mapping[str, Any]:
     text = files.get(name, b"").decode()
     if name.endswith(".yaml"):
         return dict(yaml.safe_load(text) or {})
+    if name.endswith(".json") and "/" not in name:  # what a server is started with
+        return dict(json.loads(text or "{}"))
     if not name.endswith(".pbtxt"):
         return {}
     from google.protobuf import json_format, text_format  # with tritonclient 0.2 s to import

@@ -1,7 +1,7 @@
-"""Start Triton on a rendered model repository, say when it is ready, and stop it without leftovers.
+"""Start a server on a folder, say when it is ready, and stop it without leftovers.
 
-In: a repository folder, three ports, a log file, how its processes are started. Out: a running
-server, what it says is wrong, its exit code. It knows nothing of what is sent to the server.
+In: a folder, ports, a log file, what a person chose. Out: a running server, what it says is wrong,
+its exit code. It knows nothing of what is sent to the server, or of which kind it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,24 +16,23 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from llm_perf.errors import UserError
+from trtllm_deploy.backends.server import Chosen, Launch, Port, Server
+from trtllm_deploy.backends.servers import kind_of
 from trtllm_deploy.check.failures import first_errors
 from trtllm_deploy.machine import supervise
 from trtllm_deploy.machine.environment import clean_environment
+from trtllm_deploy.machine.ports import DEFAULT_PORTS, Ports, check_ports
 from trtllm_deploy.machine.remains import new_name
-from trtllm_deploy.serve.command import server_command
-from trtllm_deploy.serve.find_triton import find_triton
 from trtllm_deploy.serve.log import ServerLog
-from trtllm_deploy.serve.ports import DEFAULT_PORTS, Ports, check_ports
-from trtllm_deploy.serve.processes import Processes
 
 _SUPERVISE = Path(supervise.__file__)
 _EXIT_SECONDS = 4
 _LOOK_SECONDS = 0.2  # between looks at the server
-_STUB = "triton_python_backend_stub"  # Triton says it is ready whether or not it lives
-_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")  # what shlex.quote would leave alone
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens a server's URLs, whatever proxy the environment names."""
 
@@ -54,10 +52,18 @@ class ServerError(UserError):
         self.code = code
 
 
-class TritonServer:
-    """One server on one model repository, as a context manager.
+class Asked(NamedTuple):
+    """What a client says to reach a server, in llm_perf's words."""
 
-    Entering raises UserError when a port is taken or no Triton is found, and starts the server
+    url: str
+    protocol: str
+    model: str
+
+
+class ModelServer:
+    """One server on one folder, as a context manager.
+
+    Entering raises UserError when a port is taken or there is no such server here, and starts it
     otherwise; leaving stops it and everything it started. Requests in flight then get
     ``exit_seconds``. The logs of earlier starts are kept beside the new one, as ``*.1`` and so on.
     """
@@ -70,92 +76,86 @@ class TritonServer:
         log_file: Path,
         address: str = "127.0.0.1",
         cache_dir: Path | None = None,
-        processes: Processes | None = None,
+        chosen: Chosen | None = None,
         exit_seconds: int = _EXIT_SECONDS,
-        tritonserver: Path | None = None,
-        log_verbose: int = 0,
     ) -> None:
         self.repository = repository
         self.ports = ports
         self.address = address
-        self.processes = processes or Processes()
         self.log_file = log_file
         self.log = ServerLog(log_file)
         self.exit_seconds = exit_seconds
         self._cache_dir = cache_dir or Path.home() / ".cache" / "trtllm-deploy" / "triton"
-        self._tritonserver = tritonserver
-        self._log_verbose = log_verbose
+        self._chosen = chosen or Chosen()
         self._name = new_name()
         self._supervisor: subprocess.Popen[bytes] | None = None
+
+    @cached_property
+    def title(self) -> str:
+        """What kind it is, for people."""
+        return kind_of(self.repository).title
+
+    @cached_property
+    def what(self) -> Server:
+        """All that is to know of it. Raises UserError: there is no such server here."""
+        return kind_of(self.repository).server(
+            Launch(
+                folder=self.repository,
+                ports=self.ports,
+                address=self.address,
+                name=self._name,
+                rank_logs=self.log.ranks,
+                cache=self._cache_dir,
+                exit_seconds=self.exit_seconds,
+                chosen=self._chosen,
+            )
+        )
+
+    @property
+    def asked(self) -> Asked:
+        """How a client on this machine reaches it: ``Endpoint(*server.asked)``."""
+        return Asked(self.url(self.what.asked), self.what.protocol, self.what.model)
+
+    @property
+    def metrics_url(self) -> str:
+        """Where it tells its metrics."""
+        return f"http://{self.url(self.what.metrics)}/metrics"
+
+    def url(self, port: Port) -> str:
+        """``host:port``, as a client on this machine reaches it."""
+        host = "127.0.0.1" if self.address == "0.0.0.0" else self.address
+        return f"{host}:{getattr(self.ports, port)}"
 
     @property
     def http_url(self) -> str:
         """``host:port`` of the HTTP endpoint, as a client on this machine reaches it."""
-        return f"{self._host}:{self.ports.http}"
+        return self.url("http")
 
     @property
     def grpc_url(self) -> str:
         """``host:port`` of the gRPC endpoint, as a client on this machine reaches it."""
-        return f"{self._host}:{self.ports.grpc}"
-
-    @property
-    def _host(self) -> str:
-        return "127.0.0.1" if self.address == "0.0.0.0" else self.address
-
-    def command(self) -> tuple[list[str], dict[str, str]]:
-        """The command line, and what is added to this process's environment for it.
-
-        Raises UserError: there is no Triton here.
-        """
-        triton = find_triton(self._cache_dir, self._tritonserver)
-        environment = {**triton.environment, **self.processes.environment}
-        if self.processes.mpirun:  # else what it keeps there stays when it is killed
-            environment["OMPI_MCA_orte_tmpdir_base"] = str(supervise.scratch(self._name))
-        command = server_command(
-            triton,
-            self.repository,
-            self.ports,
-            self.address,
-            self.processes,
-            name=self._name,
-            rank_logs=self.log.ranks,
-            exit_seconds=self.exit_seconds,
-            log_verbose=self._log_verbose,
-        )
-        return command, environment
+        return self.url("grpc")
 
     def shell_command(self) -> str:
-        """The same as one line for a shell."""
-        command, environment = self.command()
-        return shlex.join(
-            ["env", *(f"{key}={value}" for key, value in environment.items()), *command]
-        )
+        """The command with its environment, as one line for a shell."""
+        added = (f"{key}={value}" for key, value in self.what.environment.items())
+        return shlex.join(["env", *added, *self.what.command])
 
-    def __enter__(self) -> TritonServer:
+    def __enter__(self) -> ModelServer:
         if not self.repository.is_dir():
             raise UserError("there is no such model repository", where=self.repository)
-        check_ports(self.ports, self.address)
-        for path in (self.repository.absolute(), self._cache_dir.absolute()):
-            if not _SHELL_SAFE.fullmatch(str(path)):  # its python backend starts stubs with sh -c
-                raise UserError(
-                    "Triton can't serve from a path with spaces or quotes in it",
-                    where=path,
-                    fix="choose another --workspace",
-                )
-        command, environment = self.command()
-        if shutil.which(command[0]) is None:
-            raise UserError(
-                f"there is no {command[0]} here",
-                fix=f"{self.processes.world_size} ranks need Open MPI: run in the container",
-            )
+        what = self.what
+        check_ports(self.ports, self.address, what.listens)
+        if shutil.which(what.command[0]) is None:
+            raise UserError(f"there is no {what.command[0]} here", fix=what.absent or None)
         guard = [sys.executable, "-I", str(_SUPERVISE), str(os.getpid())]
         with self.log.start() as log:
             self._supervisor = subprocess.Popen(
-                [*guard, str(self.exit_seconds + 1), self._name, _STUB, *command],
+                [*guard, str(self.exit_seconds + 1), self._name, what.vital, *what.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(environment),
+                env=clean_environment(what.environment),
                 umask=0o077,  # its shared memory holds prompts
                 start_new_session=True,  # Ctrl-C reaches us, and we stop the server in order
             )
@@ -165,7 +165,7 @@ class TritonServer:
         self.stop()
 
     def wait_ready(self, timeout: float = 300.0, say: Say = lambda _: None) -> None:
-        """Return once every model is loaded; each error line of the logs goes to ``say``.
+        """Return once it is ready; each error line of the logs goes to ``say``.
 
         Raises ServerError with the log's first error lines, when the server ends first or
         ``timeout`` (seconds) has passed.
@@ -174,9 +174,11 @@ class TritonServer:
         while not self._is_ready():
             if self._running().poll() is not None:
                 code = self.wait(say) or 1
-                raise self._failure(f"Triton ended with exit code {code} before it was ready", code)
+                raise self._failure(
+                    f"{self.title} ended with exit code {code} before it was ready", code
+                )
             if time.monotonic() > deadline:
-                raise self._failure(f"Triton was not ready after {timeout:g} s", None)
+                raise self._failure(f"{self.title} was not ready after {timeout:g} s", None)
             self._look(say)
             time.sleep(_LOOK_SECONDS)
 
@@ -215,7 +217,7 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            with DIRECT.open(f"http://{self.http_url}/v2/health/ready", timeout=2):
+            with DIRECT.open(f"http://{self.http_url}{self.what.ready}", timeout=2):
                 return True
         except (OSError, http.client.HTTPException):
             return False

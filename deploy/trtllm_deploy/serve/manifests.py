@@ -1,8 +1,8 @@
 """What a scheduler takes to serve a cell: a script for Slurm's sbatch, manifests for Kubernetes.
 
-In: a cell, where its workspace lies on the cluster, the machines' GPUs. Out: text. One process runs
-for each rank, with the flags of the release's launch_triton_server.py in leader mode. It knows
-nothing of clusters that exist; nothing is submitted here.
+In: a cell and its server, where its workspace lies on the cluster, the machines' GPUs. Out: text.
+One process runs for each rank, or one for all of a node. It knows nothing of clusters that exist;
+nothing is submitted here.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.repository import template
-from trtllm_deploy.releases.release import load_release
-from trtllm_deploy.serve.ports import DEFAULT_PORTS
+from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.machine.ports import DEFAULT_PORTS
 from trtllm_deploy.spec.deployment_file import Cell
-from trtllm_deploy.spec.schema import BackendName
 
 _NAME_LENGTH = 45  # of 63: pods and revisions of a LeaderWorkerSet get up to 18 more
-_SLURM_PORTS = {  # of the script; two jobs on a node share its network, and two pods don't
-    "http": "$TRITON_HTTP_PORT",
-    "grpc": "$((TRITON_HTTP_PORT + 1))",
-    "metrics": "$((TRITON_HTTP_PORT + 2))",
-}
+_PORT_TITLES = {"grpc": "gRPC", "http": "HTTP", "metrics": "metrics"}
 _ALLOWED = {
     "image": r"[A-Za-z0-9][\w.:/@#+-]*|/[\w./+-]+",
     "workspace": r"/[\w@%+./-]*",
@@ -45,24 +41,18 @@ _ALLOWED = {
 class ClusterJob:
     """A cell to be served from ``workspace``, a path that is the same on every machine.
 
-    ``environment`` is for all its processes. Raises UserError when the cell needs no cluster, or
-    its ranks don't spread evenly over nodes.
+    ``environment`` is for all its processes. Raises UserError when its ranks don't spread evenly
+    over nodes, or its server can't be on several.
     """
 
     cell: Cell
-    backend: BackendName
-    release: str
+    server: Cluster
     workspace: Path
     gpus_per_node: int = 8
     image: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.backend == "reference":
-            raise UserError(
-                "the reference backend is one process without a GPU",
-                fix="use 'trtllm-deploy serve', or 'backend: tensorrt'",
-            )
         _check(image=self.image, workspace=str(self.workspace), cell=self.cell.name)
         for name, value in self.environment.items():
             _check(variable=name)
@@ -72,6 +62,12 @@ class ClusterJob:
             raise UserError(
                 f"the {self.ranks} ranks of {self.cell.name} don't fill nodes of {self.gpus} GPUs",
                 fix="choose a --gpus-per-node that divides them",
+            )
+        if self.nodes > 1 and not self.server.each_rank:
+            raise UserError(
+                f"{self.server.container} starts the {self.ranks} ranks of {self.cell.name} itself,"
+                f" on one node, which has {self.gpus} GPUs",
+                fix="choose a larger --gpus-per-node, or a smaller tp x pp",
             )
 
     @property
@@ -90,9 +86,24 @@ class ClusterJob:
         return self.ranks // self.gpus
 
     @property
+    def tasks(self) -> int:
+        """Processes that are started on each node."""
+        return self.gpus if self.server.each_rank else 1
+
+    @property
     def container(self) -> str:
-        """The image; by default NVIDIA's of the release."""
-        return self.image or load_release(self.release).image
+        """The image; by default the server's own."""
+        return self.image or self.server.image
+
+    @property
+    def folder(self) -> str:
+        """What is served."""
+        return f"{self.workspace}/ensemble_models/{self.cell.name}"
+
+    @property
+    def port_variable(self) -> str:
+        """What a Slurm job's first port is kept in."""
+        return f"{re.sub('[^A-Z]', '_', self.server.container.upper())}_HTTP_PORT"
 
 
 def slurm(
@@ -105,13 +116,18 @@ def slurm(
 ) -> str:
     """A script for sbatch, for clusters with pyxis; the server listens at ``address``.
 
-    Its ports follow from the job's number, or from TRITON_HTTP_PORT where sbatch is called.
+    Its ports follow from the job's number, or from ``port_variable`` where sbatch is called.
     """
     options = {"partition": partition, "account": account, "time": time}
     registry, slash, rest = job.container.partition("/")
     enroot = f"{registry}#{rest}" if slash and {".", ":"} & set(registry) else job.container
-    values = {"image": enroot, "options": options, "address": address, "ports": _SLURM_PORTS}
-    return _rendered("slurm.sh", job, **values, **options)
+    first = job.port_variable  # two jobs on a node share its network, and two pods don't
+    ports = {"http": f"${first}", "grpc": f"$(({first} + 1))", "metrics": f"$(({first} + 2))"}
+    listens = ", ".join(
+        f"{_PORT_TITLES[each]} {ports[each]}" for each in _PORT_TITLES if each in job.server.listens
+    )
+    values = {"image": enroot, "options": options, "address": address, "listens": listens}
+    return _rendered("slurm.sh", job, ports=ports, **values, **options)
 
 
 def kubernetes(
@@ -133,7 +149,7 @@ def kubernetes(
         pvc=pvc,
         memory=job.gpus * memory_per_gpu,
         address="0.0.0.0",  # of the pod, which probes and the Service reach
-        ports=DEFAULT_PORTS,  # of the pod's own network: two on a node don't meet
+        ports=asdict(DEFAULT_PORTS),  # of the pod's own network: two on a node don't meet
     )
 
 
@@ -156,6 +172,7 @@ def _check(**words: object) -> None:
             raise UserError(f"{name} can't be {word!r}", fix=f"it has to match {allowed}")
 
 
-def _rendered(source: str, job: ClusterJob, **values: object) -> str:
+def _rendered(source: str, job: ClusterJob, **values: Any) -> str:
     _check(**values)
-    return template(f"deployment/{source}.j2").render(job=job, **values)
+    script = job.server.script(job.folder, values["address"], values["ports"])
+    return template(f"deployment/{source}.j2").render(job=job, script=script, **values)

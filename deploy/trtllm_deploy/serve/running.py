@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from trtllm_deploy.machine.json_files import write_json
+from trtllm_deploy.machine.ports import ALL, Ports
 from trtllm_deploy.machine.remains import process_start
-from trtllm_deploy.serve.ports import Ports
 from trtllm_deploy.workspace.folder import Workspace
 
 CHANGED = signal.SIGUSR1
@@ -34,7 +34,8 @@ class Running:
 
     ``pid`` is ``serve``'s own process, ``started`` its start in clock ticks since boot: together
     they name one process for good. ``since`` is ISO 8601. ``starts`` counts the servers that it
-    started. Requests in flight get ``exit_seconds`` when the server is told to stop.
+    started. Requests in flight get ``exit_seconds`` when the server is told to stop. ``server`` is
+    its kind, for people; it listens on the ports ``listens``.
     """
 
     cell: str
@@ -49,6 +50,8 @@ class Running:
     since: str
     starts: int
     exit_seconds: int
+    server: str = ""
+    listens: tuple[str, ...] = ALL
 
 
 def running(workspace: Workspace) -> list[Running]:
@@ -57,7 +60,8 @@ def running(workspace: Workspace) -> list[Running]:
     for file in sorted(_folder(workspace).glob("*.json")):
         with suppress(OSError, ValueError, TypeError, KeyError):
             data = json.loads(file.read_text(encoding="utf-8"))
-            data |= {"ports": Ports(**data["ports"]), "log_files": tuple(data["log_files"])}
+            tuples = {each: tuple(data[each]) for each in ("log_files", "listens") if each in data}
+            data |= {"ports": Ports(**data["ports"]), **tuples}
             found.append(Running(**data))
     return [each for each in found if process_start(each.pid) == each.started]
 

@@ -19,10 +19,10 @@ import click
 
 from llm_perf.screen import plain
 from trtllm_deploy.check.failures import diagnose_logs, stays_so
-from trtllm_deploy.check.finding import print_findings
 from trtllm_deploy.machine.console import console
+from trtllm_deploy.machine.finding import print_findings
 from trtllm_deploy.machine.remains import process_start
-from trtllm_deploy.serve.launch import ServerError, TritonServer
+from trtllm_deploy.serve.launch import ModelServer, ServerError
 from trtllm_deploy.serve.running import (
     CHANGED,
     Running,
@@ -43,6 +43,7 @@ class Target:
     """What is served: a cell, or a repository that was made elsewhere.
 
     ``lengths`` are ISL and OSL, ``variables`` what its processes find in their environment.
+    ``executable`` is the server's program where the deployment file names it.
     """
 
     name: str
@@ -51,10 +52,11 @@ class Target:
     variables: Mapping[str, str]
     tokenizer: Path | None = None
     lengths: tuple[int, int] | None = None
+    executable: str | None = None
 
 
 def keep_serving(
-    target: Target, new_server: Callable[[], TritonServer], restarts: float, timeout: float
+    target: Target, new_server: Callable[[], ModelServer], restarts: float, timeout: float
 ) -> int:
     """Serve, and again while the policy allows; what to exit with, 0 for a stop.
 
@@ -121,34 +123,30 @@ class _Came(NamedTuple):
 
 
 def _exit_code(code: int | None) -> int:
-    """0 and signals as they are; Triton's own codes mean nothing beside ours."""
+    """0 and signals as they are; a server's own codes mean nothing beside ours."""
     return code if code is not None and (code == 0 or code > 128) else 1
 
 
 def _serve_once(
-    target: Target, server: TritonServer, timeout: float, starts: int, changes: list[int]
+    target: Target, server: ModelServer, timeout: float, starts: int, changes: list[int]
 ) -> _Came:
     out = console()
     code: int | None
     ready = False
     with server:
-        out.print(f"starting Triton; its log: {server.log_file}", soft_wrap=True)
+        out.print(f"starting {server.title}; its log: {server.log_file}", soft_wrap=True)
         note(target.workspace, _record(target, server, "starting", starts))
         try:
             server.wait_ready(timeout, _say)
             ready = True
             note(target.workspace, _record(target, server, "ready", starts))
             out.print(f"ready: {target.name}", style="bold", soft_wrap=True)
-            out.print(
-                f"  gRPC {server.grpc_url}  HTTP {server.http_url}"
-                f"  metrics http://{server.address}:{server.ports.metrics}/metrics\n"
-                f"  llm_perf -u {server.grpc_url} -m {server.processes.asked} --concurrency 1,4"
-                f" --tokenizer-path {target.tokenizer or 'FOLDER'} --input-data FILE.jsonl",
-                soft_wrap=True,
-            )
+            out.print(_how_to_ask(target, server), soft_wrap=True)
             code = server.wait(_say, lambda: bool(changes))
             if code is not None:
-                out.print(f"Triton ended by itself with exit code {code}; see {server.log_file}")
+                out.print(
+                    f"{server.title} ended by itself with exit code {code}; see {server.log_file}"
+                )
         except ServerError as error:
             click.echo(f"trtllm-deploy: {error}", err=True)
             code = error.code
@@ -160,11 +158,28 @@ def _serve_once(
     return _Came(code, ready, stays_so=by_itself and stays_so(server.log.files))
 
 
+def _how_to_ask(target: Target, server: ModelServer) -> str:
+    """Where it listens, and the command that measures it."""
+    titles = {"grpc": "gRPC", "http": "HTTP"}
+    listens = [
+        f"{title} {server.url(port)}"
+        for port, title in titles.items()
+        if port in server.what.listens
+    ]
+    url, protocol, model = server.asked
+    speaks = "" if protocol == "grpc" else f" -i {protocol}"
+    return (
+        f"  {'  '.join(listens)}  metrics {server.metrics_url}\n"
+        f"  llm_perf -u {url}{speaks} -m {model} --concurrency 1,4"
+        f" --tokenizer-path {target.tokenizer or 'FOLDER'} --input-data FILE.jsonl"
+    )
+
+
 def _say(error: str) -> None:
     click.echo(f"  {plain(error)}", err=True)
 
 
-def _record(target: Target, server: TritonServer, state: State, starts: int) -> Running:
+def _record(target: Target, server: ModelServer, state: State, starts: int) -> Running:
     pid = os.getpid()
     return Running(
         cell=target.name,
@@ -173,7 +188,9 @@ def _record(target: Target, server: TritonServer, state: State, starts: int) -> 
         state=state,
         address=server.address,
         ports=server.ports,
-        world_size=server.processes.world_size,
+        world_size=server.what.world_size,
+        listens=server.what.listens,
+        server=server.title,
         repository=str(server.repository.absolute()),
         log_files=tuple(map(str, server.log.files)),
         since=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from llm_perf import api
+from trtllm_deploy.backends.server import Chosen
+from trtllm_deploy.machine.ports import free_ports
 from trtllm_deploy.plan.plan import CellPlan
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import free_ports
-from trtllm_deploy.serve.processes import processes_for
+from trtllm_deploy.serve.launch import ModelServer
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.workspace.folder import Workspace
 
@@ -63,16 +63,13 @@ def served(
     Raises UserError: it doesn't come up.
     """
     repository = workspace.artifact(plan.repository)  # as planned, whatever has its name by now
-    with TritonServer(
+    with ModelServer(
         repository,
         ports=free_ports(),
         log_file=workspace.server_log(plan.cell.name),
-        processes=processes_for(repository, variables=file.deployment.env, gpus=tuple(gpus)),
+        chosen=Chosen(gpus=tuple(gpus), variables=file.deployment.env),
         cache_dir=workspace.triton,
         exit_seconds=_EXIT_SECONDS,
     ) as server:
         server.wait_ready()
-        yield Up(
-            api.Endpoint(server.grpc_url, "grpc", server.processes.asked),
-            f"http://127.0.0.1:{server.ports.metrics}/metrics",
-        )
+        yield Up(api.Endpoint(*server.asked), server.metrics_url)

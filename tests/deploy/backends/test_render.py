@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from llm_perf.errors import UserError
 from tests.needs import skip_unless
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.repository import templates, templates_digest
 from trtllm_deploy.cli import main as cli
 from trtllm_deploy.releases.release import load_release, release_names
@@ -41,7 +42,8 @@ def cell(tp: int = 8, pp: int = 2) -> Cell:
 
 def job(tp: int = 8, pp: int = 2, **changed: Any) -> ClusterJob:
     options = {"backend": "tensorrt", "release": "1.2", "workspace": WORKSPACE, **changed}
-    return ClusterJob(cell(tp, pp), **options)
+    server = BACKENDS[options.pop("backend")].cluster(options.pop("release"), cell(tp, pp))
+    return ClusterJob(cell(tp, pp), server, **options)
 
 
 def documents(text: str) -> dict[str, Any]:
@@ -216,7 +218,7 @@ def test_an_option_is_one_plain_word_or_refused(option: str, value: str) -> None
 def test_a_name_that_a_script_would_read_otherwise_is_refused(name: str) -> None:
     odd = Cell(name, "fp8", 8, 2, 2048, 1024, 8)
     with pytest.raises(UserError, match="cell can't be"):
-        ClusterJob(odd, "tensorrt", "1.2", WORKSPACE)
+        ClusterJob(odd, BACKENDS["tensorrt"].cluster("1.2", odd), WORKSPACE)
     with pytest.raises(UserError, match="variable can't be"):
         job(environment={name: "1"})
 

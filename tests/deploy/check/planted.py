@@ -15,8 +15,8 @@ from tests.standins import install
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.check.facts import Launch
-from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.check.preflight import judge
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.settings import TritonSettings
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.standins import install
 from trtllm_deploy.check.doctor import check, examine, lines
-from trtllm_deploy.check.finding import Finding
 from trtllm_deploy.machine.data import load_data
+from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu, read_report, read_topology
 from trtllm_deploy.releases.release import release_names
 

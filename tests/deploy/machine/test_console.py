@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from trtllm_deploy.check.finding import Finding, print_findings
 from trtllm_deploy.machine.console import console
+from trtllm_deploy.machine.finding import Finding, print_findings
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[1;31mnothing is wrong\x9b0m\x08\x7f\u202e"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_perf.errors import UserError
-from trtllm_deploy.serve.launch import TritonServer
-from trtllm_deploy.serve.ports import Ports, check_ports, claimed, free_ports
+from trtllm_deploy.machine.ports import Ports, check_ports, claimed, free_ports
+from trtllm_deploy.serve.launch import ModelServer
 
 
 def test_free_ports_are_three_and_free() -> None:
@@ -38,7 +38,7 @@ def test_an_address_of_another_machine_is_no_port_in_use() -> None:
 def test_a_path_that_triton_s_shell_would_break_is_refused(tmp_path: Path) -> None:
     repository = tmp_path / "my models"
     repository.mkdir()
-    server = TritonServer(repository, ports=free_ports(), log_file=tmp_path / "log")
+    server = ModelServer(repository, ports=free_ports(), log_file=tmp_path / "log")
     with pytest.raises(UserError, match="spaces or quotes"):
         server.__enter__()
     assert not (tmp_path / "log").exists()
@@ -49,7 +49,7 @@ def test_a_server_is_not_started_on_a_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", ports.grpc))
         listener.listen()
-        server = TritonServer(tmp_path, ports=ports, log_file=tmp_path / "log")
+        server = ModelServer(tmp_path, ports=ports, log_file=tmp_path / "log")
         with pytest.raises(UserError, match=rf"port {ports.grpc} is already in use.*--grpc-port"):
             server.__enter__()
     assert not (tmp_path / "log").exists()
@@ -57,7 +57,7 @@ def test_a_server_is_not_started_on_a_port_in_use(tmp_path: Path) -> None:
 
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing-here: there is no such model repository"):
-        TritonServer(tmp_path / "nothing-here", log_file=tmp_path / "log").__enter__()
+        ModelServer(tmp_path / "nothing-here", log_file=tmp_path / "log").__enter__()
 
 
 def test_ports_of_a_serve_are_nobody_else_s_before_its_server_binds_them() -> None:

@@ -25,7 +25,7 @@ from tests.processes import marked, until
 from tests.processes import name as name_of
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
-from trtllm_deploy.serve.ports import Ports, free_ports
+from trtllm_deploy.machine.ports import Ports, free_ports
 from trtllm_deploy.spec.deployment_file import load_deployment
 from trtllm_deploy.spec.settings import TritonSettings
 from trtllm_deploy.store.leases import in_use

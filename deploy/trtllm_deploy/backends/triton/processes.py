@@ -1,4 +1,4 @@
-"""How many processes a server has, and what starts them.
+"""How many processes a Triton has, and what starts them.
 
 In: a model repository and what a person chose. Out: a frozen value; mistakes are UserErrors. Knows
 nothing of the command that follows from it.
@@ -6,31 +6,34 @@ nothing of the command that follows from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from llm_perf.errors import UserError
+from trtllm_deploy.backends.engine_config import EngineConfig
+from trtllm_deploy.backends.server import Chosen
+from trtllm_deploy.backends.triton.models import (
+    LLM_ROLES,
+    Model,
+    engine_of,
+    model_folders,
+    read_model,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Processes:
+class Processes(Chosen):
     """``world_size`` ranks load ``models``; the first serves the whole repository.
 
     ``llmapi``: their model is TensorRT-LLM's LLM API. ``orchestrator``: one process spawns the
-    others. ``gpus``: the i-th rank of a node gets the i-th. ``variables``: for every process.
+    others.
     """
 
     world_size: int = 1
     models: tuple[str, ...] = ("tensorrt_llm",)
     llmapi: bool = False
-    orchestrator: bool = False
-    no_mpi: bool = False
-    oversubscribe: bool = False
-    hostfile: Path | None = None
-    gpus: tuple[str, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.no_mpi and self.world_size > 1 and not self.llmapi:
@@ -72,14 +75,23 @@ class Processes:
         }
 
 
-def processes_for(repository: Path, **chosen: Any) -> Processes:
-    """What the engine of a repository needs, and what was ``chosen``: fields of the value."""
-    from trtllm_deploy.check.facts import Launch, read_facts  # it imports protobuf
-
-    facts = [each for each in read_facts(repository, Launch()) if each.llm and each.engine]
+def processes_for(repository: Path, chosen: Chosen) -> Processes:
+    """What the engines of a repository need, and what was ``chosen``."""
+    found = list(_engines(repository))
     return Processes(
-        world_size=max((each.engine.world_size for each in facts if each.engine), default=1),
-        models=tuple(each.llm.name for each in facts if each.llm) or ("tensorrt_llm",),
-        llmapi=any(each.llm.role == "llmapi" for each in facts if each.llm),
-        **chosen,
+        **{each.name: getattr(chosen, each.name) for each in fields(chosen)},
+        world_size=max((engine.world_size for _, engine in found), default=1),
+        models=tuple(llm.name for llm, _ in found) or ("tensorrt_llm",),
+        llmapi=any(llm.role == "llmapi" for llm, _ in found),
     )
+
+
+def _engines(repository: Path) -> Iterator[tuple[Model, EngineConfig]]:
+    """What can be read; the rest is preflight's to tell."""
+    with suppress(OSError):
+        for model in (each for folder in model_folders(repository) for each in read_model(folder)):
+            if isinstance(model, Model) and model.role in LLM_ROLES:
+                with suppress(UserError):
+                    llm, engine, _ = engine_of(model)
+                    if engine is not None:
+                        yield llm, engine

@@ -1,6 +1,6 @@
 """One thing that is wrong, or will be: what, where, why it matters, and how to mend it.
 
-Preflight and the doctor make findings; the commands print them. Knows nothing of either.
+Preflight, the doctor and servers make findings; the commands print them. Knows nothing of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a server listens: three ports that are free, and kept free for it.
+"""Where a server listens: ports that are free, and kept free for it.
 
 Knows nothing of the server.
 """
@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -40,17 +40,22 @@ def free_ports(address: str = "127.0.0.1") -> Ports:
     return Ports(*numbers)
 
 
-def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
-    """See that a server can listen there.
+ALL = tuple(each.name for each in fields(Ports))
+
+
+def check_ports(ports: Ports, address: str = "127.0.0.1", used: Sequence[str] = ALL) -> None:
+    """See that a server can listen there, on the ports that are ``used``.
 
     Raises UserError when two of the ports are the same or somebody listens on one already, with
     the flag to change, or when this machine has no such address.
     """
     flags: dict[int, str] = {}
-    for field in fields(ports):
-        port, flag = getattr(ports, field.name), f"--{field.name}-port"
+    for name in used:
+        port, flag = getattr(ports, name), f"--{name}-port"
         if port in flags:
-            raise UserError(f"{flags[port]} and {flag} are both {port}", fix="give three ports")
+            raise UserError(
+                f"{flags[port]} and {flag} are both {port}", fix=f"give {len(used)} ports"
+            )
         flags[port] = flag
         try:
             with socket.socket() as probe:
@@ -68,7 +73,7 @@ def check_ports(ports: Ports, address: str = "127.0.0.1") -> None:
 
 
 @contextlib.contextmanager
-def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
+def claimed(ports: Ports, address: str = "127.0.0.1", used: Sequence[str] = ALL) -> Iterator[None]:
     """Ports that no other ``serve`` on this host takes meanwhile, nor does anybody else now.
 
     A server binds its ports only once it has started, and not while it waits for a restart. The
@@ -76,17 +81,17 @@ def claimed(ports: Ports, address: str = "127.0.0.1") -> Iterator[None]:
     those that were forked from it. Raises UserError as ``check_ports`` does, and when another serve
     of this user claims one.
     """
-    check_ports(ports, address)
+    check_ports(ports, address, used)
     with contextlib.ExitStack() as held:
-        for field in fields(ports):
-            port = getattr(ports, field.name)
+        for name in used:
+            port = getattr(ports, name)
             try:
                 claim = held.enter_context(_claim_file(port).open("w"))
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
                     f"port {port} belongs to another serve",
-                    fix=f"see trtllm-deploy ps, or set another with --{field.name}-port",
+                    fix=f"see trtllm-deploy ps, or set another with --{name}-port",
                 ) from None
             except (OSError, RuntimeError):
                 continue  # no home, or one that can't be written: nothing is claimed

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import llm_perf
-import trtllm_deploy
 from llm_perf.errors import UserError
 
 _CONTAINER_TRITON = Path("/opt/tritonserver/bin/tritonserver")
@@ -30,15 +28,17 @@ class Triton:
     environment: Mapping[str, str]
 
 
-def find_triton(cache_dir: Path, binary: Path | None = None) -> Triton:
+def find_triton(cache_dir: Path, program: str | None = None) -> Triton:
     """The container's Triton, else the wheel's with its backend folder assembled in ``cache_dir``.
 
-    With ``binary`` that one. Raises UserError when this machine has neither, or it isn't one.
+    With ``program``, a path or a name on PATH, that one. Raises UserError when this machine has
+    neither, or it isn't one.
     """
-    if binary is not None:
-        if not binary.is_file() or not os.access(binary, os.X_OK):
-            raise UserError("is no program that can be started", where=binary)
-        return Triton(binary.absolute(), (), _python_environment())
+    if program is not None:
+        binary = shutil.which(program)
+        if binary is None:
+            raise UserError("is no program that can be started", where=program)
+        return Triton(Path(binary).absolute(), (), _python_environment())
     on_path = shutil.which("tritonserver")
     if on_path or _CONTAINER_TRITON.exists():
         return Triton(Path(on_path or _CONTAINER_TRITON), (), _python_environment())
@@ -93,7 +93,8 @@ def _python_environment() -> Mapping[str, str]:
     The wheel's stubs ignore PYTHONPATH; others do not.
     """
     packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    ours = (str(Path(next(iter(each.__path__))).parent) for each in (trtllm_deploy, llm_perf))
+    specs = map(importlib.util.find_spec, ("trtllm_deploy", "llm_perf"))
+    ours = (str(Path(str(each.origin)).parents[1]) for each in specs if each)
     places = [*packages, *ours, os.environ.get("PYTHONPATH", "")]
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

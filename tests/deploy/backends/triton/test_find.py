@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_perf.errors import UserError
-from trtllm_deploy.serve import find_triton as triton
+from trtllm_deploy.backends.triton import find as triton
 
 
 def test_a_machine_without_triton_is_told_how_to_get_it(

@@ -1,47 +1,31 @@
 """The command that starts a server: tritonserver by itself, or mpirun with one for each rank.
 
-In: a Triton, a model repository, ports, how its processes are started. Out: words and environment
-variables. With several ranks as scripts/launch_triton_server.py of TensorRT-LLM has it, but each
-port is given once, the server listens where it is told, each rank has a log of its own, and what
-Triton would let anybody do but ask its models is closed. Starts nothing.
+In: a Triton, how it is to be launched, its processes. Out: words. With several ranks as
+scripts/launch_triton_server.py of TensorRT-LLM has it, but each port is given once, the server
+listens where it is told, each rank has a log of its own, and what Triton would let anybody do but
+ask its models is closed. Starts nothing.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from trtllm_deploy.serve.find_triton import Triton
-from trtllm_deploy.serve.ports import Ports
-from trtllm_deploy.serve.processes import Processes
+from trtllm_deploy.backends.server import Launch
+from trtllm_deploy.backends.triton.find import Triton
+from trtllm_deploy.backends.triton.processes import Processes
 
 # What answers anybody who reaches a port, and lets him load code of his own, write files or see
 # this server's memory. A value that no header can carry closes it for all.
 _CLOSED = "model-repository,trace,logging,shared-memory:trtllm-deploy=\n"
 
 
-def server_command(
-    triton: Triton,
-    repository: Path,
-    ports: Ports,
-    address: str,
-    processes: Processes,
-    *,
-    name: str,
-    rank_logs: Path,
-    exit_seconds: int,
-    log_verbose: int = 0,
-) -> list[str]:
-    """The whole command line.
-
-    ``name`` keeps the servers of one host apart; mpirun writes what rank N says to
-    ``<rank_logs>/1/rank.N/stdout``.
-    """
+def server_command(triton: Triton, launch: Launch, processes: Processes) -> list[str]:
+    """The whole command line; mpirun writes what rank N says to ``<rank_logs>/1/rank.N/stdout``."""
+    ports, address, rank_logs = launch.ports, launch.address, launch.rank_logs
 
     def server(rank: int) -> list[str]:
         return [
             str(triton.binary),
-            f"--model-repository={repository.absolute()}",
-            f"--exit-timeout-secs={exit_seconds}",
+            f"--model-repository={launch.folder.absolute()}",
+            f"--exit-timeout-secs={launch.exit_seconds}",
             *_models(processes, rank),
             f"--http-restricted-api={_CLOSED}",
             f"--grpc-restricted-protocol={_CLOSED}",
@@ -49,8 +33,8 @@ def server_command(
             *(f"--{kind}-port={getattr(ports, kind)}" for kind in ("grpc", "http", "metrics")),
             *(f"--{kind}-address={address}" for kind in ("grpc", "http", "metrics")),
             "--disable-auto-complete-config",
-            *([f"--log-verbose={log_verbose}"] if log_verbose else []),
-            f"--backend-config=python,shm-region-prefix-name={name}{rank}_",
+            *([f"--log-verbose={processes.log_verbose}"] if processes.log_verbose else []),
+            f"--backend-config=python,shm-region-prefix-name={launch.name}{rank}_",
             *triton.flags,
         ]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_perf.errors import UserError
-from trtllm_deploy.serve.command import server_command
-from trtllm_deploy.serve.find_triton import Triton
-from trtllm_deploy.serve.ports import Ports
-from trtllm_deploy.serve.processes import Processes
+from trtllm_deploy.backends.server import Launch
+from trtllm_deploy.backends.triton.command import server_command
+from trtllm_deploy.backends.triton.find import Triton
+from trtllm_deploy.backends.triton.processes import Processes
+from trtllm_deploy.machine.ports import Ports
 
 TRITON = Triton(Path("/opt/tritonserver/bin/tritonserver"), (), {})
 # get_cmd of the script, executed: world_size 2; the last release's says each port twice
@@ -30,17 +33,21 @@ SCRIPTS = {
 
 
 def command(processes: Processes, *, address: str = "127.0.0.1") -> str:
-    words = server_command(
-        TRITON,
-        Path("/repo"),
-        Ports(),
-        address,
-        processes,
+    return " ".join(server_command(TRITON, launch(processes, address=address), processes))
+
+
+def launch(processes: Processes, **changed: Any) -> Launch:
+    known = Launch(
+        folder=Path("/repo"),
+        ports=Ports(),
+        address="127.0.0.1",
         name="prefix",
         rank_logs=Path("/logs"),
+        cache=Path("/cache"),
         exit_seconds=4,
+        chosen=processes,
     )
-    return " ".join(words)
+    return replace(known, **changed)
 
 
 def parts(text: str) -> list[set[str]]:
@@ -94,16 +101,7 @@ def test_nobody_can_load_models_write_files_or_read_memory_over_a_port(
     processes: Processes,
 ) -> None:
     """Each rank has its ports; the value is one that no header can carry, so no secret."""
-    words = server_command(
-        TRITON,
-        Path("/repo"),
-        Ports(),
-        "127.0.0.1",
-        processes,
-        name="prefix",
-        rank_logs=Path("/logs"),
-        exit_seconds=4,
-    )
+    words = server_command(TRITON, launch(processes), processes)
     for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
         closed = [word for word in words if word.startswith(f"{flag}=")]
         assert len(closed) == processes.started

@@ -1,0 +1,120 @@
+"""What a server is, to those who start it, watch it and ask it: values, and nothing that runs.
+
+A ``Kind`` makes of a folder and of what a person chose a ``Server``: the command with its
+environment, where it listens, how it is ready, what a client says to it. ``Cluster`` is the same
+for a scheduler. Which kinds there are stands in :mod:`trtllm_deploy.backends.servers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trtllm_deploy.machine.finding import Finding
+from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.machine.ports import Ports
+
+Port = Literal["grpc", "http", "metrics"]
+SAID = "server.json"
+"""In a folder: the kind of server that serves it, and what that kind wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a person chose of how a server is started; not all of it means something to each kind.
+
+    ``gpus``: the i-th rank of a node gets the i-th. ``executable`` is the server's program, a path
+    or a name on PATH. ``variables`` are for every process.
+    """
+
+    executable: str | None = None
+    gpus: tuple[str, ...] = ()
+    log_verbose: int = 0
+    orchestrator: bool = False
+    no_mpi: bool = False
+    oversubscribe: bool = False
+    hostfile: Path | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a server on ``folder``, what the last stage of its cell made.
+
+    ``name`` keeps the servers of one host apart. Ranks may write logs below ``rank_logs``, files
+    that all servers share into ``cache``. Requests in flight get ``exit_seconds`` at the end.
+    """
+
+    folder: Path
+    ports: Ports
+    address: str
+    name: str
+    rank_logs: Path
+    cache: Path
+    exit_seconds: int
+    chosen: Chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that can be started: the words, and what is to know from outside.
+
+    ``environment`` is added to what every child may have. It listens on the ports ``listens``; a
+    client asks ``model`` in ``protocol`` (llm_perf's word for it) at ``asked``. ``ready`` is the
+    path that answers 200 over HTTP once it is, ``metrics`` the port with ``/metrics``. The death of
+    a process called ``vital`` ends it, for itself it wouldn't notice.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(hash=False)
+    world_size: int
+    model: str
+    protocol: Literal["grpc", "openai"]
+    listens: tuple[Port, ...]
+    asked: Port
+    ready: str
+    metrics: Port
+    vital: str = ""
+    idle: tuple[tuple[str, str], ...] = ()
+    """flags of ``serve`` that were given and do nothing, each with the reason"""
+    absent: str = ""
+    """what to do where the command's first word isn't there"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A server as a scheduler starts it: ``script(folder, address, ports)`` in the ``image``.
+
+    The script runs once for each rank (``each_rank``) or once for all of a node. ``app`` and
+    ``container`` are names in manifests; ``ready`` and ``live`` paths that HTTP probes ask.
+    """
+
+    app: str
+    container: str
+    image: str
+    listens: tuple[Port, ...]
+    metrics: Port
+    ready: str
+    live: str
+    script: Callable[[str, str, Mapping[str, str]], str]
+    each_rank: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of server. ``name`` is for files and records, ``title`` for people.
+
+    ``failures`` is the data file with the lines of its logs that are known, ``error`` a pattern of
+    what it calls an error: one group, a whole line. ``judge`` finds what will go wrong with a
+    folder on some GPUs, for the kinds that preflight's own rules aren't for.
+    """
+
+    name: str
+    title: str
+    server: Callable[[Launch], Server]
+    """Raises UserError: there is no such program here, or it can't serve so."""
+    failures: str | None = None
+    error: str | None = None
+    judge: Callable[[Path, tuple[Gpu, ...]], Iterable[Finding]] | None = None
