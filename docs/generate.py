@@ -121,7 +121,7 @@ def cluster_page(text: str) -> str:
     file = load_deployment(DOCS.parent / "examples/two-nodes.yaml")
     spec, [cell] = file.deployment, file.cells()
     where = Path("/mnt/workspace")
-    server = BACKENDS[spec.backend].cluster(spec.release, cell)
+    server = BACKENDS[cell.backend].cluster(spec.release, cell)
     job = ClusterJob(cell, server, where, environment=spec.env)
     outputs = {
         "slurm": slurm(job, partition="gpu", time="1-00:00:00"),

@@ -15,7 +15,7 @@ from trtllm_deploy.backends.jobs import EngineJob, RepositoryJob
 from trtllm_deploy.backends.llmapi import LlmApiBackend
 from trtllm_deploy.backends.model_refusals import Configs
 from trtllm_deploy.backends.reference import ReferenceBackend
-from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.backends.server import Cluster, Kind
 from trtllm_deploy.backends.tensorrt import TensorrtBackend
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -27,6 +27,8 @@ class Backend(Protocol):
     checkpoint_kind: Literal["trtllm", "hf"]
     compiles: bool
     """an engine is built on the GPUs that will serve it, and is for their kind only"""
+    server: Kind
+    """what is started on the folder that it makes"""
 
     def check(
         self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
@@ -50,7 +52,7 @@ class Backend(Protocol):
     def make_repository(self, job: RepositoryJob) -> None:
         """Fill ``job.target`` with what a server is started on. Raises UserError.
 
-        Which kind of server, :mod:`trtllm_deploy.backends.servers` tells from the folder.
+        Without its cell, :mod:`trtllm_deploy.backends.servers` tells the kind from the folder.
         """
 
     def cluster(self, release: str, cell: Cell) -> Cluster:

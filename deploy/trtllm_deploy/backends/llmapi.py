@@ -24,7 +24,7 @@ from trtllm_deploy.backends.model_refusals import Configs, refuse_models
 from trtllm_deploy.backends.refusals import refuse_gpus
 from trtllm_deploy.backends.repository import check_config
 from trtllm_deploy.backends.server import Cluster
-from trtllm_deploy.backends.triton.server import triton_cluster
+from trtllm_deploy.backends.triton.server import TRITON, triton_cluster
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release
@@ -37,6 +37,7 @@ class LlmApiBackend(LinkedEngine):
     """Of the build flags, the limits hold here too; the rest is trtllm-build's alone."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "hf"
+    server = TRITON
 
     def check(
         self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs

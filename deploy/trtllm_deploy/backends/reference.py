@@ -14,6 +14,7 @@ from trtllm_deploy.backends.linked_engine import LinkedEngine
 from trtllm_deploy.backends.model_refusals import Configs, refuse_models, window_setting
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.backends.triton.server import TRITON
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
@@ -38,6 +39,7 @@ class ReferenceBackend(LinkedEngine):
     """The embedded default; the flags that it knows mean what they mean in TensorRT-LLM."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
+    server = TRITON
 
     def check(
         self,

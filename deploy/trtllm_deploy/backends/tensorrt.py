@@ -23,7 +23,7 @@ from trtllm_deploy.backends.model_refusals import (
 from trtllm_deploy.backends.refusals import refuse
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.backends.server import Cluster
-from trtllm_deploy.backends.triton.server import triton_cluster
+from trtllm_deploy.backends.triton.server import TRITON, triton_cluster
 from trtllm_deploy.machine.child import CommandFailedError, run_command
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
@@ -35,6 +35,7 @@ class TensorrtBackend:
     """Builds with the trtllm-build on PATH, which must be of the deployment file's release."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
+    server = TRITON
     compiles = True
 
     def check(

@@ -70,7 +70,8 @@ class _Script:
             where = (str(self.file.path.absolute()), str(stage.made_from["max_batch_size"]))
             changed = self.facts.changed(stage.cell, self.file)
             also = [json.dumps(changed)] if changed else []
-            yield shlex.join([*_STEP, "repository", *where, engine, model, str(folder), *also])
+            what = [*_STEP, "repository", stage.cell.backend]
+            yield shlex.join([*what, *where, engine, model, str(folder), *also])
 
     def _fetch(self, stage: Stage, folder: Path) -> list[str]:
         source = self.facts.sources[stage.cell.model]
@@ -123,7 +124,7 @@ class _Script:
         if command is not None:
             return list(command)
         where = (str(self.file.path.absolute()), json.dumps(made_from["build_config"]))
-        return [*_STEP, "engine", *where, str(job.checkpoint), str(folder)]
+        return [*_STEP, "engine", made_from["backend"], *where, str(job.checkpoint), str(folder)]
 
 
 _FOLDERS = {
@@ -148,19 +149,25 @@ def _complete(folder: str) -> None:
     complete(Path(folder))
 
 
-def _engine(file: str, build_config: str, checkpoint: str, target: str) -> None:
+def _engine(backend: str, file: str, build_config: str, checkpoint: str, target: str) -> None:
     spec = load_deployment(Path(file)).deployment
     job = EngineJob(Path(checkpoint), Path(target), spec.release, json.loads(build_config))
-    BACKENDS[spec.backend].make_engine(job, Path(f"{target}.log"), print)
+    BACKENDS[backend].make_engine(job, Path(f"{target}.log"), print)
 
 
 def _repository(
-    file: str, batch: str, engine: str, tokenizer: str, target: str, changed: str = "{}"
+    backend: str,
+    file: str,
+    batch: str,
+    engine: str,
+    tokenizer: str,
+    target: str,
+    changed: str = "{}",
 ) -> None:
     spec = overridden(load_deployment(Path(file)), json.loads(changed)).deployment
     folders = (Path(engine), Path(tokenizer))
     job = RepositoryJob(Path(target), spec.release, *folders, int(batch), spec.triton)
-    BACKENDS[spec.backend].make_repository(job)
+    BACKENDS[backend].make_repository(job)
 
 
 _STEPS: Mapping[str, Callable[..., None]] = {

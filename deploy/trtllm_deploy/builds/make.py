@@ -98,7 +98,7 @@ class StageMaker:
             max_batch_size=stage.made_from["max_batch_size"],
             settings=spec.triton,
         )
-        BACKENDS[spec.backend].make_repository(job)
+        BACKENDS[stage.cell.backend].make_repository(job)
 
     def _input(self, stage: Stage, kind: StageKind, role: str | None = None) -> Path:
         """The folder of the artifact that the stage was planned on."""

@@ -140,7 +140,7 @@ def planned(
         )
     from trtllm_deploy.backends.backend import BACKENDS
 
-    compiles = BACKENDS[file.deployment.backend].compiles
+    compiles = any(BACKENDS[each].compiles for each in file.deployment.backend)
     facts = gather(file, space, _gpus(where, compiles), offline_ok=offline_ok, as_made=as_made)
     facts = facts if overrides is None else replace(facts, overrides=overrides)
     return Planned(file, facts, plan(file, facts), space, where)

@@ -68,7 +68,7 @@ def render(
     chosen = find_plan(asked.plans, asked.file, cell).cell
     job = manifests.ClusterJob(
         chosen,
-        BACKENDS[spec.backend].cluster(spec.release, chosen),
+        BACKENDS[chosen.backend].cluster(spec.release, chosen),
         workspace=asked.workspace.root,
         gpus_per_node=gpus_per_node,
         image=image,

@@ -178,7 +178,10 @@ def _check_gpus_known(asked: Planned) -> None:
     """Without GPUs a plan asks for other engines than those that were built on GPUs."""
     from trtllm_deploy.backends.backend import BACKENDS
 
-    if BACKENDS[asked.file.deployment.backend].compiles and not asked.facts.gpus:
+    if (
+        any(BACKENDS[each].compiles for each in asked.file.deployment.backend)
+        and not asked.facts.gpus
+    ):
         raise UserError(
             "which engines this file needs depends on the GPUs, and there are none here",
             where=asked.file.path,

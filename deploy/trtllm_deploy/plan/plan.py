@@ -100,7 +100,7 @@ class Facts:
 
     def changed(self, cell: Cell, file: DeploymentFile) -> Mapping[str, Any]:
         """Triton settings in place of the file's: the matrix's, the model's own, ``overrides``."""
-        backend, config = BACKENDS[file.deployment.backend], self.configs.get(cell.model, {})
+        backend, config = BACKENDS[cell.backend], self.configs.get(cell.model, {})
         own = backend.settings(overridden(file, dict(cell.triton)), cell, config)
         return {**dict(cell.triton), **own, **self.overrides.get(cell.name, {})}
 
@@ -115,12 +115,13 @@ def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
     Raises UserError: the backend refuses a combination, with the line that asks for it.
     """
     cells = _settled(file, facts.gpus)
-    check = BACKENDS[file.deployment.backend].check
-    for varied in dict.fromkeys(cell.triton for cell in cells):
-        alike = [cell for cell in cells if cell.triton == varied]
+    for name, varied in dict.fromkeys((cell.backend, cell.triton) for cell in cells):
+        alike = [cell for cell in cells if (cell.backend, cell.triton) == (name, varied)]
+        check = BACKENDS[name].check
         check(overridden(file, dict(varied)), alike, facts.gpus, facts.configs)
     for cell in cells:
         if cell.name in facts.overrides:
+            check = BACKENDS[cell.backend].check
             check(facts.file_for(cell, file), [cell], facts.gpus, facts.configs)
     planner = _planner(file, facts)
     return [planner(cell) for cell in cells]
@@ -165,8 +166,6 @@ def _settled(file: DeploymentFile, gpus: Sequence[Gpu]) -> list[Cell]:
 def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
     """A function from a cell to its plan, which makes what cells share only once."""
     spec = file.deployment
-    backend = BACKENDS[spec.backend]
-    capability = facts.gpus[0].capability if facts.gpus and backend.compiles else None
     shared = spec.triton.model_dump(exclude_none=True)
 
     def triton(cell: Cell) -> Mapping[str, Any]:
@@ -175,18 +174,20 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
         return facts.file_for(cell, file).deployment.triton.model_dump(exclude_none=True)
 
     fetched: dict[str, Stage] = {}
-    quantized: dict[tuple[str, str], Stage] = {}
+    quantized: dict[tuple[str, str, str], Stage] = {}
 
     def planned(cell: Cell) -> CellPlan:
         if cell.model not in fetched:
             fetched[cell.model] = _fetch(file, facts, cell)
-        if (cell.model, cell.precision) not in quantized:
-            checkpoint = _checkpoint(file, facts, cell, fetched[cell.model])
-            quantized[cell.model, cell.precision] = checkpoint
-        before = quantized[cell.model, cell.precision]
+        backend = BACKENDS[cell.backend]
+        made = (cell.model, cell.precision, backend.checkpoint_kind)
+        if made not in quantized:
+            quantized[made] = _checkpoint(file, facts, cell, fetched[cell.model])
+        before = quantized[made]
+        capability = facts.gpus[0].capability if facts.gpus and backend.compiles else None
         engine_from = {
             "checkpoint": before.key,
-            "backend": spec.backend,
+            "backend": cell.backend,
             "release": spec.release,
             "capability": capability,
             "build_config": backend.build_config(file, cell),
@@ -240,7 +241,7 @@ def _checkpoint(file: DeploymentFile, facts: Facts, cell: Cell, fetched: Stage) 
     calibrated = PRECISIONS[cell.precision].calibrated or kv_cache_dtype is not None
     made_from: dict[str, Any] = {
         "format": _CHECKPOINT_FORMAT,
-        "kind": BACKENDS[spec.backend].checkpoint_kind,
+        "kind": BACKENDS[cell.backend].checkpoint_kind,
         "with": spec.checkpoint_with,
         "release": spec.release if scripts else None,
         "fetch": fetched.key,

@@ -6,11 +6,11 @@ stages run.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ from trtllm_deploy.releases.commands import Scalar
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.flags import check_flags
 from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
-from trtllm_deploy.spec.schema import DEFAULT_CALIBRATION, Deployment, ModelSpec, as_list
+from trtllm_deploy.spec.schema import (
+    BACKEND_NAMES,
+    DEFAULT_CALIBRATION,
+    Deployment,
+    ModelSpec,
+    as_list,
+)
 from trtllm_deploy.spec.settings import TritonSettings, lacking
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -46,7 +52,8 @@ class Cell:
     triton: tuple[tuple[str, Scalar], ...] = ()
     """serving settings that the matrix varies"""
     variant: str = ""
-    """what tells it from a cell of another file that is named alike otherwise"""
+    """what tells it from one that is named alike otherwise: of another backend, of another file"""
+    backend: str = "reference"
 
     @property
     def world_size(self) -> int:
@@ -108,15 +115,23 @@ class DeploymentFile:
         given = spec.matrix.model_extra or {}
         serving = {key: given[key] for key in given if self.is_serving(key)}
         flags = {key: given[key] for key in given if key not in serving}
+        several = len(spec.backend) > 1
+        ways = [
+            ("_".join(filter(None, (each if several else "", self.variant))), each)
+            for each in spec.backend
+        ]
         return [
-            Cell(name, precision, model.tp, model.pp, isl, osl, batch, build, triton, self.variant)
-            for (name, model), precision, (isl, osl), batch, build, triton in itertools.product(
+            Cell(
+                name, precision, model.tp, model.pp, isl, osl, batch, build, triton, way[0], way[1]
+            )
+            for (name, model), precision, (isl, osl), batch, build, triton, way in product(
                 spec.models.items(),
                 spec.precisions,
                 spec.matrix.isl_osl,
                 spec.matrix.max_batch_size,
                 _combined(flags),
                 _combined(serving),
+                ways,
             )
         ]
 
@@ -127,7 +142,9 @@ class DeploymentFile:
 
     def settings(self) -> Mapping[str, Any]:
         """What makes a cell and isn't in its name."""
-        return self.deployment.model_dump(mode="json", include=_UNNAMED, exclude_none=True)
+        made = self.deployment.model_dump(mode="json", include=_UNNAMED, exclude_none=True)
+        first, *others = self.deployment.backend
+        return made if others else {**made, "backend": first}
 
     def given_flags(self, cell: Cell) -> dict[str, Any]:
         """The flags of trtllm-build that the file decides; lengths in tokens."""
@@ -160,7 +177,7 @@ class DeploymentFile:
 
 def _combined(varied: Mapping[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
     """Every combination of the values; a single one of none where nothing is varied."""
-    values = itertools.product(*map(as_list, varied.values()))
+    values = product(*map(as_list, varied.values()))
     return [tuple(zip(varied, each, strict=True)) for each in values]
 
 
@@ -190,12 +207,14 @@ def _check(file: DeploymentFile) -> None:
     spec = file.deployment
     for name, model in spec.models.items():
         _check_model(file, name, model)
-    if spec.backend not in load_release(spec.release).backends:
-        raise file.error(
-            ("backend",),
-            f"TensorRT-LLM {spec.release} has no {spec.backend}",
-            f"choose from {', '.join(load_release(spec.release).backends)}, or another release",
-        )
+    having = load_release(spec.release).backends
+    for each in spec.backend:
+        if each not in having and not BACKEND_NAMES[each].get("any_release"):
+            raise file.error(
+                ("backend",),
+                f"TensorRT-LLM {spec.release} has no {each}",
+                f"choose from {', '.join(having)}, or another release",
+            )
     check_flags(file)
     for name, wrong in lacking(spec.triton, spec.release):
         raise file.error(("triton", name), wrong, "remove it")

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from llm_perf.errors import UserError
+from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.releases.release import release_of
 from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.settings import TritonSettings
 
-BackendName = Literal["reference", "tensorrt", "llmapi"]
+BACKEND_NAMES: Mapping[str, Mapping[str, bool]] = load_data("backends/names.yaml")
 KvCacheType = Literal["fp8", "int8"]
 DEFAULT_CALIBRATION = "cnn_dailymail"
 
@@ -71,6 +73,7 @@ Tokens = Annotated[int, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(gt=0, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Annotated[str, _known("precision", tuple(PRECISIONS))]
+BackendName = Annotated[str, _known("backend", tuple(BACKEND_NAMES))]
 IslOsl = Annotated[
     tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_isl_osl)
 ]
@@ -188,8 +191,10 @@ class MeasureSpec(_Block):
 class Deployment(_Block):
     """A whole deployment file."""
 
-    backend: Annotated[BackendName, _known("backend", get_args(BackendName))] = Field(
-        default="reference", description="how cells are served"
+    backend: Annotated[list[BackendName], BeforeValidator(as_list), AfterValidator(unique)] = Field(
+        default=["reference"],
+        description=f"how cells are served: {', '.join(BACKEND_NAMES)}; each of a list is a cell of"
+        " its own",
     )
     release: Annotated[str, BeforeValidator(_release)] = Field(
         default="1.2", description="TensorRT-LLM release, in quotes"

@@ -12,13 +12,12 @@ from typing import Any
 
 from llm_perf import api
 from trtllm_deploy import __version__
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.schema import MeasureSpec
 from trtllm_deploy.workspace.folder import Workspace
-
-_SERVER = "triton"
 
 
 def target_of(plan: CellPlan, file: DeploymentFile, sha256: str | None = None) -> api.Target:
@@ -28,7 +27,7 @@ def target_of(plan: CellPlan, file: DeploymentFile, sha256: str | None = None) -
     """
     spec, cell = file.deployment, plan.cell
     settings = {
-        "backend": spec.backend,
+        "backend": cell.backend,
         "release": spec.release,
         "kv_cache_dtype": spec.kv_cache_dtype.get(cell.precision),
         **{name: getattr(cell, name) for name in ("model", "precision", "tp", "pp", "isl", "osl")},
@@ -42,7 +41,7 @@ def target_of(plan: CellPlan, file: DeploymentFile, sha256: str | None = None) -
         protocol="",
         model="",
         gpus=cell.world_size,
-        server=_SERVER,
+        server=BACKENDS[cell.backend].server.name,
         cell=settings,
         artifacts={stage.kind: stage.key for stage in plan.stages},
         deployment_sha256=sha256,

@@ -39,7 +39,7 @@ def load(folder: Path, **changed: object) -> DeploymentFile:
 
 def check(folder: Path, config: dict[str, Any], **changed: object) -> None:
     file = load(folder, **changed)
-    BACKENDS[file.deployment.backend].check(file, file.cells(), (), {"m": config})
+    BACKENDS[file.deployment.backend[0]].check(file, file.cells(), (), {"m": config})
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def load(folder: Path, **changed: object) -> DeploymentFile:
 
 def check(folder: Path, gpus: tuple[Gpu, ...] = (), **changed: object) -> None:
     file = load(folder, **changed)
-    BACKENDS[file.deployment.backend].check(file, file.cells(), gpus, {})
+    BACKENDS[file.deployment.backend[0]].check(file, file.cells(), gpus, {})
 
 
 def engine_job(folder: Path, release: str = "1.2", **changed: object) -> EngineJob:
