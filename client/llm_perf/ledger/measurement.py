@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from llm_perf.figures.metrics import Metric, window_ns
 from llm_perf.load.load import ONCE, Concurrency, Extent, Load
 from llm_perf.results.run import Run
 from llm_perf.screen import plain
+from llm_perf.transports import Endpoint
 from llm_perf.workload.workload import Workload
 
 SCHEMA = 1
@@ -118,6 +119,11 @@ class Planned:
         }
         text = json.dumps(made_of, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def at(self, endpoint: Endpoint) -> Planned:
+        """The same, with where and how its target is reached."""
+        reached = {name: getattr(endpoint, name) for name in ("url", "protocol", "model")}
+        return replace(self, target=replace(self.target, **reached))
 
     def measured(self, run: Run, files: Mapping[str, str] | None = None) -> Measurement:
         """The line of what was measured; ``files`` are paths relative to the ledger's folder."""

@@ -105,9 +105,10 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     """
     from llm_perf.api import read_lines
     from trtllm_deploy.builds.progress import BuildProgress
-    from trtllm_deploy.study.asked import Asked, file_sha256
+    from trtllm_deploy.study.asked import Asked
     from trtllm_deploy.study.measure import measure_cells
     from trtllm_deploy.study.table import print_summary
+    from trtllm_deploy.study.up import file_sha256
 
     asked = planned(file, workspace, where)
     settings = asked.file.deployment.measure
@@ -118,10 +119,10 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
             fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
         )
     read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
-    sha256 = file_sha256(asked.file)
+    facts, sha256 = asked.facts, file_sha256(asked.file)
     outcome = build_cells(asked, fail_fast=fail_fast)
     out = console()
-    measure = Asked(asked.file, settings, asked.workspace, asked.facts.gpus, sha256)
+    measure = Asked(asked.file, settings, asked.workspace, facts.gpus, facts.shapes, sha256)
     with BuildProgress(out, "measurements") as progress:
         measured = measure_cells(
             outcome, measure, lambda make: asked.executor(make, jobs=1), progress, again=again

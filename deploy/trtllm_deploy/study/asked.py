@@ -5,52 +5,21 @@ Starts nothing; a cell's identity is that of its artifacts, so it is known befor
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llm_perf import api
 from trtllm_deploy import __version__
-from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.plan.memory import plan_memory
 from trtllm_deploy.plan.plan import CellPlan
+from trtllm_deploy.plan.roofline import LISTED, cell_roofline
+from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.schema import MeasureSpec
+from trtllm_deploy.study.up import target_of
 from trtllm_deploy.workspace.folder import Workspace
-
-
-def target_of(plan: CellPlan, file: DeploymentFile, sha256: str | None = None) -> api.Target:
-    """A cell as a ledger knows it; where it listens its server tells.
-
-    ``sha256`` is that of the deployment file.
-    """
-    spec, cell = file.deployment, plan.cell
-    settings = {
-        "backend": cell.backend,
-        "release": spec.release,
-        "kv_cache_dtype": spec.kv_cache_dtype.get(cell.precision),
-        **{name: getattr(cell, name) for name in ("model", "precision", "tp", "pp", "isl", "osl")},
-        **file.given_flags(cell),
-        **plan.repository.made_from["triton"],
-        **({"env": dict(spec.env)} if spec.env else {}),
-    }
-    return api.Target(
-        cell.name,
-        url="",
-        protocol="",
-        model="",
-        gpus=cell.world_size,
-        server=BACKENDS[cell.backend].server.name,
-        cell=settings,
-        artifacts={stage.kind: stage.key for stage in plan.stages},
-        deployment_sha256=sha256,
-    )
-
-
-def file_sha256(file: DeploymentFile) -> str:
-    """SHA-256 of a deployment file as it is now."""
-    return hashlib.sha256(file.path.read_bytes()).hexdigest()
 
 
 def gpu_facts(gpus: Sequence[Gpu], count: int) -> dict[str, Any] | None:
@@ -70,6 +39,8 @@ class Asked:
     settings: MeasureSpec
     workspace: Workspace
     gpus: tuple[Gpu, ...] = ()
+    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
+    """by model name, where known"""
     sha256: str | None = None
     _known: dict[tuple[Any, ...], api.Workload] = field(default_factory=dict, repr=False)
 
@@ -111,6 +82,27 @@ class Asked:
                 )
             )
         return planned
+
+    def predicted(self, plan: CellPlan, run: api.Run) -> dict[str, Any] | None:
+        """What the roofline says of a closed loop of the lengths that were seen, for the ledger.
+
+        None where GPU or model aren't known, or the load isn't a closed loop.
+        """
+        shape = self.shapes.get(plan.cell.model)
+        kind = LISTED.get(self.gpus[0].name) if self.gpus else None
+        isl, osl = (run.metrics[f"{each}_sequence_length"]["avg"] for each in ("input", "output"))
+        if shape is None or kind is None or not isinstance(run.load, api.Concurrency):
+            return None
+        memory = plan_memory(self.file, plan.cell, shape, self.gpus[0].memory)
+        fits = plan.cell.max_batch_size if memory.sequences is None else memory.sequences
+        most, roof = (
+            min(plan.cell.max_batch_size, fits),
+            cell_roofline(self.file, plan.cell, shape, kind),
+        )
+        if roof is None or most < 1 or not (isinstance(isl, float) and isinstance(osl, float)):
+            return None
+        metrics = roof.at(run.load.n, isl, osl, most).metrics()
+        return {"source": "roofline", "gpu": kind.name, "metrics": metrics}
 
     def _workload(self, plan: CellPlan, part: tuple[int, int], *, counted: bool) -> api.Workload:
         tokenizer = self.workspace.artifact(plan.fetch) if counted else None

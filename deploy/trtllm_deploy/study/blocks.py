@@ -167,8 +167,7 @@ class _Blocks:
         if subject.name in self.failed or subject.name not in up:
             return
         planned, place = self._planned[subject.name, number], up[subject.name]
-        target = replace(planned.target, url=place.endpoint.url)
-        planned = replace(planned, target=target)
+        planned = planned.at(place.endpoint)
         with api.show_progress(f"  block {number} of {subject.name}") as watch:
             conditions = api.Conditions(
                 self._offer.request_timeout_s,

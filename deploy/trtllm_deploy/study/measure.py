@@ -111,18 +111,16 @@ class Measurer:
                 with served(
                     plan, asked.file, asked.workspace, [each for each in gpus if each]
                 ) as up:
-                    left = self._offer(up, left, on_line)
+                    left = self._offer(plan, up, left, on_line)
         return True
 
-    def _offer(self, up: Up, planned: list[api.Planned], on_line: OnLine) -> list[api.Planned]:
+    def _offer(
+        self, plan: CellPlan, up: Up, planned: list[api.Planned], on_line: OnLine
+    ) -> list[api.Planned]:
         """Measure until a load ends badly; what is left then gets a server that starts anew."""
-        results = self.asked.workspace.results
-        endpoint = up.endpoint
+        asked, results = self.asked, self.asked.workspace.results
         for number, each in enumerate(planned):
-            target = replace(
-                each.target, url=endpoint.url, protocol=endpoint.protocol, model=endpoint.model
-            )
-            each = replace(each, target=target)
+            each = each.at(up.endpoint)
             try:
                 run = self._measure(up, each, on_line)
             except UserError as error:
@@ -130,10 +128,10 @@ class Measurer:
                     return planned[number:]
                 api.append_measurement(results, each.failed(str(error), _now()))
                 return planned[1:]
-            path = Path(target.name) / f"{each.load.name}-{each.id[:8]}.json"
+            path = Path(each.target.name) / f"{each.load.name}-{each.id[:8]}.json"
             api.write_run(run, results / path)
             files = {"requests": str(path.with_suffix(".jsonl"))}
-            measured = each.measured(run, files)
+            measured = replace(each, prediction=asked.predicted(plan, run)).measured(run, files)
             api.append_measurement(results, measured)
             if measured["status"] != "ok":
                 return planned[number + 1 :]

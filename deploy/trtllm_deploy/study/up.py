@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from llm_perf import api
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.server import Chosen
 from trtllm_deploy.machine.ports import free_ports
 from trtllm_deploy.plan.plan import CellPlan
@@ -29,29 +30,39 @@ class Up:
     metrics_url: str | None = None
 
 
-def target_of(plan: CellPlan, file: DeploymentFile) -> api.Target:
-    """A cell as the ledger has it; its ``url`` is known once it is up."""
-    cell, spec = plan.cell, file.deployment
-    own = asdict(cell)
-    for key in ("build", "triton", "variant"):
-        del own[key]
+def target_of(
+    plan: CellPlan, file: DeploymentFile, deployment_sha256: str | None = None
+) -> api.Target:
+    """A cell as a ledger knows it; how it is reached its server tells once it is up.
+
+    ``deployment_sha256`` is that of the file as it was read, by default as it is now.
+    """
+    spec, cell = file.deployment, plan.cell
+    settings = {
+        "backend": cell.backend,
+        "release": spec.release,
+        "kv_cache_dtype": spec.kv_cache_dtype.get(cell.precision),
+        **{name: getattr(cell, name) for name in ("model", "precision", "tp", "pp", "isl", "osl")},
+        **file.given_flags(cell),
+        **plan.repository.made_from["triton"],
+        **({"env": dict(spec.env)} if spec.env else {}),
+    }
     return api.Target(
         cell.name,
-        "",
-        "grpc",
-        "ensemble",
+        url="",
+        protocol="",
+        model="",
         gpus=cell.world_size,
-        server="triton",
-        cell={
-            "backend": spec.backend,
-            "release": spec.release,
-            **own,
-            **dict(cell.build),
-            **plan.repository.made_from["triton"],
-        },
+        server=BACKENDS[cell.backend].server.name,
+        cell=settings,
         artifacts={stage.kind: stage.key for stage in plan.stages},
-        deployment_sha256=hashlib.sha256(file.path.read_bytes()).hexdigest(),
+        deployment_sha256=deployment_sha256 or file_sha256(file),
     )
+
+
+def file_sha256(file: DeploymentFile) -> str:
+    """SHA-256 of a deployment file as it is now."""
+    return hashlib.sha256(file.path.read_bytes()).hexdigest()
 
 
 @contextmanager

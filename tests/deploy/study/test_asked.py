@@ -12,16 +12,22 @@ import yaml
 
 from llm_perf import api
 from llm_perf.errors import UserError
+from tests.client.runs import asked as sent
+from tests.client.runs import make_run
 from tests.deploy.plan.test_plan import FACTS, SPEC
 from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.plan.plan import plan
+from trtllm_deploy.plan.plan import CellPlan, plan
+from trtllm_deploy.plan.roofline import LISTED, Roofline
+from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.spec.deployment_file import load_deployment
 from trtllm_deploy.study.asked import Asked
 from trtllm_deploy.workspace.folder import Workspace
 
+SHAPE = ModelShape(10, 100, 4, 2, 25, 200, 1000, tied=False, biases=False)
 
-def asked(folder: Path, data: int = 12, **measure: Any) -> list[list[api.Planned]]:
-    """What is asked of each cell; other keys than those of ``measure:`` in ``others``."""
+
+def given(folder: Path, data: int = 12, **measure: Any) -> tuple[Asked, list[CellPlan]]:
+    """A file's measurements and cells; its other keys than ``measure:`` are in ``others``."""
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "config.json").write_text("{}")
     lines = (json.dumps({"text_input": f"prompt {n}"}) + "\n" for n in range(data))
@@ -32,8 +38,15 @@ def asked(folder: Path, data: int = 12, **measure: Any) -> list[list[api.Planned
     file = load_deployment(folder / "d.yaml")
     settings = file.deployment.measure
     assert settings is not None
-    of = Asked(file, settings, Workspace(folder / "w"), (Gpu(0, "H100", 80, "9.0"),), "sha").of
-    return [of(each) for each in plan(file, FACTS)]
+    gpus = (Gpu(0, "NVIDIA H100 80GB HBM3", 80 * 2**30, "9.0"),)
+    shapes = {"tiny": SHAPE}
+    return Asked(file, settings, Workspace(folder / "w"), gpus, shapes, "sha"), plan(file, FACTS)
+
+
+def asked(folder: Path, data: int = 12, **measure: Any) -> list[list[api.Planned]]:
+    """What is asked of each cell."""
+    what, plans = given(folder, data, **measure)
+    return [what.of(each) for each in plans]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +107,23 @@ def test_a_target_says_how_the_cell_was_built_and_served(tmp_path: Path) -> None
     assert [each[0].target.cell["enable_kv_cache_reuse"] for each in cells] == [True, False] * 2
     assert target.artifacts.keys() == {"fetch", "checkpoint", "engine", "repository"}
     assert target.deployment_sha256 == "sha"
-    assert cells[0][0].gpu == {"name": "H100", "memory": 80, "capability": "9.0", "count": 1}
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 * 2**30, "capability": "9.0", "count": 1}
+    assert cells[0][0].gpu == gpu
     other = asked(tmp_path, others={**more, "env": {"NCCL_DEBUG": "WARN"}})
     assert other[0][0].id != cells[0][0].id
     assert replace(cells[0][0], target=replace(target, deployment_sha256="y")).id == cells[0][0].id
+
+
+def test_a_closed_loop_is_told_beside_what_a_gpu_allows_at_the_lengths_that_were_seen(
+    tmp_path: Path,
+) -> None:
+    what, (small, *_) = given(tmp_path)
+    records = [sent(n, input_tokens=100 + 10 * n, tokens=20) for n in range(3)]
+    gpu = LISTED["NVIDIA H100 80GB HBM3"]
+    for n, running in ((2, 2), (32, 4)):  # of max_batch_size 4
+        told = what.predicted(small, make_run(records, api.Concurrency(n)))
+        assert told is not None and told["source"] == "roofline"
+        assert told["metrics"] == Roofline(SHAPE, gpu).at(n, 110, 20, running).metrics()
+    assert what.predicted(small, make_run(records, api.Rate(2))) is None
+    assert replace(what, gpus=()).predicted(small, make_run(records)) is None
+    assert replace(what, shapes={}).predicted(small, make_run(records)) is None

@@ -184,6 +184,7 @@ def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
         workspace=Workspace(tmp_path),
         settings=MeasureSpec(data="prompts"),
         file=None,
+        predicted=lambda *_: None,
     )
     plan = SimpleNamespace(cell=SimpleNamespace(name="cell"))
     stage: Any = SimpleNamespace(key="key")
