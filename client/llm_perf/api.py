@@ -29,7 +29,7 @@ from llm_perf.load.workers import workers_for
 from llm_perf.record import Exchange, Record, Status, read_records
 from llm_perf.records import Records
 from llm_perf.report.page import write_report
-from llm_perf.report.read import read_results
+from llm_perf.report.read import lines_of, read_results
 from llm_perf.results.change import Change
 from llm_perf.results.change_table import percent_interval, print_percent
 from llm_perf.results.export import write_run
@@ -73,6 +73,7 @@ __all__ = [
     "find_endpoint",
     "find_metrics",
     "finished",
+    "lines_of",
     "load_workload",
     "measure",
     "parse_lengths",

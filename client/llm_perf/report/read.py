@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ def read_results(words: Sequence[str]) -> list[Line]:
 def _read(path: Path) -> Iterator[Line]:
     if path.is_dir():
         if (path / NAME).exists():
-            yield from _ledger(path)
+            yield from lines_of(read_measurements(path), path)
             return
         for each in sorted(path.rglob("*.json")):
             document = _load_json(each)
@@ -46,7 +46,7 @@ def _read(path: Path) -> Iterator[Line]:
                 yield from _result(document, each)
         return
     if path.name == NAME:
-        yield from _ledger(path.parent)
+        yield from lines_of(read_measurements(path.parent), path.parent)
         return
     document = _load_json(path)
     if not _is_result(document):
@@ -116,10 +116,13 @@ def _record(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _ledger(folder: Path) -> Iterator[Line]:
-    for record in read_measurements(folder):
-        beside = record["files"].get("requests") if record.get("files") else None
-        yield Line(record, folder / beside if beside else None, str(folder / NAME))
+def lines_of(measurements: Iterable[Mapping[str, Any]], folder: Path) -> list[Line]:
+    """Measurements of the ledger in ``folder``, with where their requests are."""
+    return [
+        Line(each, folder / files["requests"] if "requests" in files else None, str(folder / NAME))
+        for each in measurements
+        for files in [each.get("files") or {}]
+    ]
 
 
 def _once(found: list[tuple[str | None, Line]]) -> list[tuple[str | None, Line]]:

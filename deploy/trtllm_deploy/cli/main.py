@@ -107,6 +107,7 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     from trtllm_deploy.builds.progress import BuildProgress
     from trtllm_deploy.study.asked import Asked
     from trtllm_deploy.study.measure import measure_cells
+    from trtllm_deploy.study.page import write_page
     from trtllm_deploy.study.table import print_summary
     from trtllm_deploy.study.up import file_sha256
 
@@ -128,6 +129,7 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
             outcome, measure, lambda make: asked.executor(make, jobs=1), progress, again=again
         )
     print_summary(measured, asked.workspace.results, out)
+    write_page(measured, asked.workspace.results, settings.limits, file.name, out)
     if outcome.unbuilt:
         return 2
     return 0 if all(each["status"] == "ok" for each in measured) else 1

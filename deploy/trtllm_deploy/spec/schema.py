@@ -148,6 +148,21 @@ class MatrixSpec(_Block):
     )
 
 
+def _limits(texts: list[str]) -> list[str]:
+    """Limits that llm_perf reads."""
+    from llm_perf.api import parse_limit
+
+    for text in texts:
+        try:
+            parse_limit(text, "limits")
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("limits: ")) from error
+    return texts
+
+
+Limits = Annotated[list[str], BeforeValidator(as_list), AfterValidator(_limits)]
+
+
 class MeasureSpec(_Block):
     """What ``run`` measures at each cell."""
 
@@ -182,6 +197,11 @@ class MeasureSpec(_Block):
     )
     max_tokens: Tokens | None = Field(
         default=None, description="output limit; default: OSL of the cell"
+    )
+    limits: Limits = Field(
+        default=[],
+        description="what a cell has to keep to be the one that the report names: ttft.p95<1s,"
+        " itl.avg<20ms, score>=0.98",
     )
     request_timeout: float = Field(
         default=120, gt=0, allow_inf_nan=False, description="seconds until a request counts as lost"

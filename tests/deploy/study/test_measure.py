@@ -116,7 +116,8 @@ def _share_no_gpu(servers: list[dict[str, Any]]) -> None:
 
 
 def test_what_fails_is_a_line_too_and_the_rest_goes_on(tmp_path: Path) -> None:
-    study = Study(tmp_path, models=1, batches=2, tp=4, measure={"concurrency": [1, 2]})
+    measure = {"concurrency": [1, 2], "limits": "ttft.p95<10s"}
+    study = Study(tmp_path, models=1, batches=2, tp=4, measure=measure)
     faults = {"TRT_STANDIN_FAULT": "oom", "TRT_STANDIN_FAULT_IN": "--max_batch_size 2"}
     done = study.run(**faults, STUDY_FAULT="fp8")
     assert done.returncode == 2  # two cells aren't built
@@ -131,6 +132,9 @@ def test_what_fails_is_a_line_too_and_the_rest_goes_on(tmp_path: Path) -> None:
         assert state[precision, 2]["status"] == "failed"
         assert "trtllm-build" in state[precision, 2]["error"]
     assert "fp8_tp4_pp1_isl64_osl64_bs1 failed at concurrency 1, concurrency 2: " in done.stdout
+    page = (study.workspace / "results" / "report.html").read_text(encoding="utf-8")
+    assert "TTFT p95 &lt; 10 s" in page and "before it was ready: out of memory" in page
+    assert "requests/s with TTFT p95 < 10 s" in done.stdout
     good = study.run(STUDY_FAULT="fp8")
     assert good.returncode == 1  # all are built, not all measured
     assert "4 measurements" not in good.stdout and "2 measurements were there" in good.stdout
