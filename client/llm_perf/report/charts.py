@@ -11,11 +11,12 @@ from math import exp, log
 from typing import Final, TypeAlias
 
 from llm_perf.figures.limits import Limit
-from llm_perf.report.decision import limit_words
-from llm_perf.report.draw import SERIES, Axis, Plot, number
+from llm_perf.report.axes import Axis, number
+from llm_perf.report.draw import SERIES, Plot
 from llm_perf.report.points import Point, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.view import Chart, View, bounded, maybe, wide
+from llm_perf.report.words import limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _ROOM: Final = 118  # for names at the ends of lines

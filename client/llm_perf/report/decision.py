@@ -6,25 +6,17 @@ limit is given nothing is decided.
 
 from __future__ import annotations
 
-import math
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from llm_perf.errors import UserError
-from llm_perf.figures.confidence import bootstrap, paired_shares
 from llm_perf.figures.limits import Limit
-from llm_perf.report.draw import number
+from llm_perf.report.against import RATE, above, compared, score_change
 from llm_perf.report.points import PER_USER, Form, Interval, Point, targets
-from llm_perf.report.requests import Requests
+from llm_perf.report.words import limit_words, named, shown
 
 FAST: Final = 50.0  # tokens/s per user: 20 ms a token, what readers of a screen call fluent
-_RATE: Final = "request_throughput"
-_WORDS: Final = {"time_to_first_token": "TTFT", "inter_token_latency": "ITL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +79,14 @@ def decide(points: Sequence[Point], limits: Sequence[Limit], baseline: str | Non
     judged = [(each, judge(each, limits)) for each in points]
     kept = [each for each, verdicts in judged if outcome(verdicts) == "kept"]
     wanted = " and ".join(map(limit_words, limits))
-    best = _most(kept, _RATE)
+    best = _most(kept, RATE)
     if best is None:
         return Decision(*_none_keeps(judged, wanted), None, None)
-    base = _most([each for each in kept if each.target == against], _RATE)
+    base = _most([each for each in kept if each.target == against], RATE)
     sentence = f"{_rate_of(best)} with {wanted}"
     notes = list(_open_ends(best, judged))
     if base is not None and base.target != best.target:
-        sentence += _above(best, base)
+        sentence += above(best, base)
     elif base is None and against is not None:
         notes.append(f"{against} (the baseline) surely keeps the limits at no load measured.")
     elif against is not None:
@@ -106,6 +98,8 @@ def decide(points: Sequence[Point], limits: Sequence[Limit], baseline: str | Non
 
 def _without_limits(points: Sequence[Point], baseline: Sequence[Point]) -> Decision:
     """The most throughput, and the most at a pace that one reads: nothing is decided by them."""
+    if told := compared(points):
+        return Decision(told[0], told[1:], points[-1], points[0])
     best = _most(points, "output_token_throughput")
     if best is None:
         return Decision("Nothing was answered: there is nothing to decide.", (), None, None)
@@ -117,7 +111,7 @@ def _without_limits(points: Sequence[Point], baseline: Sequence[Point]) -> Decis
     sentence = f"Most throughput: {best.name}, {figure}"
     base = _most(baseline, "output_token_throughput")
     if base is not None and base.target != best.target:
-        sentence += _above(best, base, "output_token_throughput")
+        sentence += above(best, base, "output_token_throughput")
         if apart := score_change(best, base):
             sentence += f"; score {apart}"
     notes = ["No limits were given, so no point is better than another: --limit says what counts."]
@@ -148,7 +142,7 @@ def _open_ends(best: Point, judged: Sequence[tuple[Point, list[Verdict]]]) -> It
     """What may be better than the best: undecided points, and loads that nobody measured."""
     yield "There: " + "; ".join(str(v) for p, vs in judged if p is best for v in vs) + "."
     for point, verdicts in judged:
-        more = (point.figure(_RATE) or 0) > (best.figure(_RATE) or 0)
+        more = (point.figure(RATE) or 0) > (best.figure(RATE) or 0)
         if more and outcome(verdicts) == "undecided":
             why = "; ".join(str(each) for each in verdicts if each.outcome == "undecided")
             yield f"Undecided: {point.name} does more, {_rate(point)}, but {why}."
@@ -166,7 +160,7 @@ def _open_ends(best: Point, judged: Sequence[tuple[Point, list[Verdict]]]) -> It
 
 def _doubts(best: Point) -> Iterator[str]:
     """What makes the best point's figures doubtful."""
-    if best.interval(_RATE) is None:
+    if best.interval(RATE) is None:
         yield "The figures have no interval: that takes 200 answered requests, or three runs."
     for line in best.lines:
         health = line.record.get("client") or {}
@@ -185,109 +179,8 @@ def _most(points: Iterable[Point], metric: str) -> Point | None:
 
 
 def _rate(point: Point) -> str:
-    return shown(_RATE, point.figure(_RATE), point.interval(_RATE))
+    return shown(RATE, point.figure(RATE), point.interval(RATE))
 
 
 def _rate_of(point: Point) -> str:
     return f"{point.name}: {_rate(point)}"
-
-
-def _above(best: Point, base: Point, metric: str = _RATE) -> str:
-    """How far above the baseline, with the interval of the quotient (delta method)."""
-    more, less = best.figure(metric), base.figure(metric)
-    if not more or not less:
-        return ""
-    change = more / less - 1
-    side = "above" if change >= 0 else "below"
-    text = f", {100 * abs(change):.0f} % {side} {base.target} (the baseline, {base.load})"
-    bounds = [(p.interval(metric), p.figure(metric) or 1) for p in (best, base)]
-    parts = [(high - low) / 2 / at for found, at in bounds if found for low, high in [found]]
-    if len(parts) < 2:
-        return text
-    half = (change + 1) * math.hypot(*parts)
-    text += f" [{_percent(change - half)}, {_percent(change + half)}]"
-    return text if abs(change) > half else f"{text}: not told apart"
-
-
-def score_change(best: Point, base: Point) -> str | None:
-    """The change of the score from the baseline, paired by prompts, in points of a hundred."""
-    if best.target == base.target:
-        return None
-    was, became = base.figure("score"), best.figure("score")
-    if was is None or became is None:
-        return None
-    text = f"{_points(became - was)} points"
-    pair = [each.lines[0] for each in (base, best)]
-    if len({line.record["workload"].get("sha256") for line in pair}) > 1:
-        return f"{text} (of other prompts: not comparable)"
-    columns = [line.columns for line in pair]
-    if columns[0] is None or columns[1] is None:
-        return text
-    found = _paired(columns[0], columns[1])
-    return text if found is None else f"{text} [{_points(found[0])}, {_points(found[1])}]"
-
-
-def _paired(first: Requests, second: Requests) -> Interval | None:
-    """95 % interval of the score's change over prompts that both answered."""
-    waiting: defaultdict[float, list[float]] = defaultdict(list)
-    for index, score in zip(second.index, second.score, strict=True):
-        if not math.isnan(score):
-            waiting[index].append(score)
-    rows = [
-        (score, waiting[index].pop(0), index)
-        for index, score in zip(first.index, first.score, strict=True)
-        if not math.isnan(score) and waiting[index]
-    ]
-    if len({row[2] for row in rows}) < 2:
-        return None
-    was, became, index = (list(each) for each in zip(*rows, strict=True))
-    if {*was, *became} <= {0.0, 1.0}:
-        return paired_shares(was, became, [int(each) for each in index])
-    low, high = bootstrap(
-        [was, became],
-        lambda drawn: np.mean(drawn[:, 1] - drawn[:, 0], axis=-1),
-        [int(each) for each in index],
-    )
-    return low, high
-
-
-def named(limit: Limit) -> str:
-    """A limit's figure for the eye: TTFT p95."""
-    short = limit.name.partition(".")[0]
-    word = _WORDS.get(limit.metric, short.replace("_", " "))
-    if "." not in limit.name:
-        return word
-    return f"mean {word}" if limit.statistic == "avg" else f"{word} {limit.statistic}"
-
-
-def limit_words(limit: Limit, *, name: bool = True) -> str:
-    """A limit for the eye: TTFT p95 < 1 s."""
-    sign = limit.comparison.replace("<=", "≤").replace(">=", "≥")
-    amount = re.sub(r"(?<=\d)(?=[a-z])", " ", limit.amount)
-    return f"{named(limit)} {sign} {amount}" if name else f"{sign} {amount}"
-
-
-def shown(metric: str, value: float | None, interval: Interval | None) -> str:
-    """A figure with its unit and interval."""
-    if value is None:
-        return "unknown"
-    unit = _UNITS.get(metric, "")
-    bounds = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-    return f"{number(value)}{unit}{bounds}"
-
-
-_UNITS: Final = {
-    "request_throughput": " requests/s",
-    "output_token_throughput": " tokens/s",
-    "time_to_first_token": " ms",
-    "inter_token_latency": " ms",
-    "request_latency": " ms",
-}
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.0f} %".replace("-", "−")

@@ -7,12 +7,13 @@ from typing import Final
 
 import numpy as np
 
+from llm_perf.report.axes import Axis, number
 from llm_perf.report.charts import PERCENTILES
-from llm_perf.report.decision import limit_words
-from llm_perf.report.draw import SERIES, Axis, Plot, number
+from llm_perf.report.draw import SERIES, Plot
 from llm_perf.report.points import Point, ecdf, targets
 from llm_perf.report.requests import LATENCIES, Numbers
 from llm_perf.report.view import Chart, Row, View, bounded
+from llm_perf.report.words import limit_words
 
 _BARS: Final = 16
 _COUNTS: Final = "nv_trt_llm_iteration_metrics"

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from llm_perf.report.draw import Axis, Plot, number
+from llm_perf.report.axes import Axis, number
+from llm_perf.report.draw import Plot
 from llm_perf.report.points import Point
 from llm_perf.report.requests import Numbers, Requests
 from llm_perf.report.view import Chart

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from llm_perf.figures.limits import Limit
+from llm_perf.report.axes import number
 from llm_perf.report.decision import judge, outcome
-from llm_perf.report.draw import SERIES, number
+from llm_perf.report.draw import SERIES
 from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
 
 Row: TypeAlias = tuple[str, ...]

@@ -8,7 +8,6 @@ export is simply absent. Knows Triton's names (docs.nvidia.com/deeplearning/trit
 from __future__ import annotations
 
 import math
-import re
 import socket
 import tempfile
 import weakref
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from itertools import pairwise
 from math import isfinite
 from threading import Timer
 from time import monotonic, perf_counter_ns
@@ -28,22 +26,14 @@ from urllib.parse import urlsplit
 
 from llm_perf.background import Background
 from llm_perf.errors import UserError
+from llm_perf.server.exposition import KEPT, named, parse_metrics
 from llm_perf.server.occupancy import Series, State, state_of, told
+from llm_perf.server.over_time import over_time
 from llm_perf.transports import Endpoint
 
-_KEPT: Final = re.compile(r"nv_(gpu|energy|inference|trt_llm)_\w+|DCGM_FI_DEV_\w+|vllm:\w+")
-_SAMPLE: Final = re.compile(
-    r"([A-Za-z_:][\w:]*)(?:\{((?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*",
-    re.ASCII,
-)
-_LABEL: Final = re.compile(r"([A-Za-z_]\w*)\s*=\s*\"((?:[^\"\\]|\\.)*)\"", re.ASCII)
-_ESCAPED: Final = re.compile(r"\\(.)")
-_ESCAPES: Final = {"n": "\n", '"': '"', "\\": "\\"}
 _PATIENCE_S: Final = 2.0
 _LARGEST: Final = 2**24  # bytes of a page
 _IN_MEMORY: Final = 2**22
-_LOOKS: Final = 120  # of a run, kept over time
-_LINES: Final = 24
 _DEFAULT_PORT: Final = 8002
 # one figure for each, shown under the table: a gauge's name, labels it has, statistic, text
 _SHOWN: Final[tuple[tuple[str, dict[str, str], str, Callable[[float], str]], ...]] = (
@@ -153,27 +143,6 @@ def _hang_up(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def parse_metrics(text: str) -> tuple[dict[Series, float], dict[str, str]]:
-    """Read Prometheus' text format: the value of each series, and the type of each family.
-
-    Lines that don't follow it are skipped: one bad exporter must not hide the others.
-    """
-    values: dict[Series, float] = {}
-    types: dict[str, str] = {}
-    for line in text.split("\n"):
-        words = line.split()
-        if words[:2] == ["#", "TYPE"] and len(words) == 4:
-            types[words[2]] = words[3]
-        elif match := _SAMPLE.fullmatch(line):
-            labels = tuple(
-                (key, _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[0]), value))
-                for key, value in _LABEL.findall(match[2] or "")
-            )
-            with suppress(ValueError):
-                values[match[1], labels] = float(match[3])
-    return values, types
-
-
 @dataclass(slots=True)
 class _Seen:
     """The values of a series so far."""
@@ -206,10 +175,10 @@ def summarise(pages: Iterable[str]) -> dict[str, Any]:
         types |= known
         states.update(filter(None, [state_of(values)]))
         for series, value in values.items():
-            if _KEPT.fullmatch(series[0]) and isfinite(value):
+            if KEPT.fullmatch(series[0]) and isfinite(value):
                 seen.setdefault(series, _Seen(value)).add(value)
     gauges = [
-        {**_named(series), "avg": v.total / v.n, "min": v.least, "max": v.most}
+        {**named(series), "avg": v.total / v.n, "min": v.least, "max": v.most}
         for series, v in seen.items()
         if types.get(series[0]) == "gauge"
     ]
@@ -222,51 +191,9 @@ def summarise(pages: Iterable[str]) -> dict[str, Any]:
         "gpus": _gpus(seen),
         "queue_ms_per_request": _queue_ms(increases),
         "gauges": gauges,
-        "counters": [{**_named(series), "increase": value} for series, value in increases.items()],
+        "counters": [{**named(series), "increase": value} for series, value in increases.items()],
         **({"engine": told(states)} if states else {}),
     }
-
-
-def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
-    """Give what moved, over time: gauges as they were, counters by their increase per second.
-
-    ``pages`` are ``n`` times (ns, the requests' clock) and texts; ``_LOOKS`` of them are kept, and
-    of the series the ``_LINES`` that moved most against their own size.
-    """
-    step = -(-n // _LOOKS)
-    at_ns: list[int] = []
-    rows: list[dict[Series, float]] = []
-    types: dict[str, str] = {}
-    for number, (at, page) in enumerate(pages):
-        if number % step == 0 or number == n - 1:
-            values, known = parse_metrics(page)
-            types |= known
-            at_ns.append(at)
-            rows.append({k: v for k, v in values.items() if _KEPT.fullmatch(k[0]) and isfinite(v)})
-    found = []
-    for series in dict.fromkeys(each for row in rows for each in row):
-        values_of = [row.get(series) for row in rows]
-        if types.get(series[0]) == "counter":
-            values_of = _per_second(at_ns, values_of)
-        seen = [each for each in values_of if each is not None]
-        if len(seen) > 1 and (moved := max(seen) - min(seen)):
-            found.append((moved / max(map(abs, seen)), series, values_of))
-    found.sort(key=lambda each: -each[0])
-    lines = [{**_named(series), "values": values} for _, series, values in found[:_LINES]]
-    return {"at_ns": at_ns, "series": lines}
-
-
-def _per_second(at_ns: list[int], values: list[float | None]) -> list[float | None]:
-    """Increases per second since the look before; none at the first."""
-    found: list[float | None] = [None]
-    for (was_at, was), (at, now) in pairwise(zip(at_ns, values, strict=True)):
-        known = was is not None and now is not None and at > was_at
-        found.append((now - was) / (at - was_at) * 1e9 if known else None)  # type: ignore[operator]
-    return found
-
-
-def _named(series: Series) -> dict[str, Any]:
-    return {"name": series[0], "labels": dict(series[1])}
 
 
 def _gpus(seen: Iterable[Series]) -> list[dict[str, str]]:

@@ -105,6 +105,20 @@ def test_a_difference_that_may_be_none_is_said_to_be_no_difference() -> None:
     assert "80 % above a" in said(base + clear) and "not told apart" not in said(base + clear)
 
 
+def test_blocks_that_were_measured_in_turns_are_compared_by_pairs() -> None:
+    rates = (5.0, 6.0, 4.0, 7.0)  # the same weather for both: 10 % apart in each block
+    blocks = [
+        line(name, 8, rate * more, 100, repetition=at, kind="block")
+        for name, more in (("a", 1.0), ("b", 1.1))
+        for at, rate in enumerate(rates)
+    ]
+    told = said(blocks, "")
+    assert told.startswith("b against a at concurrency 8, 4 paired blocks: tokens/s +10.0 % [+10.0")
+    assert "mean TTFT +0.0 % [+0.0, +0.0] (not told apart)" in told
+    limited = said(blocks)
+    assert "+10.0 % [+10.0, +10.0] against a over 4 paired blocks" in limited
+
+
 def test_without_limits_nothing_is_decided_and_the_pace_says_its_form() -> None:
     told = said([line("a", 4, 3, 100), line("a", 64, 9, 100)], "")
     assert told.startswith("Most throughput: a at concurrency 64, 900 tokens/s.")

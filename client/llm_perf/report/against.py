@@ -1,0 +1,134 @@
+"""How far one point is from another: throughput and score, with intervals. Pure.
+
+Blocks that were measured in turns are paired, prompts that both were asked too; else two intervals
+make one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from llm_perf.figures.blocks import Difference, paired
+from llm_perf.figures.confidence import bootstrap, paired_shares
+from llm_perf.report.points import Interval, Point
+from llm_perf.report.requests import Requests
+from llm_perf.report.words import hundredths, percent
+
+RATE: Final = "request_throughput"
+_COMPARED: Final = (
+    ("tokens/s", "output_token_throughput", "avg"),
+    ("mean TTFT", "time_to_first_token", "avg"),
+    ("TTFT p95", "time_to_first_token", "p95"),
+    ("mean ITL", "inter_token_latency", "avg"),
+)
+
+
+def above(best: Point, base: Point, metric: str = RATE) -> str:
+    """How far above the baseline, with the interval of the quotient (delta method)."""
+    more, less = best.figure(metric), base.figure(metric)
+    if not more or not less:
+        return ""
+    if blocks := _paired_blocks(best, base, metric):
+        return f", {_told(blocks)} against {base.target} over {blocks.blocks} paired blocks"
+    change = more / less - 1
+    side = "above" if change >= 0 else "below"
+    text = f", {100 * abs(change):.0f} % {side} {base.target} (the baseline, {base.load})"
+    bounds = [(p.interval(metric), p.figure(metric) or 1) for p in (best, base)]
+    parts = [(high - low) / 2 / at for found, at in bounds if found for low, high in [found]]
+    if len(parts) < 2:
+        return text
+    half = (change + 1) * math.hypot(*parts)
+    text += f" [{percent(change - half)}, {percent(change + half)}]"
+    return text if abs(change) > half else f"{text}: not told apart"
+
+
+def compared(points: Sequence[Point]) -> tuple[str, ...]:
+    """Say what the others differ in from the first, where all were measured in turns."""
+    first, told = points[0] if points else None, []
+    for point in points[1:]:
+        figures = [
+            f"{name} {_told(found)}"
+            for name, metric, statistic in _COMPARED
+            if first and (found := _paired_blocks(point, first, metric, statistic))
+        ]
+        if not first or not figures:
+            return ()
+        blocks = len(point.lines)
+        score = f"; score {apart}" if (apart := score_change(point, first)) else ""
+        told.append(
+            f"{point.target} against {first.target} at {point.load}, {blocks} paired blocks: "
+            f"{', '.join(figures)}{score}."
+        )
+    return tuple(told)
+
+
+def _told(found: Difference) -> str:
+    """A difference with its interval, and whether it is one."""
+    low, high = (f"{each:+.1f}" for each in (found.low, found.high))
+    text = f"{found.percent:+.1f} % [{low}, {high}]".replace("-", "−")
+    return text if found.sure else f"{text} (not told apart)"
+
+
+def _paired_blocks(
+    best: Point, base: Point, metric: str, statistic: str = "avg"
+) -> Difference | None:
+    """The difference of blocks that were measured in turns, if they were."""
+    sides = []
+    for point in (base, best):
+        blocks = {
+            line.record.get("repetition"): (line.record["metrics"].get(metric) or {}).get(statistic)
+            for line in point.lines
+            if line.record.get("kind") == "block"
+        }
+        sides.append({at: value for at, value in blocks.items() if value is not None})
+    if base.load != best.load or not sides[0] or sides[0].keys() != sides[1].keys():
+        return None
+    first, second = ([each[at] for at in sides[0]] for each in sides)
+    return paired(first, second)
+
+
+def score_change(best: Point, base: Point) -> str | None:
+    """The change of the score from the baseline, paired by prompts, in points of a hundred."""
+    if best.target == base.target:
+        return None
+    was, became = base.figure("score"), best.figure("score")
+    if was is None or became is None:
+        return None
+    text = f"{hundredths(became - was)} points"
+    pair = [each.lines[0] for each in (base, best)]
+    if len({line.record["workload"].get("sha256") for line in pair}) > 1:
+        return f"{text} (of other prompts: not comparable)"
+    columns = [line.columns for line in pair]
+    if columns[0] is None or columns[1] is None:
+        return text
+    found = _paired(columns[0], columns[1])
+    return text if found is None else f"{text} [{hundredths(found[0])}, {hundredths(found[1])}]"
+
+
+def _paired(first: Requests, second: Requests) -> Interval | None:
+    """95 % interval of the score's change over prompts that both answered."""
+    waiting: defaultdict[float, list[float]] = defaultdict(list)
+    for index, score in zip(second.index, second.score, strict=True):
+        if not math.isnan(score):
+            waiting[index].append(score)
+    rows = [
+        (score, waiting[index].pop(0), index)
+        for index, score in zip(first.index, first.score, strict=True)
+        if not math.isnan(score) and waiting[index]
+    ]
+    if len({row[2] for row in rows}) < 2:
+        return None
+    was, became, index = (list(each) for each in zip(*rows, strict=True))
+    if {*was, *became} <= {0.0, 1.0}:
+        return paired_shares(was, became, [int(each) for each in index])
+    low, high = bootstrap(
+        [was, became],
+        lambda drawn: np.mean(drawn[:, 1] - drawn[:, 0], axis=-1),
+        [int(each) for each in index],
+    )
+    return low, high
