@@ -22,8 +22,9 @@ from llm_perf import api
 from llm_perf.errors import UserError
 from llm_perf.selftest.nullserver import MODEL, serve
 from tests.deploy.light_build import LightMaker
-from trtllm_deploy.builds.executor import OnLine
+from trtllm_deploy.builds.executor import Make, OnLine
 from trtllm_deploy.cli.main import main
+from trtllm_deploy.cli.options import Planned
 from trtllm_deploy.plan.plan import CellPlan, Stage
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.study.measure import Measurer
@@ -82,7 +83,22 @@ class LightMeasurer(Measurer):
         return super().__call__(stage, on_line)
 
 
-if __name__ == "__main__":
+def light(make: Make | None) -> Make | None:
+    """The same on null servers, where it measures."""
+    if isinstance(make, Measurer):
+        return LightMeasurer(make.asked, make.plans, make.again)
+    return make
+
+
+def run() -> None:
+    """Run the command; the class is this module's, so that Ray's workers find it too."""
+    executor = Planned.executor
+    Planned.executor = lambda self, make=None, jobs=None: executor(self, light(make), jobs)  # type: ignore[method-assign]
     trtllm_deploy.builds.make.StageMaker = LightMaker  # type: ignore[misc]
-    trtllm_deploy.study.measure.Measurer = LightMeasurer  # type: ignore[misc]
     main()
+
+
+if __name__ == "__main__":
+    from tests.deploy.light_study import run as run_light
+
+    run_light()

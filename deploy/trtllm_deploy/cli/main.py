@@ -126,7 +126,12 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     measure = Asked(asked.file, settings, asked.workspace, facts.gpus, facts.shapes, sha256)
     with BuildProgress(out, "measurements") as progress:
         measured = measure_cells(
-            outcome, measure, lambda make: asked.executor(make, jobs=1), progress, again=again
+            outcome,
+            measure,
+            lambda make: asked.executor(make, jobs=1),
+            progress,
+            again=again,
+            fail_fast=fail_fast,
         )
     print_summary(measured, asked.workspace.results, out)
     write_page(measured, asked.workspace.results, settings.limits, file.name, out)

@@ -35,41 +35,45 @@ def measure_cells(
     watcher: BuildProgress,
     *,
     again: bool = False,
+    fail_fast: bool = False,
 ) -> list[api.Measurement]:
     """Measure what was built and isn't in the ledger; the study's measurements, in its order.
 
-    What fails is a measurement too, that says why, and the rest goes on. ``again``: what the ledger
-    has is measured once more. Raises UserError: the prompts can't be read, or the ledger written.
+    What fails is a measurement too, that says why, and the rest goes on; with ``fail_fast`` no cell
+    begins after one that failed. ``again``: what the ledger has is measured once more. Raises
+    UserError: the prompts can't be read, or the ledger written.
     """
     results = asked.workspace.results
     plans = (*outcome.built, *outcome.unbuilt)
-    planned = [each for plan in plans for each in asked.of(plan)]
+    planned = {plan.cell.name: asked.of(plan) for plan in plans}
     before = {each["id"]: each for each in api.read_measurements(results)}
     had = frozenset() if again else api.finished(before.values())
     todo = {
         stage.key: plan
         for plan in outcome.built
-        if not had.issuperset(each.id for each in asked.of(plan))
+        if any(each.id not in had for each in planned[plan.cell.name])
         for stage in [_stage(plan)]
     }
     failed = {plan.cell.name: _why_unbuilt(plan, outcome.failures) for plan in outcome.unbuilt}
     with Lease(asked.workspace.store.root) as lease:
         lease.hold((stage.kind, stage.key) for plan in plans for stage in plan.stages)
         stages = [_stage(plan) for plan in todo.values()]
-        watcher.planned({}, stages, sum(each.id in had for each in planned))
+        every = [each for some in planned.values() for each in some]
+        watcher.planned({}, stages, sum(each.id in had for each in every))
         if stages:
             with executor(Measurer(asked, todo, again=again)) as opened:
-                run = StageRun(stages, asked.workspace, opened, watcher)
+                run = StageRun(stages, asked.workspace, opened, watcher, fail_fast=fail_fast)
                 run.to_the_end()
             failed |= {todo[key].cell.name: error for key, error in run.failures.items()}
     now = {each["id"]: each for each in api.read_measurements(results)}
-    for each in planned:
-        there = now.get(each.id)
-        made = there and there["status"] == "ok" and not (again and there == before.get(each.id))
-        if each.target.name in failed and not made:
-            now[each.id] = each.failed(failed[each.target.name], _now())
-            api.append_measurement(results, now[each.id])
-    return [now[each.id] for each in planned if each.id in now]
+    for name, error in failed.items():
+        for each in planned[name]:
+            kept = now.get(each.id)
+            made = kept and kept["status"] == "ok" and not (again and kept == before.get(each.id))
+            if not made:
+                now[each.id] = each.failed(error, _now())
+                api.append_measurement(results, now[each.id])
+    return [now[each.id] for each in every if each.id in now]
 
 
 def _stage(plan: CellPlan) -> Stage:
