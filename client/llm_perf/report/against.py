@@ -20,6 +20,7 @@ from llm_perf.report.requests import Requests
 from llm_perf.report.words import hundredths, percent
 
 RATE: Final = "request_throughput"
+_MANY: Final = 3  # times as much: more isn't told in per cent
 _COMPARED: Final = (
     ("tokens/s", "output_token_throughput", "avg"),
     ("mean TTFT", "time_to_first_token", "avg"),
@@ -35,14 +36,19 @@ def above(best: Point, base: Point, metric: str = RATE) -> str:
         return ""
     if blocks := _paired_blocks(best, base, metric):
         return f", {_told(blocks)} against {base.target} over {blocks.blocks} paired blocks"
-    change = more / less - 1
-    side = "above" if change >= 0 else "below"
-    text = f", {100 * abs(change):.0f} % {side} {base.target} (the baseline, {base.load})"
+    ratio, half = more / less, None
     bounds = [(p.interval(metric), p.figure(metric) or 1) for p in (best, base)]
     parts = [(high - low) / 2 / at for found, at in bounds if found for low, high in [found]]
-    if len(parts) < 2:
+    if len(parts) == 2:
+        half = ratio * math.hypot(*parts)
+    where = f"{base.target} (the baseline, {base.load})"
+    if ratio > _MANY:
+        known = f" [{ratio - half:.1f}, {ratio + half:.1f}]" if half else ""
+        return f", {ratio:.1f} times{known} that of {where}"
+    change, side = ratio - 1, "above" if ratio >= 1 else "below"
+    text = f", {100 * abs(change):.0f} % {side} {where}"
+    if half is None:
         return text
-    half = (change + 1) * math.hypot(*parts)
     text += f" [{percent(change - half)}, {percent(change + half)}]"
     return text if abs(change) > half else f"{text}: not told apart"
 

@@ -19,7 +19,8 @@ from llm_perf.report.view import Chart, View, bounded, maybe, wide
 from llm_perf.report.words import limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
-_ROOM: Final = 118  # for names at the ends of lines
+_CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
+_ROOM: Final = 132  # for names at the ends of lines
 _Known: TypeAlias = list[tuple[Point, float, float]]
 
 
@@ -108,7 +109,7 @@ def _on_the_axis(view: View, limit: Limit) -> float | None:
 
 def _trails(plot: Plot, view: View, known: _Known) -> None:
     """Each target's points, joined in the order of their loads; what has a name on top."""
-    for target, style in sorted(view.styles.items(), key=lambda each: each[1].shown):
+    for target, style in sorted(view.styles.items(), key=lambda each: each[1].depth):
         mine = [each for each in known if each[0].target == target]
         plot.line([(x, y) for _, x, y in mine], style.css)
         if style.shown:
@@ -191,7 +192,7 @@ def _lines(
     ends: list[tuple[float, str, str]] = []
     crossings: list[tuple[str, float, str]] = []
     alone = len(groups) == 1
-    for target, points in sorted(groups.items(), key=lambda each: view.styles[each[0]].shown):
+    for target, points in sorted(groups.items(), key=lambda each: view.styles[each[0]].depth):
         style = view.styles[target]
         for at, statistic in enumerate(statistics):
             css, shape = (f"s{at % SERIES}", at) if alone else (style.css, style.shape)
@@ -207,9 +208,9 @@ def _lines(
     for limit in limits:
         plot.limit(limit_words(limit, name=False), y=limit.value)
     plot.ends(ends)
-    for _, x, css in crossings:
+    for _, x, css in crossings[-_CROSSINGS:]:
         plot.label(x, limits[0].value, f"≈ {number(x)}", css)
-    return [(target, x) for target, x, _ in crossings]
+    return [(target, x) for target, x, _ in crossings[-_CROSSINGS:]]
 
 
 def _line(

@@ -16,6 +16,7 @@ from llm_perf.report.against import RATE, above, compared, score_change
 from llm_perf.report.points import PER_USER, Form, Interval, Point, targets
 from llm_perf.report.words import limit_words, named, shown
 
+_TOLD: Final = 4  # points
 FAST: Final = 50.0  # tokens/s per user: 20 ms a token, what readers of a screen call fluent
 
 
@@ -132,7 +133,7 @@ def _none_keeps(
 ) -> tuple[str, tuple[str, ...]]:
     """What is said where no point surely keeps the limits."""
     unclear = [(p, v) for p, v in judged if outcome(v) == "undecided"]
-    told = tuple(f"{p.name}: {'; '.join(map(str, v))}." for p, v in (unclear or judged)[:4])
+    told = tuple(f"{p.name}: {'; '.join(map(str, v))}." for p, v in (unclear or judged)[:_TOLD])
     if unclear:
         return f"Undecided: no measured point surely keeps {wanted}, some may.", told
     return f"No measured point keeps {wanted}.", told
@@ -141,11 +142,16 @@ def _none_keeps(
 def _open_ends(best: Point, judged: Sequence[tuple[Point, list[Verdict]]]) -> Iterator[str]:
     """What may be better than the best: undecided points, and loads that nobody measured."""
     yield "There: " + "; ".join(str(v) for p, vs in judged if p is best for v in vs) + "."
-    for point, verdicts in judged:
-        more = (point.figure(RATE) or 0) > (best.figure(RATE) or 0)
-        if more and outcome(verdicts) == "undecided":
-            why = "; ".join(str(each) for each in verdicts if each.outcome == "undecided")
-            yield f"Undecided: {point.name} does more, {_rate(point)}, but {why}."
+    unclear = [
+        (p, v)
+        for p, v in judged
+        if outcome(v) == "undecided" and (p.figure(RATE) or 0) > (best.figure(RATE) or 0)
+    ]
+    for point, verdicts in unclear[:_TOLD]:
+        why = "; ".join(str(each) for each in verdicts if each.outcome == "undecided")
+        yield f"Undecided: {point.name} does more, {_rate(point)}, but {why}."
+    if (left := len(unclear) - _TOLD) > 0:
+        yield f"So are {left} other points that do more."
     higher = [
         (p, v)
         for p, v in judged

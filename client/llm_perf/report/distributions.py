@@ -92,23 +92,25 @@ def accuracy(view: View) -> Chart | None:
         Axis(view.rate_name, [view.rate(p) or 0 for p in best.values()]),
         Axis("Score", [*(y or 0 for y in scores), *(x.value for x in limits)], zero=False),
     )
+    ranked = sorted(best, key=lambda target: (view.kept(best[target]), view.rate(best[target])))
+    most = {kinds[target]: target for target in ranked}  # of each precision what does most
     rows: list[Row] = []
     names: list[tuple[float, float, str, str]] = []
-    for target, point in best.items():
-        at = shapes[kinds[target]]
+    for target, point in sorted(best.items(), key=lambda each: view.kept(each[1])):
+        at, kind = shapes[kinds[target]], kinds[target]
         css = f"s{at}" if at < SERIES else "other"
         x, y = view.rate(point) or 0, point.figure("score") or 0
         across, up = view.rate_interval(point), point.interval("score")
-        if up:
+        first = target == most[kind]
+        if first and up:
             plot.whisker((x, up[0]), (x, up[1]), css)
-        if across:
+        if first and across:
             plot.whisker((across[0], y), (across[1], y), css)
         opened = "" if view.kept(point) else " open"
         plot.mark(x, y, css + opened, at, f"{point.name}: score {y:.4f}, {number(x)} tokens/s")
-        plot.label(
-            x, y, kinds[target] if target != kinds[target] else view.styles[target].name, css
-        )
-        rows.append((kinds[target], target, point.load, bounded(x, across), bounded(y, up)))
+        if first:
+            names.append((x, y, view.styles[target].name if kind == target else kind, css))
+        rows.append((kind, target, point.load, bounded(x, across), bounded(y, up)))
     for limit in limits:
         plot.limit(limit_words(limit), y=limit.value)
     for name in names:
@@ -119,7 +121,8 @@ def accuracy(view: View) -> Chart | None:
         plot.svg("Score against throughput", "; ".join(f"{r[1]}: {r[4]} at {r[3]}" for r in rows)),
         "Each target where it does most"
         + (" within the limits; open marks don't surely keep them" if view.limits else "")
-        + "; whiskers are 95 % intervals. Scores of the same prompts are compared surer by pairs.",
+        + "; whiskers, at the first of each kind, are 95 % intervals. The change between two "
+        "targets, paired by prompts, is surer than these.",
         ("Precision", "Target", "Load", view.rate_name, "Score"),
         tuple(rows),
     )

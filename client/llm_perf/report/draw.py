@@ -24,6 +24,7 @@ SERIES: Final = 6  # classes s0 to s5; what goes beyond is "other"
 _LEFT, _TOP, _BOTTOM = 62, 14, 48
 _GLYPH: Final = 8.0  # width of a bold character at 12 px, on average and a little more
 _LINE: Final = 14
+_NARROW: Final = 60
 _SHAPES: Final = (
     "M-4,0A4,4 0 1 0 4,0A4,4 0 1 0 -4,0Z",
     "M-3.8,-3.8H3.8V3.8H-3.8Z",
@@ -119,6 +120,8 @@ class Plot:
     def _place(self, spots: Iterable[XY], text: str, css: str) -> None:
         """Write where the words meet nothing; else where they meet no other words, or anywhere."""
         wide = len(text) * _GLYPH
+        named = self.right > _NARROW  # there the names of lines stand
+        frame = (_LEFT, _TOP - 6, WIDTH - (self.right if named else 2), self.up.start)
         inside: list[tuple[float, float, str, Box]] = []
         for at, to in spots:
             for dy in (4, -9, 18, -22, 32, -36, 46):
@@ -126,7 +129,7 @@ class Plot:
                     left, base = at + dx, to + dy
                     start = left - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
                     box = (start, base - _LINE + 3, start + wide, base + 3)
-                    if _within(box, (_LEFT, _TOP - 6, WIDTH - 2, self.up.start)):
+                    if _within(box, frame):
                         inside.append((left, base, anchor, box))
         for taken in (self._taken, self._words, []):
             for left, base, anchor, box in inside:

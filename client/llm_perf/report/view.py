@@ -17,7 +17,7 @@ from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
 
 Row: TypeAlias = tuple[str, ...]
 _FAR: Final = 20  # times apart: values for a logarithmic axis
-_NAME: Final = 17  # characters of a name at the end of a line
+_NAME: Final = 16  # characters of a name at the end of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Style:
     def shown(self) -> bool:
         """Whether it has a name and a colour of its own."""
         return self.css != "other"
+
+    @property
+    def depth(self) -> tuple[bool, int]:
+        """What is drawn later lies on top: the best does."""
+        return self.shown, -self.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,15 @@ def view_of(
 ) -> View:
     """Give colours to ``first`` and to what does most, and choose the form of "per user"."""
     groups = targets(points)
-    best = sorted(groups, key=lambda t: -max(p.figure("output_token_throughput") or 0
-                                            for p in groups[t]))  # fmt: skip
+
+    def rank(target: str) -> tuple[bool, float]:
+        """What keeps the limits first, then what does most."""
+        return max(
+            (outcome(judge(p, limits)) == "kept", p.figure("output_token_throughput") or 0.0)
+            for p in groups[target]
+        )
+
+    best = sorted(groups, key=rank, reverse=True)
     chosen = list(dict.fromkeys([*first, *best]))[:SERIES]
     short = short_names(list(groups))
     styles = {
@@ -114,14 +126,23 @@ def _form(limits: Sequence[Limit]) -> Form:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Cut what all names begin with, at a hyphen, and what is too long for a chart."""
-    start = 0
+    """Leave out the words, between underscores, that all have; then what all begin with.
+
+    What is still too long for a chart is cut.
+    """
     if len(names) > 1:
-        first, last = min(names), max(names)
+        words = [name.split("_") for name in names]
+        common = set(words[0]).intersection(*words[1:])
+        cut = ["_".join(word for word in each if word not in common) for each in words]
+        short = cut if all(cut) and len(set(cut)) == len(cut) else list(names)
+        first, last = min(short), max(short)
         same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
         start = max(first.rfind(mark, 0, same) for mark in "-_/ ") + 1
-    cut = {name: name[start:] or name for name in names}
-    return {k: v if len(v) <= _NAME else f"{v[: _NAME - 1]}…" for k, v in cut.items()}
+        short = [each[start:] or each for each in short]
+    else:
+        short = list(names)
+    fits = (each if len(each) <= _NAME else f"{each[: _NAME - 1]}…" for each in short)
+    return dict(zip(names, fits, strict=True))
 
 
 def wide(values: Sequence[float]) -> bool:

@@ -239,6 +239,9 @@ def test_names_lose_what_all_begin_with() -> None:
         "qwen2-fp16-b64": "fp16-b64",
     }
     assert short_names(["a"]) == {"a": "a"}
+    study = ["m_fp8_tp1_pp1_isl64_bs4", "m_fp8_tp1_pp1_isl64_bs8", "m_fp16_tp1_pp1_isl64_bs8"]
+    assert list(short_names(study).values()) == ["fp8_bs4", "fp8_bs8", "fp16_bs8"]
+    assert list(short_names(["a_b", "b_a"]).values()) == ["a_b", "b_a"]
 
 
 def test_the_vendored_library_is_the_published_one() -> None:
