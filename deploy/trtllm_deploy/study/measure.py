@@ -91,6 +91,12 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def _sweep(folder: Path) -> None:
+    """Take away files that a kill left half-written, under the names of llm_perf's files."""
+    for left in folder.glob(".*.json*.????????"):
+        left.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Measurer:
     """Measures a cell, in whatever process it is called; ``plans`` by the key of their stage."""
@@ -108,6 +114,7 @@ class Measurer:
         with FileLock(
             results / plan.cell.name / ".lock"
         ):  # of a run that was killed, until its end
+            _sweep(results / plan.cell.name)
             had = frozenset() if self.again else api.finished(api.read_measurements(results))
             left = [each for each in asked.of(plan, counted=True) if each.id not in had]
             while left:

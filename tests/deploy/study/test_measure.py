@@ -76,19 +76,25 @@ def test_a_killed_study_goes_on_and_no_measurement_is_lost_or_doubled(tmp_path: 
         else:
             kill_tree(running.pid)
         running.wait()
+        made = Counter(line["target"]["name"] for line in study.ledger)
+        least = min((study.workspace / "ensemble_models").iterdir(), key=lambda x: made[x.name])
+        folder = study.workspace / "results" / least.name
+        folder.mkdir(exist_ok=True)
+        (folder / ".concurrency1.json.0123abcd").touch()
         if alone:  # its workers end by themselves; the next run waits for those it meets
             assert psutil.wait_procs(below, timeout=20)[1] == []
     done = study.run()
     assert done.returncode == 0, done.stderr
     lines = study.ledger
     assert [line["status"] for line in lines] == ["ok"] * 12
-    made = Counter((line["target"]["name"], json.dumps(line["load"])) for line in lines)
-    assert len(made) == 12 and set(made.values()) == {1}
+    each = Counter((line["target"]["name"], json.dumps(line["load"])) for line in lines)
+    assert len(each) == 12 and set(each.values()) == {1}
     assert len({line["id"] for line in lines}) == 12
     for line in lines:
         requests = study.workspace / "results" / line["files"]["requests"]
         assert len(requests.read_text().splitlines()) == line["requests_ok"] == 10
         assert requests.with_suffix(".json").is_file()
+    assert not list((study.workspace / "results").rglob(".*.0123abcd"))
     _share_no_gpu(study.servers())
     known = study.servers()
     again = study.run()
