@@ -15,10 +15,16 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
@@ -71,18 +77,40 @@ class Steps:
                 self.start(name)
 
 
-def random_model(shape: Path, folder: Path, device: str, seed: int) -> int:
+def random_model(
+    shape: Path, folder: Path, device: str, seed: int, dtype: torch.dtype = torch.float16
+) -> int:
     """Write a Hugging Face checkpoint of the shape with random weights; returns its parameters."""
     values = json.loads(shape.read_text(encoding="utf-8"))
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
     config = AutoConfig.for_model("qwen2", **{"rope_parameters": rope, **values})
     torch.manual_seed(seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder, max_shard_size="4GB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(EXAMPLE / "model" / name, folder / name)
+    wide_tokenizer(folder / "tokenizer.json", config.vocab_size)
+    shutil.copyfile(EXAMPLE / "model" / "tokenizer_config.json", folder / "tokenizer_config.json")
     return sum(each.numel() for each in model.parameters())
+
+
+def wide_tokenizer(file: Path, size: int) -> None:
+    """Write a tokenizer of so many tokens, all of which decode: bytes, and words of letters.
+
+    What a model with random weights says is any token; a client and a server have to read it.
+    """
+    vocabulary = {each: number for number, each in enumerate(sorted(ByteLevel.alphabet()))}
+    merges, words = [], deque(["Ġ"])
+    while len(vocabulary) < size - 1:
+        word = words.popleft()
+        for letter in ascii_letters[: size - 1 - len(vocabulary)]:
+            vocabulary[word + letter] = len(vocabulary)
+            merges.append((word, letter))
+            words.append(word + letter)
+    tokenizer = Tokenizer(BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(file))
 
 
 def write_prompts(file: Path, samples: int) -> None:

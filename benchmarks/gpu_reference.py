@@ -1,6 +1,6 @@
 """The reference backend's engine on a GPU: right answers, nothing left behind, and how fast.
 
-    python benchmarks/gpu_engine.py [--shape 7b] [--json result.json]
+    python benchmarks/gpu_reference.py [--shape 7b] [--json result.json]
 
 First the number-words example in float32 and bfloat16 against transformers' plain generate, greedy
 and sampled, and 200 cancelled requests. Then a model of Qwen2-7B's shape with random weights under
