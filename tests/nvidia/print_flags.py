@@ -28,7 +28,8 @@ def kind(action: argparse.Action) -> str:
     if action.nargs == 0:
         return "switch"
     if action.choices:
-        return "|".join(dict.fromkeys(str(each) for each in action.choices if each is not None))
+        values = [getattr(each, "value", each) for each in action.choices if each is not None]
+        return "|".join(dict.fromkeys(map(str, values)))
     cells = getattr(action.type, "__closure__", None) or ()
     for each in (action.type, *(cell.cell_contents for cell in cells)):
         if isinstance(each, type) and issubclass(each, enum.Enum):

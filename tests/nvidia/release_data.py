@@ -67,7 +67,7 @@ def commands(tree: Path | None, backend: Path) -> dict[str, Any]:
     made: dict[str, Any] = {"trtllm-build": {"flags": flags(tree, "tensorrt_llm.commands.build")}}
     examples = (tree / "examples").resolve()
     scripts = {"quantize": "quantization/quantize.py"}
-    for model in ("qwen", "llama"):
+    for model in ("qwen", "llama", "phi", "gemma"):
         core = f"models/core/{model}" if (examples / "models/core" / model).is_dir() else model
         scripts[f"convert_checkpoint-{model}"] = f"{core}/convert_checkpoint.py"
     for name, script in scripts.items():
@@ -142,17 +142,17 @@ def main(source: str, backend: str, release: str, base: str = "") -> None:
         if tree is None:  # its commands are the other's
             data["commands"] = {**known["commands"], **data["commands"]}
         data = {part: differing(facts, known[part]) for part, facts in data.items()}
-    for part, hand in (("model_repository", "required"), ("commands", "instead")):
+    for part in ("model_repository", "commands"):
         for name, facts in kept.get(part, {}).items():
-            if hand in facts:
-                data[part].setdefault(name, {})[hand] = facts[hand]
+            if by_hand := {key: value for key, value in facts.items() if key in _BY_HAND}:
+                data[part].setdefault(name, {}).update(by_hand)
     said = {"name": release, **({"as": base} if base else {})}
     hands = {key: value for key, value in kept.items() if key not in (*said, *data)}
     text = yaml.safe_dump({**said, **hands, **data}, sort_keys=False, width=100)
     file.write_text(f"# made by make release-data\n{text}", encoding="utf-8")
 
 
-_BY_HAND = {"required", "instead"}
+_BY_HAND = {"required", "instead", "called", "always"}
 
 
 def differing(facts: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tests.deploy.configs import ordered
 from tests.nvidia import release_data
 from trtllm_deploy.backends.repository import render_config, with_additions
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
+from trtllm_deploy.checkpoint.container_scripts import script_command
+from trtllm_deploy.checkpoint.job import CheckpointJob
 from trtllm_deploy.cli.main import command as deploy
-from trtllm_deploy.releases.release import load_release, read_release, release_names
+from trtllm_deploy.releases.release import load_release, read_release, release_names, release_number
 
 VALUES = {
     "decoupled_mode": "true",
@@ -97,6 +100,22 @@ def test_every_command_of_the_example_is_taken(
         seen.add(program)
     scripts = {"examples/quantization/quantize.py"} if checkpoint_with == "scripts" else set()
     assert {"tensorrt_llm.commands.build", *scripts} <= seen
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architectures_script_takes_its_command(
+    tree: Path | None, name: str, tmp_path: Path
+) -> None:
+    assert tree is not None
+    release, ours = tree.parent.name, ARCHITECTURES[name]
+    if release_number(release) < ours.since:
+        pytest.skip(f"{release} has no {name}")
+    job = CheckpointJob(tmp_path / "model", tmp_path / "made", "bf16", tp=2, release=release)
+    _, script, *flags = script_command(job, tmp_path, name)
+    program = script.replace(load_release(release).examples, str((tree / "examples").resolve()))
+    listed = tmp_path / "lines.json"
+    listed.write_text(json.dumps([flags, [*flags, "--no-such-flag"]]))
+    assert release_data.ask(tree, program, str(listed))["refused"] == [[*flags, "--no-such-flag"]]
 
 
 def by_program(script: str, release: str) -> dict[str, list[list[str]]]:

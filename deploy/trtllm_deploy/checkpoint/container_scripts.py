@@ -42,13 +42,15 @@ def script_command(job: CheckpointJob, calibration_dir: Path, architecture: str)
         ours = ARCHITECTURES[architecture]
         name = f"convert_checkpoint-{ours.script or ours.decoder_type}"
         values: dict[str, Any] = {**where, **split}
+        if job.pp == 1:
+            del values["pp_size"]  # a script may have none
     else:
         name = "quantize"
         values = {**where, **split, **_quantize_flags(job, calibration_dir)}
     command = release.commands.get(name)
     if command is None:
         raise UserError(f"TensorRT-LLM {job.release} has no script for {name}")
-    return ("python3", release.script(name), *command.line(values))
+    return ("python3", release.script(name), *command.line(command.spelt(values)))
 
 
 def _quantize_flags(job: CheckpointJob, calibration_dir: Path) -> dict[str, Any]:

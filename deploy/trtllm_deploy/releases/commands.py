@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_perf.errors import UserError
@@ -66,13 +66,21 @@ class Command:
     """One command of a release.
 
     ``instead`` says what to write in place of a flag that is gone or better not used; ``script``
-    is the path below the container's examples folder, None for what is on PATH.
+    is the path below the container's examples folder, None for what is on PATH. ``called`` are the
+    flags that scripts of one purpose mostly have, and what they are called here; ``always`` is said
+    beside whatever else is.
     """
 
     name: str
     flags: Mapping[str, Flag]
     instead: Mapping[str, str]
     script: str | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
+    always: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def spelt(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values under the flags that this command has for them."""
+        return {**self.always, **{self.called.get(key, key): each for key, each in values.items()}}
 
     def mistake(self, name: str, value: Any) -> tuple[str, str] | None:
         """What is wrong with a flag or its value and what to write instead; None: nothing."""
@@ -117,6 +125,8 @@ def read_command(name: str, data: Mapping[str, Any]) -> Command:
         flags={key: read_flag(key, text) for key, text in data["flags"].items()},
         instead=data.get("instead", {}),
         script=data.get("script"),
+        called=data.get("called", {}),
+        always=data.get("always", {}),
     )
 
 

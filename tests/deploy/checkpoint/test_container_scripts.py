@@ -13,11 +13,13 @@ import pytest
 from llm_perf.errors import UserError
 from tests.standins import install
 from tests.standins.contract import parser
+from trtllm_deploy.checkpoint.architectures import ARCHITECTURES
 from trtllm_deploy.checkpoint.calibration import built_in_prompts
 from trtllm_deploy.checkpoint.container_scripts import script_command
 from trtllm_deploy.checkpoint.job import Calibration, CheckpointJob
 from trtllm_deploy.checkpoint.quantize import run_checkpoint
 from trtllm_deploy.checkpoint.trtllm_format import check_checkpoint
+from trtllm_deploy.releases.release import release_names, release_number
 from trtllm_deploy.spec.precision import PRECISIONS
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "number-words"
@@ -65,6 +67,20 @@ def test_every_command_line_parses_against_its_release(
     if not convert:
         assert parsed.calib_size == 6
         assert parsed.kv_cache_dtype == kv
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_has_its_script(tmp_path: Path, name: str) -> None:
+    releases = [r for r in release_names() if release_number(r) >= ARCHITECTURES[name].since]
+    for release in releases:
+        asked = job(tmp_path, "bf16", release, tp=2)
+        _, script, *flags = script_command(asked, tmp_path / "data", name)
+        said = dict(zip(flags[::2], flags[1::2], strict=True))
+        gemma = Path(script).parent.name == "gemma"
+        assert said["--world-size" if gemma else "--tp_size"] == "2"
+        assert said["--dtype"] == "bfloat16" and ("--ckpt-type" in said) == gemma
+    with pytest.raises(UserError, match="has no flag pp_size"):
+        script_command(job(tmp_path, "fp16", "1.2", pp=2), tmp_path, "Gemma2ForCausalLM")
 
 
 def test_a_release_without_a_script_says_so(tmp_path: Path) -> None:
