@@ -1,7 +1,7 @@
 """RESULTS, as they are named on the command line: words in, measurements out.
 
-A word is a result that llm_perf wrote (of one load or of all), a folder with a ledger, or a folder
-of results; NAME= before it names what was measured.
+A word is a result that llm_perf wrote (of one load or of all), a report of trtllm-bench, a folder
+with a ledger, or a folder of results; NAME= before it names what was measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from llm_perf.errors import UserError
 from llm_perf.ledger.ledger import NAME, read_measurements
+from llm_perf.report.bench import bench_record, is_bench
 from llm_perf.report.points import Line
 
 _NAMED: Final = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
@@ -66,6 +67,8 @@ def _load_json(path: Path) -> Any:
 def _is_result(document: Any) -> bool:
     if not isinstance(document, dict):
         return False
+    if is_bench(document):
+        return True
     if isinstance(loads := document.get("loads"), list):
         return bool(loads) and all(map(_is_result, loads))
     shaped = all(isinstance(document.get(key), dict) for key in ("endpoint", "load", "workload"))
@@ -73,6 +76,9 @@ def _is_result(document: Any) -> bool:
 
 
 def _result(document: dict[str, Any], path: Path) -> Iterator[Line]:
+    if is_bench(document):
+        yield Line(bench_record(document, path), None, str(path))
+        return
     for each in document.get("loads", [document]):
         own = path.with_name(Path(str(each["file"])).name) if "file" in each else path
         yield Line(_record(each, own), own.with_suffix(".jsonl"), str(path))

@@ -332,3 +332,56 @@ def test_a_point_with_a_run_that_lacks_a_figure_has_none() -> None:
     point = Point("a", "concurrency", 4, lines)
     assert point.figure("time_to_first_token", "p95") is None
     assert point.figure("request_throughput") == 3
+
+
+# figures of a report that a user of trtllm-bench 0.21 showed; its keys as reporting.py writes them
+BENCH = {
+    "engine": {"model": "meta/llama", "version": "0.21.0", "backend": "Pytorch",
+               "dtype": "bfloat16", "kv_cache_dtype": "FP8", "quantization": "FP8"},
+    "world_info": {"tp_size": 1, "pp_size": 1, "ep_size": None, "world_size": 1,
+                   "max_batch_size": 3840, "max_num_tokens": 7680,
+                   "scheduling_policy": "GUARANTEED_NO_EVICT", "kv_cache_percentage": 90.0,
+                   "issue_rate": 1e9},
+    "request_info": {"num_requests": 3000, "avg_num_concurrent_requests": 94.6,
+                     "avg_input_length": 128.0, "avg_output_length": 128.0},
+    "performance": {"total_latency_ms": 34665.0, "avg_request_latency_ms": 1093.3,
+                    "request_throughput_req_s": 86.5373,
+                    "system_output_throughput_tok_s": 11076.8,
+                    "system_total_throughput_tok_s": 22153.5,
+                    "output_throughput_per_user_tok_s": 117.15,
+                    "output_throughput_per_gpu_tok_s": 11076.8},
+    "streaming_metrics": {"token_output_speed_tok_s": 137.15, "avg_ttft_ms": 162.7,
+                          "avg_tpot_ms": 7.3272},
+    "dataset": {},
+}  # fmt: skip
+
+
+def test_a_report_of_trtllm_bench_is_drawn_with_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
+    api.write_run(make_run(records(40, 8, 9.0), Concurrency(8)), tmp_path / "served.json")
+    lines = read_results([str(tmp_path / name) for name in ("bench.json", "served.json")])
+    point = points_of(lines)[0]
+    assert point.figure("request_throughput") == pytest.approx(86.5, abs=0.1)
+    assert point.figure("output_token_throughput") == pytest.approx(11077, abs=1)
+    assert point.figure("inter_token_latency") == pytest.approx(7.33, abs=0.01)
+    # two forms of "per user" of one report, which an axis has to tell apart
+    assert point.per_user(Form("output_token_throughput_per_user")) == 137.15
+    assert point.per_user(Form("inter_token_latency")) == pytest.approx(136.48, abs=0.01)
+    page, charts, _ = build(lines, ())
+    assert (
+        "bench at concurrency 94.6" in charts[0].svg and "served at concurrency 8" in charts[0].svg
+    )
+    assert "measured inside the engine" in page and "interpolate" in page
+    broken: dict[str, Any] = {**BENCH, "world_info": None}
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    with pytest.raises(UserError, match="is no report of trtllm-bench that is known"):
+        read_results([str(tmp_path / "broken.json")])
+
+
+def test_a_report_without_streaming_has_no_latencies_per_token(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({**BENCH, "streaming_metrics": None}))
+    (line,) = read_results([str(tmp_path)])
+    assert "time_to_first_token" not in line.record["metrics"]
+    assert any("--streaming" in note for note in line.record["notes"])
+    page, *_ = build([line], parse_limits("ttft.p95<1s", "x"))
+    assert "No measured point keeps" in page
