@@ -36,6 +36,10 @@ from llm_perf.results.export import write_run
 from llm_perf.results.rule import Verdict, verdict
 from llm_perf.results.run import Run
 from llm_perf.results.table import print_run, print_summary
+from llm_perf.search.drawn import print_answer
+from llm_perf.search.measured import OnRun, Site, search
+from llm_perf.search.question import CONFIRMED, INDICATIVE, Answer, Question
+from llm_perf.search.seen import Criterion
 from llm_perf.server.find import find_endpoint
 from llm_perf.server.identity import identify
 from llm_perf.server.scrape import Scraper, find_metrics
@@ -47,9 +51,13 @@ from llm_perf.workload.tokens import stop_ids
 from llm_perf.workload.workload import Prompt, Workload, load_workload, synthetic_workload
 
 __all__ = [
+    "CONFIRMED",
+    "INDICATIVE",
+    "Answer",
     "Change",
     "Concurrency",
     "Conditions",
+    "Criterion",
     "Endpoint",
     "Extent",
     "Limit",
@@ -58,9 +66,11 @@ __all__ = [
     "Planned",
     "Progress",
     "Prompt",
+    "Question",
     "Rate",
     "Record",
     "Run",
+    "Site",
     "Status",
     "Target",
     "Trace",
@@ -79,12 +89,14 @@ __all__ = [
     "parse_lengths",
     "parse_limit",
     "percent_interval",
+    "print_answer",
     "print_percent",
     "print_run",
     "print_summary",
     "read_lines",
     "read_measurements",
     "read_results",
+    "search_limits",
     "show_progress",
     "synthetic_workload",
     "verdict",
@@ -157,6 +169,15 @@ def measure(
         server=server,
         server_metrics=scraper.summary() if scraper else {},
     )
+
+
+def search_limits(question: Question, site: Site, on_run: OnRun | None = None) -> Answer:
+    """Find the highest load within limits, by many measurements that the site's ledger keeps.
+
+    Blocks, for as long as ``question.budget_s`` at most. Called again with the same, it goes on
+    where it was. Raises as ``measure``, and ``UserError`` when the server is gone in the middle.
+    """
+    return search(question, site, measure, on_run)
 
 
 def _glued(endpoint: Endpoint, workload: Workload) -> Iterator[str]:

@@ -31,6 +31,7 @@ _SUBCOMMANDS: Final = {
     "ask": "llm_perf.cli.ask:ask_command",
     "compare": "llm_perf.results.compare:compare_command",
     "report": "llm_perf.cli.report:report_command",
+    "search": "llm_perf.cli.search:search_command",
     "selftest": "llm_perf.selftest.selftest:selftest_command",
 }
 
@@ -52,9 +53,10 @@ class _Command(ThemedCommand):
     cls=_Command,
     params=[option for options in THEMES.values() for option in options],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Other commands: llm_perf ask QUESTION (an answer as it comes), llm_perf selftest (how "
-    "exact and how fast this machine is as a client), llm_perf compare A B (two runs of one "
-    "workload), llm_perf report RESULTS (a page that can be mailed). Each has its own --help.",
+    epilog="Other commands: llm_perf ask QUESTION (an answer as it comes), llm_perf search (up to "
+    "which load limits are kept), llm_perf selftest (how exact and how fast this machine is as a "
+    "client), llm_perf compare A B (two runs of one workload), llm_perf report RESULTS (a page to "
+    "mail). Each has its own --help.",
 )
 @click.version_option(__version__, prog_name="llm_perf")
 def command(**flags: Any) -> int:

@@ -141,7 +141,7 @@ class Conditions:
     """How to measure."""
 
     request_timeout_s: float = 300.0
-    watch: Watch | None = None  # told of progress twice a second, in a thread
+    watch: Watch | None = None  # told of progress twice a second, in a thread; may end the load
     extent: Extent = ONCE
     max_in_flight: int = 10_000  # of an open loop: what is due beyond waits, and its times show it
     stop_after_failures: int | None = None

@@ -35,7 +35,8 @@ class Progress:
     ttfts_ns: tuple[int, ...] = ()  # to the first message, of the latest
 
 
-Watch: TypeAlias = Callable[[Progress], None]
+Watch: TypeAlias = Callable[[Progress], str | None]
+"""Told of a load, it may say why to end it."""
 
 
 def add_up(parts: Sequence[Progress], total: int | None) -> Progress:

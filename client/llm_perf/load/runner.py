@@ -222,7 +222,9 @@ def _first(order: Order, prompts: int) -> Iterable[int]:
 
 async def _report(requests: Requests, total: int | None, watch: Watch) -> None:
     while True:
-        await asyncio.to_thread(watch, requests.look(total))
+        why = await asyncio.to_thread(watch, requests.look(total))
+        if why is not None and not requests.stop.done():
+            requests.stop.set_result(why)
         await asyncio.sleep(_WATCH_EVERY_S)
 
 

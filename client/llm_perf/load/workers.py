@@ -124,8 +124,8 @@ class Foreman:
 
     def _look(self) -> None:
         seen = add_up(list(self._glimpses.values()), self._total)
-        if self._conditions.watch:
-            self._conditions.watch(seen)
+        if self._conditions.watch and (why := self._conditions.watch(seen)):
+            self._stop(why)
         limit = self._conditions.stop_after_failures
         if limit is not None and seen.broken >= limit:
             self._stop(f"{seen.broken} requests failed")

@@ -1,0 +1,184 @@
+"""``llm_perf search``: limits in, the highest load within them out, and every probe in a ledger."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from llm_perf.cli import flags as asked
+from llm_perf.cli.options import THEMES
+from llm_perf.duration import parse_duration, spell_duration
+from llm_perf.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_perf.api import Answer, Question, Site
+
+_SHARED: Final = (
+    *(option.name for theme in ("Server", "Data") for option in THEMES[theme]),
+    *("arrival", "burstiness", "seed", "max_in_flight", "workers"),
+    *("request_timeout_s", "give_up_after_s", "max_answer_bytes", "score"),
+    *("server_metrics_url", "server_metrics_every_s"),
+)
+_UNASKED: Final = {
+    **dict.fromkeys(("stop_after_failures", "ray", "goodput")),
+    **dict.fromkeys(("resume", "resume_anyway"), False),
+}
+_FOLDER: Final = Path("artifacts/search")
+
+
+def _budget(_ctx: click.Context, parameter: click.Parameter, word: str | None) -> float:
+    if word is None:
+        return math.inf
+    try:
+        return parse_duration(word)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+@click.command(
+    name="search",
+    params=[
+        click.Option(
+            ["--limit", "limits"],
+            multiple=True,
+            required=True,
+            metavar="LIMIT",
+            help="To be kept, like 'ttft.p95<1s', 'itl.avg<20ms' or ttft.p95=1s; an average or a "
+            "percentile of what each request has. Can be repeated.",
+        ),
+        click.Option(
+            ["--vary"],
+            type=click.Choice(["request-rate", "concurrency"]),
+            default="request-rate",
+            show_default=True,
+            help="What is raised until a limit breaks.",
+        ),
+        click.Option(
+            ["--confirmed"],
+            is_flag=True,
+            help="Both ends held by 5 runs each that all agree, of 1,000 requests or more: hours. "
+            "[default: 3 of 500, wider]",
+        ),
+        click.Option(
+            ["--budget", "budget_s"],
+            callback=_budget,
+            metavar="TIME",
+            help="End after so much load, with what is known then.",
+        ),
+        click.Option(
+            ["--ledger"],
+            type=click.Path(path_type=Path, file_okay=False),
+            default=_FOLDER,
+            show_default=True,
+            help="Folder that keeps every run; the same command goes on with those it has.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON instead."),
+        *(each for options in THEMES.values() for each in options if each.name in _SHARED),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def search_command(
+    limits: tuple[str, ...], vary: str, confirmed: bool, as_json: bool, **flags: Any
+) -> int:
+    """Find the highest rate, or concurrency, at which limits are kept, and how sure that is.
+
+    Exit code 1 when no load was shown to keep them.
+    """
+    from llm_perf import api
+    from llm_perf.search.drawn import to_json
+
+    question = api.Question(
+        tuple(api.Criterion(api.parse_limit(each, "--limit")) for each in limits),
+        "concurrency" if vary == "concurrency" else "request_rate",
+        api.CONFIRMED if confirmed else api.INDICATIVE,
+        flags["seed"],
+        flags["budget_s"],
+    )
+    answer = _search(question, _site(question, flags))
+    if as_json:
+        click.echo(json.dumps(to_json(answer), indent=2))
+    else:
+        api.print_answer(answer)
+        click.echo(f"Every run is in {flags['ledger'] / 'ledger.jsonl'}")
+    return 0 if answer.low else 1
+
+
+def _site(question: Question, flags: dict[str, Any]) -> Site:
+    from llm_perf import api
+    from llm_perf.load.load import Extent
+    from llm_perf.server.scrape import find_metrics
+
+    endpoint = asked.read_endpoint(flags)
+    workload = asked.read_workload(flags, "search")
+    scored = any(prompt.reference is not None for prompt in workload.prompts)
+    if not scored and any(each.limit.metric == "score" for each in question.criteria):
+        raise UserError("no prompt has a reference, so there is no score", where="--limit")
+    metrics_url = find_metrics(flags["server_metrics_url"], endpoint)
+    ledger: Path = flags["ledger"]
+    ledger.mkdir(parents=True, exist_ok=True)
+    conditions = asked.read_conditions(flags | _UNASKED, Extent(), Path(), metrics_url)
+    return api.Site(
+        endpoint,
+        api.Target(endpoint.url, endpoint.url, endpoint.protocol, endpoint.model),
+        workload,
+        ledger,
+        conditions,
+        api.Rate(1.0, flags["arrival"], flags["burstiness"]),
+        study="search",
+    )
+
+
+def _search(question: Question, site: Site) -> Answer:
+    from dataclasses import replace
+
+    from llm_perf import api
+    from llm_perf.search.question import Ask
+    from llm_perf.search.seen import Seen
+
+    n = len(site.workload.prompts)
+    click.echo(_cost(question, None), err=True)
+    if n < question.mode.requests and not site.conditions.unique_prefix:
+        click.echo(
+            f"The {n} prompts repeat: a KV cache that is reused knows them from the second time on "
+            "(--unique-prefix gives each request a beginning of its own)",
+            err=True,
+        )
+    most = 0.0
+
+    def told(ask: Ask, seen: Seen, before: bool) -> None:
+        nonlocal most
+        load = f"{ask.value:.4g} {'in flight' if ask.vary == 'concurrency' else 'requests/s'}"
+        known = ", from the ledger" if before else ""
+        click.echo(
+            f"{ask.stage} {load}: {seen.attainment:.1%} within, {seen.throughput:.3g} "
+            f"requests/s answered{', ' + seen.hopeless if seen.hopeless else ''}{known}",
+            err=True,
+        )
+        if ask.stage == "capacity" and question.vary == "request_rate":
+            if most and seen.throughput <= 1.1 * most:
+                click.echo(_cost(question, (seen.throughput, ask.value / 2)), err=True)
+            most = max(most, seen.throughput)
+
+    with api.show_progress("search") as watch:
+        conditions = replace(site.conditions, watch=watch, journal=None)
+        return api.search_limits(question, replace(site, conditions=conditions), told)
+
+
+def _cost(question: Question, known: tuple[float, float] | None) -> str:
+    """What it takes as a rule; ``known``: requests a second, and how many are in flight then."""
+    mode = question.mode
+    least = question.requests(known[1] if known else 0.0)
+    text = (
+        f"{mode.name}: {mode.runs} runs that agree at each end, ±{mode.promise:.0%}; as a rule "
+        f"{least:,} to {3 * least:,} requests"
+    )
+    if known:
+        ends = [spell_duration(each * least / known[0]) for each in (1, 3)]
+        text += f", {ends[0]} to {ends[1]} at {known[0]:.3g} requests/s"
+    if math.isfinite(question.budget_s):
+        text += f"; the budget ends it after {spell_duration(question.budget_s)} of load"
+    return text
