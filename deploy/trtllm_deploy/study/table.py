@@ -41,6 +41,12 @@ def print_summary(measurements: Sequence[api.Measurement], results: Path, consol
     for (name, error), loads in failed.items():
         told = f"{name} failed at {', '.join(dict.fromkeys(loads))}: {plain(error)}"
         console.print(told, markup=False, soft_wrap=True)
+    bound = sum(bool(each["client"] and each["client"]["client_bound"]) for each in measurements)
+    if bound:
+        console.print(
+            f"{bound} of {len(measurements)} measurements are CLIENT-BOUND: this machine was too"
+            " busy to take times exactly ('client' in the ledger says by how much)"
+        )
     if any(_cell(each, "backend") == "reference" for each in measurements):
         console.print(
             "The reference backend shows that the pipeline works and how a precision answers; "

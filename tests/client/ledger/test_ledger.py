@@ -64,7 +64,7 @@ def test_wherever_a_kill_cuts_the_file_whole_lines_stay_and_appending_goes_on(
         append_measurement(folder, made(number))
     path = folder / NAME
     whole = path.read_bytes() if kept else b""
-    torn = json.dumps(made(kept)).encode() + b"\n"
+    torn = json.dumps(made(kept, notes=["a line that was longer"] * 99)).encode() + b"\n"
     path.write_bytes(whole + torn[: cut % len(torn)])
     assert [each["repetition"] for each in read_measurements(folder)] == list(range(kept))
     append_measurement(folder, made(9))

@@ -10,6 +10,7 @@ from statistics import stdev
 from rich.console import Console
 
 from llm_perf import api
+from llm_perf.load.health import LoopSample, judge
 from llm_perf.load.load import Concurrency, Rate
 from tests.client.runs import FOUR, asked, make_run
 from trtllm_deploy.study.table import print_summary
@@ -51,6 +52,14 @@ def test_what_all_cells_have_in_common_takes_no_column() -> None:
     assert "multi_block_mode" not in head and "model" not in head
     assert "conc." in head and "rate" in head
     assert not any("±" in line for line in lines)
+
+
+def test_who_was_too_busy_to_measure_is_told() -> None:
+    slow = judge([LoopSample((10**8,) * 20, 0, 3 * 10**9)], [])
+    line = measured()
+    bound: api.Measurement = {**line, "client": slow.to_json(), "repetition": 1}
+    assert printed(line, bound)[-1].startswith("1 of 2 measurements are CLIENT-BOUND")
+    assert not any("CLIENT" in each for each in printed(line))
 
 
 def test_a_failure_is_told_once_with_its_loads_and_leaves_no_row() -> None:
