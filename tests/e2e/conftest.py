@@ -9,6 +9,7 @@ import pytest
 
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
+from trtllm_deploy.backends.server import Chosen
 from trtllm_deploy.checkpoint.quantize import CheckpointJob, run_checkpoint
 from trtllm_deploy.machine.ports import free_ports
 from trtllm_deploy.serve.launch import ModelServer
@@ -75,7 +76,10 @@ def repository(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 def _server(repository: Path, cache: Path) -> ModelServer:
     log_file = repository.with_name(f"{repository.name}.log")
-    return ModelServer(repository, ports=free_ports(), log_file=log_file, cache_dir=cache)
+    records = {"TRTLLM_ITERATIONS_FILE": str(log_file.with_suffix(".iterations"))}
+    chosen = Chosen(variables=records)
+    ports = free_ports()
+    return ModelServer(repository, ports=ports, log_file=log_file, cache_dir=cache, chosen=chosen)
 
 
 @pytest.fixture(scope="module")

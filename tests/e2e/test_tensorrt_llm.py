@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.conftest import MODEL
 from tests.e2e.gauges import series
+from trtllm_deploy.reference.iterations import read_iterations
 from trtllm_deploy.serve.launch import ModelServer
 
 PROMPT = [5, 40, 17, 9, 33, 21]
@@ -300,4 +301,26 @@ def test_the_engine_s_statistics_are_tensorrt_llm_s_series(streaming: ModelServe
             *("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests")
         },
         "general_metrics": {"timestamp", "iteration_counter"},
+        "iteration_metrics": {  # ours: TensorRT-LLM's backend doesn't count them
+            *("total", "waited", "at_max_batch_size", "at_max_num_tokens", "at_kv_cache"),
+            "at_static_batch",
+        },
     }
+
+
+def test_the_engine_s_iterations_are_written_for_explain(
+    streaming: ModelServer, clients: Callable[..., Any]
+) -> None:
+    file = streaming.log_file.with_suffix(".iterations")
+    before = series(streaming)["nv_trt_llm_iteration_metrics", "total"]
+    stream(clients(streaming), [PROMPT], streaming=True)
+    deadline = time.monotonic() + 30
+    while (now := series(streaming)["nv_trt_llm_iteration_metrics", "total"]) < before + NEW:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while len(steps := read_iterations(file.read_text(), str(file))) < now:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [(step.context_tokens, step.generation) for step in steps[-NEW + 1 :]] == [(0, 1)] * (
+        NEW - 1
+    )

@@ -118,7 +118,7 @@ class Engine:
                 max_memory_percent=1.0,
                 allow_block_sharing=cache.enable_kv_cache_reuse,
                 safety_margin=0.0,
-                scheduler_type=scheduler_type(cache.batch_scheduler_policy),
+                scheduler_type=scheduler_type(cache),
                 use_async_batching=False,
             ),
         )
@@ -169,7 +169,7 @@ class Engine:
             self._manager.cancel_request(handle)
 
     def statistics(self) -> Mapping[str, Mapping[str, float]]:
-        """What runs and what the cache holds (``MaxUtilization.statistics``), memory in bytes."""
+        """What runs and what the cache holds (``InFlight.statistics``), memory in bytes."""
         on_gpu = self._device.type == "cuda"
         memory = {
             "cpu": psutil.Process().memory_info().rss,
@@ -178,6 +178,11 @@ class Engine:
         }
         seen: Mapping[str, Mapping[str, float]] = self._scheduler.statistics(len(self._streams))
         return {**seen, "runtime_memory": memory}
+
+    def iterations(self) -> list[Mapping[str, Any]]:
+        """What the steps since the last call did, in the form of trtllm-serve's ``/metrics``."""
+        records: list[Mapping[str, Any]] = self._scheduler.drain()
+        return records
 
     def close(self) -> None:
         """End generation. Requests under way get an error."""

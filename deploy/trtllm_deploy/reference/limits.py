@@ -7,15 +7,13 @@ loaded model. Out: pages and tokens per step. It knows nothing of requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 import torch
 from transformers import PreTrainedModel
 
 from llm_perf.errors import UserError
-
-Policy = Literal["guaranteed_no_evict", "max_utilization"]
+from trtllm_deploy.reference.scheduling import Policy
 
 _REUSE_ROOM = 4  # finished prompts worth keeping, in multiples of what a full batch needs
 _LARGEST_STEP = 2048  # tokens; the attention mask is a row of the whole cache for each of them

@@ -1,40 +1,94 @@
-"""Which requests run in the next step when the KV cache is short, and what is known of a step.
+"""Which requests run in the next step, and what is known of steps: our scheduling in transformers.
 
-TensorRT-LLM's two batch_scheduler_policies on transformers' scheduler. It knows nothing of tokens'
-meaning, of Triton, or of who asked.
+``scheduling.share_out`` decides, as TensorRT-LLM would; transformers carries it out. It knows
+nothing of tokens' meaning, of Triton, or of who asked.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from transformers.generation.continuous_batching.requests import RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
-from trtllm_deploy.reference.limits import Policy
+from trtllm_deploy.reference.iterations import record
+from trtllm_deploy.reference.limits import CacheSettings
+from trtllm_deploy.reference.scheduling import BOUNDS, Budget, Job, Policy, Shares, share_out
+
+_MOST_RECORDS = 100_000  # kept while nobody asks for them
+_COUNTED = ("total", "waited", *(f"at_{bound}" for bound in BOUNDS))
 
 
-class MaxUtilization(FIFOScheduler):  # type: ignore[misc]
-    """A request starts as soon as its prompt fits; when the cache is full, others are paused.
+class InFlight(FIFOScheduler):  # type: ignore[misc]
+    """In-flight batching under one of TensorRT-LLM's policies.
 
-    A paused request starts again with its answer so far as part of its prompt.
+    A request that is paused starts again with its answer so far as part of its prompt.
     """
+
+    policy: ClassVar[Policy]
+    chunked: ClassVar[bool]
 
     def reset(self) -> None:
         """Forget everything; called by transformers before the first step."""
         super().reset()
         self._steps = self._reused_pages = 0
         self._last: list[Any] = []  # the last step's requests: (tokens, whether of a prompt)
+        self._granted: dict[str, int] = {}
+        self._counts = Counter(dict.fromkeys(_COUNTED, 0))
+        self._records: deque[Mapping[str, Any]] = deque(maxlen=_MOST_RECORDS)
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         """Choose the next step's requests, and note what they are."""
+        began_ns = time.perf_counter_ns()
+        shares = self._share_out(token_budget)
+        for job in shares.paused:
+            self._pause(job.name)
+        self._granted = {job.name: share for job, share in shares.context}
+        self._granted |= dict.fromkeys((job.name for job in shares.generation), 1)
         scheduled, *rest = super().schedule_batch(token_budget, cache_budget)
         for future in scheduled or ():
             self._note_start(future.state)
         self._last = [(f.query_length, f.state.generated_len() == 0) for f in scheduled or ()]
         self._steps += 1
+        if scheduled:
+            self._note_step(shares, began_ns)
         return scheduled, *rest
+
+    def _share_out(self, token_budget: int) -> Shares:
+        jobs = [_job(state) for state in self.active_requests.values()]
+        if not self.block_new_requests:
+            jobs += [_job(self.waiting_requests[name]) for name in self.waiting_requests_order]
+        longest = max((job.prompt for job in jobs), default=0)
+        budget = Budget(
+            max_batch_size=self.max_requests_per_batch,
+            max_num_tokens=token_budget,
+            tokens_per_block=self.cache.block_size,
+            blocks=self.cache.num_blocks,
+            chunked=self.chunked or longest > token_budget,  # a step is bounded here, see limits
+            policy=self.policy,
+            spare=1,
+        )
+        return share_out(jobs, budget)
+
+    def _pause(self, name: str) -> None:
+        """Free what a request holds, and put it at the head of those that wait."""
+        state = self.active_requests[name]
+        again = state.create_equivalent_initial_request()
+        state._status = RequestStatus.FINISHED  # as transformers' own offloading does
+        self.finish_request(name)
+        self.waiting_requests[name] = again
+        self.waiting_requests_order.appendleft(name)
+
+    def _process_candidates(self, candidates: list[Any], *budgets: Any) -> Any:
+        chosen = [state for state in candidates if state.request_id in self._granted]
+        return super()._process_candidates(chosen, *budgets)
+
+    def _schedule_request(self, state: Any, tokens: list[int], budget: int, removed: Any) -> None:
+        share = min(budget, self._granted[state.request_id])
+        super()._schedule_request(state, tokens, share, removed)
 
     def _note_start(self, state: Any) -> None:
         trace = state.logit_processor_kwargs["trace"]
@@ -44,6 +98,33 @@ class MaxUtilization(FIFOScheduler):  # type: ignore[misc]
             trace.reused_pages = -(-state.position_offset // size)  # found by a common beginning
             trace.allocated_pages = -(-trace.prompt_length // size) - trace.reused_pages
             self._reused_pages += trace.reused_pages
+
+    def _note_step(self, shares: Shares, began_ns: int) -> None:
+        self._counts["total"] += 1
+        if shares.bound is not None:
+            self._counts["waited"] += 1
+            self._counts[f"at_{shares.bound}"] += 1
+        prompts = [tokens for tokens, of_a_prompt in self._last if of_a_prompt]
+        blocks, free = self.cache.num_blocks, self.cache.get_num_free_blocks()
+        self._records.append(
+            record(
+                number=self._counts["total"],
+                at_ns=began_ns,
+                context=len(prompts),
+                context_tokens=sum(prompts),
+                generation=len(self._last) - len(prompts),
+                paused=len(shares.paused),
+                queued=len(self.waiting_requests),
+                max_requests=self.max_requests_per_batch,
+                blocks=blocks,
+                used=blocks - free,
+                tokens_per_block=self.cache.block_size,
+            )
+        )
+
+    def drain(self) -> list[Mapping[str, Any]]:
+        """The records of the steps since the last call, in the form of trtllm-serve's."""
+        return [self._records.popleft() for _ in range(len(self._records))]
 
     def clear_cancelled_requests(self) -> Any:
         """Free what cancelled requests hold."""
@@ -86,31 +167,27 @@ class MaxUtilization(FIFOScheduler):  # type: ignore[misc]
                 "micro_batch_id": 0,
                 "paused_requests": len(paused),
             },
+            "iteration": dict(self._counts),
             "general": {"timestamp": time.time_ns() // 1000, "iteration_counter": self._steps},
         }
 
 
-class GuaranteedNoEvict(MaxUtilization):
-    """A request starts once there is room for its whole answer beside those that run."""
-
-    def _get_waiting_candidates(self) -> list[Any]:
-        free = self.cache.num_blocks - sum(map(self._pages, self.active_requests.values()))
-        candidates = []
-        for state in super()._get_waiting_candidates():
-            free -= self._pages(state)
-            if free < 0:
-                break
-            candidates.append(state)
-        return candidates
-
-    def _pages(self, state: Any) -> int:
-        """The most pages that a request ever has; the scheduler asks for one ahead."""
-        tokens = len(state.initial_tokens) + state.max_new_tokens
-        return int(-(-tokens // self.cache.block_size) + 1)
+def _job(state: Any) -> Job:
+    waiting = state.status == RequestStatus.PENDING
+    read = len(state.initial_tokens) - len(state.remaining_prefill_tokens)
+    return Job(
+        name=state.request_id,
+        prompt=len(state.initial_tokens),
+        output=state.max_new_tokens,
+        read=0 if waiting else read,
+        made=state.generated_len(),
+        held=state.allocated_blocks,
+    )
 
 
-def scheduler_type(policy: Policy) -> str:
-    """The name under which transformers finds the scheduler of a policy."""
-    evicts = policy == "max_utilization"
-    SCHEDULER_MAPPING[policy] = MaxUtilization if evicts else GuaranteedNoEvict
-    return policy
+def scheduler_type(cache: CacheSettings) -> str:
+    """The name under which transformers finds the scheduler for these settings."""
+    policy, chunked = cache.batch_scheduler_policy, cache.enable_chunked_context
+    name = f"{policy}{'_chunked' if chunked else ''}"
+    SCHEDULER_MAPPING[name] = type(name, (InFlight,), {"policy": policy, "chunked": chunked})
+    return name

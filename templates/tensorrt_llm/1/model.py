@@ -59,6 +59,7 @@ class TritonPythonModel:
         self._answers = {}  # the open ones, by identity
         statistics = self._engine.statistics()
         self._series = Series(args["model_name"], args["model_version"], statistics)
+        self._iterations = os.environ.get("TRTLLM_ITERATIONS_FILE")
         self._closing = threading.Event()
         period_ms = float(given.get("cancellation_check_period_ms", 100))
         self._watch = threading.Thread(target=self._watch_over, args=(period_ms / 1000,))
@@ -106,6 +107,7 @@ class TritonPythonModel:
     def _watch_over(self, period):
         while not self._closing.wait(period):
             self._series.show(self._engine.statistics())
+            self._write_iterations()
             for key, answer in list(self._answers.items()):
                 if answer.over:  # not sooner: Triton's thread may still use what is_cancelled asked
                     del self._answers[key]
@@ -113,8 +115,15 @@ class TritonPythonModel:
                     self._engine.cancel(answer.handle)
                     answer.fail("the request was cancelled", pb_utils.TritonError.CANCELLED)
 
+    def _write_iterations(self):
+        """Append what the steps did, a JSON line each, to the file that the environment names."""
+        if self._iterations and (records := self._engine.iterations()):
+            with Path(self._iterations).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(each) + "\n" for each in records)
+
     def finalize(self):
         """End generation, so that the process can exit."""
         self._closing.set()
         self._watch.join()
+        self._write_iterations()
         self._engine.close()

@@ -13,6 +13,7 @@ _LABELS = {
     "kv_cache_block": "kv_cache_block_type",
     "inflight_batcher": "inflight_batcher_specific_metric",
     "general": "general_type",
+    "iteration": "iteration_specific_metric",  # ours: TensorRT-LLM's backend has none
 }
 
 
