@@ -17,6 +17,7 @@ from trtllm_deploy import __version__
 from trtllm_deploy.cli.building import build_cells
 from trtllm_deploy.cli.compare import COMMANDS as COMPARE
 from trtllm_deploy.cli.example import COMMANDS as EXAMPLE
+from trtllm_deploy.cli.explain import COMMANDS as EXPLAIN
 from trtllm_deploy.cli.findings import COMMANDS as FINDINGS
 from trtllm_deploy.cli.options import (
     Where,
@@ -38,7 +39,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE):
+for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE, *EXPLAIN):
     command.add_command(each)
 
 
