@@ -104,7 +104,6 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     Each measurement is kept in WORKSPACE/results/ledger.jsonl before the next begins; killed at any
     moment, the same command goes on with those that aren't there.
     """
-    from llm_perf.api import read_lines
     from trtllm_deploy.builds.progress import BuildProgress
     from trtllm_deploy.study.asked import Asked
     from trtllm_deploy.study.measure import measure_cells
@@ -120,11 +119,11 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
             where=file,
             fix="add one with 'data: FILE.jsonl', or use 'trtllm-deploy build'",
         )
-    read_lines(asked.file.resolve(settings.data))  # what is wrong there shows before the build
     facts, sha256 = asked.facts, file_sha256(asked.file)
+    measure = Asked(asked.file, settings, asked.workspace, facts.gpus, facts.shapes, sha256)
+    measure.check()  # what is wrong there shows before the build
     outcome = build_cells(asked, fail_fast=fail_fast)
     out = console()
-    measure = Asked(asked.file, settings, asked.workspace, facts.gpus, facts.shapes, sha256)
     with BuildProgress(out, "measurements") as progress:
         measured = measure_cells(
             outcome,

@@ -183,6 +183,9 @@ class MeasureSpec(_Block):
     requests: Count | None = Field(
         default=None, description="requests of a load; default: each prompt once"
     )
+    warmup_requests: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0, description="requests before each load that aren't measured"
+    )
     repetitions: Count = Field(
         default=1,
         description="how often everything is measured, all loads in turn; with fresh arrivals",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from llm_perf import api
@@ -31,7 +33,7 @@ def gpu_facts(gpus: Sequence[Gpu], count: int) -> dict[str, Any] | None:
     return {**about, "count": count}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked:
     """The ``measure:`` block of a file, for each of its cells."""
 
@@ -44,6 +46,35 @@ class Asked:
     sha256: str | None = None
     _known: dict[tuple[Any, ...], api.Workload] = field(default_factory=dict, repr=False)
 
+    def __reduce__(self) -> tuple[type[Asked], tuple[Any, ...]]:
+        """Leave behind what was read: a worker needs prompts of one cell, with other counts."""
+        own = (self.file, self.settings, self.workspace, self.gpus, self.shapes, self.sha256)
+        return Asked, own
+
+    @property
+    def _data(self) -> Path:
+        return self.file.resolve(self.settings.data)
+
+    @cached_property
+    def made_up(self) -> bool:
+        """Whether the data only says how long prompts are: making them up takes the tokenizer."""
+        return not all(line.text for line in api.read_lines(self._data))
+
+    def check(self) -> None:
+        """Raises UserError: the prompts can't be read, or are too few to be dealt out."""
+        loads = len(self.loads) * self.settings.repetitions
+        have, wanted = len(api.read_lines(self._data)) // loads, self.settings.requests or 1
+        if self.settings.fresh and have < wanted:
+            raise self.file.error(
+                ("measure", "fresh"),
+                f"{loads} loads leave {have} prompts of {self._data} for one, {wanted} are asked",
+                "give more data, or fewer loads or requests",
+            )
+
+    def knows(self, plan: CellPlan) -> bool:
+        """Whether a cell's measurements can be told: there are its prompts, or their tokenizer."""
+        return not self.made_up or self.workspace.has(plan.fetch)
+
     @property
     def loads(self) -> tuple[api.Load, ...]:
         """The loads of one repetition, closed loops first; their arrivals are drawn from 0."""
@@ -55,7 +86,7 @@ class Asked:
         """A cell's measurements, all loads in turn; with their prompts' tokens ``counted``.
 
         Counting takes the cell's tokenizer, so its model must be there. Raises UserError: the
-        prompts can't be read, or are too few to be dealt out.
+        prompts can't be read.
         """
         settings, file = self.settings, self.file
         turns = [(n, load) for n in range(settings.repetitions) for load in self.loads]
@@ -73,7 +104,7 @@ class Asked:
                     target,
                     api.Rate(load.per_s, seed=seed) if isinstance(load, api.Rate) else load,
                     self._workload(plan, part, counted=counted),
-                    api.Extent(settings.requests),
+                    api.Extent(settings.requests, warmup_requests=settings.warmup_requests),
                     seed,
                     repetition,
                     study=file.path.stem,
@@ -105,18 +136,9 @@ class Asked:
         return {"source": "roofline", "gpu": kind.name, "metrics": metrics}
 
     def _workload(self, plan: CellPlan, part: tuple[int, int], *, counted: bool) -> api.Workload:
-        tokenizer = self.workspace.artifact(plan.fetch) if counted else None
+        tokenizer = self.workspace.artifact(plan.fetch) if counted or self.made_up else None
         limit = self.settings.max_tokens or plan.cell.osl
         key = (part, tokenizer, limit)
         if key not in self._known:
-            data = self.file.resolve(self.settings.data)
-            workload = api.load_workload(data, tokenizer, limit, part=part)
-            self._known[key] = workload
-            have, wanted = len(workload.prompts), self.settings.requests or 1
-            if part[1] > 1 and have < wanted:
-                raise self.file.error(
-                    ("measure", "fresh"),
-                    f"{part[1]} loads leave {have} prompts of {data} for one, {wanted} are asked",
-                    "give more data, or fewer loads or requests",
-                )
+            self._known[key] = api.load_workload(self._data, tokenizer, limit, part=part)
         return self._known[key]

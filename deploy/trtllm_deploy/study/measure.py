@@ -7,13 +7,14 @@ a time where there are none. What the ledger has isn't measured again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeAlias
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from llm_perf import api
 from llm_perf.errors import UserError
@@ -44,7 +45,7 @@ def measure_cells(
     UserError: the prompts can't be read, or the ledger written.
     """
     results = asked.workspace.results
-    plans = (*outcome.built, *outcome.unbuilt)
+    plans = (*outcome.built, *filter(asked.knows, outcome.unbuilt))
     planned = {plan.cell.name: asked.of(plan) for plan in plans}
     before = {each["id"]: each for each in api.read_measurements(results)}
     had = frozenset() if again else api.finished(before.values())
@@ -67,7 +68,7 @@ def measure_cells(
             failed |= {todo[key].cell.name: error for key, error in run.failures.items()}
     now = {each["id"]: each for each in api.read_measurements(results)}
     for name, error in failed.items():
-        for each in planned[name]:
+        for each in planned.get(name, ()):
             kept = now.get(each.id)
             made = kept and kept["status"] == "ok" and not (again and kept == before.get(each.id))
             if not made:
@@ -91,10 +92,24 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _sweep(folder: Path) -> None:
-    """Take away files that a kill left half-written, under the names of llm_perf's files."""
-    for left in folder.glob(".*.json*.????????"):
-        left.unlink(missing_ok=True)
+@contextmanager
+def _alone(folder: Path, on_line: OnLine) -> Iterator[None]:
+    """Have a cell for oneself, and take away what a kill left half-written of its files.
+
+    A run that was killed has its cell until its server has ended.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_line("another run measures it; waiting")
+        lock.acquire()
+    try:
+        for left in folder.glob(".*.json*.????????"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +123,16 @@ class Measurer:
     def __call__(self, stage: Stage, on_line: OnLine) -> bool:
         """Measure what the ledger lacks. Raises UserError: the server doesn't come up."""
         asked, plan = self.asked, self.plans[stage.key]
-        results = asked.workspace.results
-        (results / plan.cell.name).mkdir(parents=True, exist_ok=True)
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # as the executor allots them
-        with FileLock(
-            results / plan.cell.name / ".lock"
-        ):  # of a run that was killed, until its end
-            _sweep(results / plan.cell.name)
-            had = frozenset() if self.again else api.finished(api.read_measurements(results))
+        folder = asked.workspace.results / plan.cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        with _alone(folder, on_line):
+            measured = api.read_measurements(asked.workspace.results)
+            had = frozenset() if self.again else api.finished(measured)
             left = [each for each in asked.of(plan, counted=True) if each.id not in had]
             while left:
                 on_line("starts its server")
-                with served(
-                    plan, asked.file, asked.workspace, [each for each in gpus if each]
-                ) as up:
+                with served(plan, asked.file, asked.workspace, gpus) as up:
                     left = self._offer(plan, up, left, on_line)
         return True
 

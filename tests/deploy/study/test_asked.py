@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from llm_perf import api
 from llm_perf.errors import UserError
 from tests.client.runs import asked as sent
 from tests.client.runs import make_run
+from tests.deploy.matrix import MODEL
 from tests.deploy.plan.test_plan import FACTS, SPEC
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.plan.plan import CellPlan, plan
@@ -92,8 +95,25 @@ def test_fresh_loads_share_no_prompt_and_cells_ask_the_same(tmp_path: Path) -> N
 def test_data_that_is_too_little_to_be_dealt_out_is_refused(
     tmp_path: Path, measure: dict[str, Any]
 ) -> None:
+    what, _ = given(tmp_path, concurrency=[1, 2], fresh=True, **measure)
     with pytest.raises(UserError, match=r"d.yaml:\d+: measure.fresh: 2 loads leave"):
-        asked(tmp_path, concurrency=[1, 2], fresh=True, **measure)
+        what.check()
+
+
+def test_data_that_only_says_how_long_prompts_are_waits_for_the_tokenizer(tmp_path: Path) -> None:
+    what, (cell, *_) = given(tmp_path)
+    assert what.knows(cell)
+    (tmp_path / "prompts.jsonl").write_text('{"input_length": 5, "output_length": 2}\n' * 3)
+    what = replace(what)
+    what.check()
+    assert not what.knows(cell)
+    what.workspace.store.make(
+        "fetch", cell.fetch.made_from, lambda folder: copytree(MODEL, folder, dirs_exist_ok=True)
+    )
+    assert what.knows(cell)
+    (planned,) = what.of(cell)
+    assert [each.input_tokens for each in planned.workload.prompts] == [5, 5, 5]
+    assert [each.id for each in pickle.loads(pickle.dumps(what)).of(cell)] == [planned.id]
 
 
 def test_a_target_says_how_the_cell_was_built_and_served(tmp_path: Path) -> None:
