@@ -105,10 +105,10 @@ def score_change(best: Point, base: Point) -> str | None:
     was, became = base.figure("score"), best.figure("score")
     if was is None or became is None:
         return None
-    text = f"{hundredths(became - was)} points"
     pair = [each.lines[0] for each in (base, best)]
     if len({line.record["workload"].get("sha256") for line in pair}) > 1:
-        return f"{text} (of other prompts: not comparable)"
+        return None  # scores of other prompts say nothing of each other
+    text = f"{hundredths(became - was)} points"
     columns = [line.columns for line in pair]
     if columns[0] is None or columns[1] is None:
         return text

@@ -68,7 +68,7 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
     low = min(low, 0.0) if axis.zero else low
     if high <= low:
         high = low + (abs(low) or 1.0)
-    step = round_step((high - low) / 5)
+    step = round_step(((high if axis.top is None else axis.top) - low) / 5 or 1.0)
     high = axis.top if axis.top is not None else step * math.ceil(high / step + 0.05)
     return Scale(step * math.floor(low / step), high, start, end)
 

@@ -20,7 +20,7 @@ from llm_perf.report.words import limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
-_ROOM: Final = 132  # for names at the ends of lines
+_ROOM, _LETTER = 16, 8.3  # for names at the ends of lines
 _Known: TypeAlias = list[tuple[Point, float, float]]
 
 
@@ -111,9 +111,11 @@ def _trails(plot: Plot, view: View, known: _Known) -> None:
     """Each target's points, joined in the order of their loads; what has a name on top."""
     for target, style in sorted(view.styles.items(), key=lambda each: each[1].depth):
         mine = [each for each in known if each[0].target == target]
-        plot.line([(x, y) for _, x, y in mine], style.css)
-        if style.shown:
-            plot.line(_predicted(view, mine), f"{style.css} predicted")
+        for kind in dict.fromkeys(point.kind for point, *_ in mine):
+            of_kind = [each for each in mine if each[0].kind == kind]
+            plot.line([(x, y) for _, x, y in of_kind], style.css)
+            if style.shown:
+                plot.line(_predicted(view, of_kind), f"{style.css} predicted")
         for point, x, y in mine:
             if style.shown and (across := point.per_user_interval(view.form)):
                 plot.whisker((across[0], y), (across[1], y), style.css)
@@ -148,6 +150,7 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
     values += [each for p in shown for each in p.interval(metric, main) or ()]
     if not values:
         return None
+    names = [view.styles[t].name for t in groups if view.styles[t].shown]
     short = LATENCIES[metric]
     label = f"{short} (ms)" if alone else f"{short} {main} (ms)"
     load = "Requests in flight (concurrency)" if kind == "concurrency" else "Requests/s offered"
@@ -156,7 +159,7 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
         f"{metric}-{kind}".replace("_", "-"),
         Axis(load, xs, log=wide(xs)),
         Axis(label, ys, log=wide(ys)),
-        right=_ROOM,
+        right=_ROOM + _LETTER * max(map(len, statistics if alone else names)),
     )
     crossings = _lines(plot, view, groups, metric, statistics, main, limits)
     told = "; ".join(

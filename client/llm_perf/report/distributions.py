@@ -28,29 +28,29 @@ _LIMITS: Final = {
 def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | None:
     """The distribution of a latency over requests, as the share that is at most so long."""
     curves = [
-        (point, values)
+        (point, values, line)
         for point in chosen
-        if (columns := point.lines[0].columns) and len(values := columns.of(metric)) > 1
+        if (columns := point.lines[0].columns)
+        and len(values := columns.of(metric)) > 1
+        and len(line := ecdf(values)) > 1
     ]
-    curves = [(p, v[v < float("inf")]) for p, v in curves if v[0] > 0 and v[1] < float("inf")]
     if not curves:
         return None
     short = LATENCIES[metric].replace("request latency", "Request latency")
     limits = [each for each in view.limits if each.metric == metric]
-    xs = [float(each) for _, v in curves for each in (v[0], v[-1])]
+    xs = [x for _, _, line in curves for x in (line[0][0], line[-1][0])]
     plot = Plot(
         f"ecdf-{metric}".replace("_", "-"),
         Axis(f"{short} (ms)", [*xs, *(each.value for each in limits)], log=True),
         Axis("Share of answered requests", [0, 1], top=1.0),
     )
-    one = len({point.target for point, _ in curves}) == 1
-    for at, (_, values) in enumerate(curves):
-        curve = ecdf(values)
-        plot.line([(curve[0][0], 0.0), *curve], f"s{at}")
+    one = len({point.target for point, *_ in curves}) == 1
+    for at, (_, values, curve) in enumerate(curves):
+        start = float((values <= 0).mean())
+        plot.line([(curve[0][0], start), *curve], f"s{at}")
     for limit in limits:
         plot.limit(limit_words(limit), x=limit.value)
-    for at, (point, values) in enumerate(curves):
-        curve = ecdf(values)
+    for at, (point, _, curve) in enumerate(curves):
         middle = len(curve) * (2 + at % 3) // 6  # names at different heights
         name = point.load if one else f"{view.styles[point.target].name}, {point.load}"
         spots = [*curve[middle:], *curve[:middle][::-1]]
@@ -60,11 +60,11 @@ def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | No
         f"Distribution of {LATENCIES[metric]}",
         plot.svg(
             f"Share of requests with a {LATENCIES[metric]} of at most so much",
-            "; ".join(f"{p.name}: median {number(float(v[len(v) // 2]))} ms" for p, v in curves),
+            "; ".join(f"{p.name}: median {number(float(v[len(v) // 2]))} ms" for p, v, _ in curves),
         ),
         f"Of {'each load' if one else 'the points named'}, first run; logarithmic.",
         ("Target", "Load", "n", "min", *PERCENTILES, "max"),
-        tuple(_spread(point, values) for point, values in curves),
+        tuple(_spread(point, values) for point, values, _ in curves),
     )
 
 
@@ -87,10 +87,11 @@ def accuracy(view: View) -> Chart | None:
     shapes = {kind: at for at, kind in enumerate(dict.fromkeys(kinds.values()))}
     limits = [each for each in view.limits if each.metric == "score"]
     scores = [y for p in best.values() for y in (p.figure("score"), *(p.interval("score") or ()))]
+    known = [*(y or 0 for y in scores), *(x.value for x in limits)]
     plot = Plot(
         "accuracy",
         Axis(view.rate_name, [view.rate(p) or 0 for p in best.values()]),
-        Axis("Score", [*(y or 0 for y in scores), *(x.value for x in limits)], zero=False),
+        Axis("Score", known, zero=False, top=1.0 if 0.9 < max(known) <= 1 else None),
     )
     ranked = sorted(best, key=lambda target: (view.kept(best[target]), view.rate(best[target])))
     most = {kinds[target]: target for target in ranked}  # of each precision what does most

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,7 @@ from llm_perf.report.draw import standalone
 from llm_perf.report.points import Line, Point, points_of, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.timeline import in_flight, packed, server_panels
-from llm_perf.report.view import Chart, Row, View, bounded, maybe, view_of
+from llm_perf.report.view import Chart, Row, View, bounded, maybe, short_names, view_of
 from llm_perf.screen import plain
 
 _CURVES: Final = 6  # distributions in one chart
@@ -45,12 +46,17 @@ def build(
     title: str = "llm_perf report",
 ) -> tuple[str, list[Chart], Decision]:
     """Make the page, its charts and the decision; raises ``UserError`` for an unknown baseline."""
-    points = points_of(lines)
-    decision = decide(points, limits, baseline)
+    short = short_names(list(dict.fromkeys(_name(line) for line in lines)))
+    points = points_of(replace(line, called=short[_name(line)]) for line in lines)
+    decision = decide(points, limits, short.get(baseline or "", baseline))
     first = [each.target for each in (decision.best, decision.baseline) if each is not None]
     view = view_of(points, limits, first, gpus)
     charts = list(_charts(view, decision))
     return _page(title, lines, view, decision, charts), charts, decision
+
+
+def _name(line: Line) -> str:
+    return str(line.record["target"]["name"])
 
 
 def _charts(view: View, decision: Decision) -> Iterator[Chart]:

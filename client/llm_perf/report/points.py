@@ -59,6 +59,12 @@ class Line:
     record: Mapping[str, Any]
     requests: Path | None = None
     source: str = ""
+    called: str | None = None  # what the target is called here
+
+    @property
+    def target(self) -> str:
+        """Who was measured."""
+        return self.called or str(self.record["target"]["name"])
 
     @cached_property
     def over_time(self) -> Mapping[str, Any] | None:
@@ -68,10 +74,13 @@ class Line:
             return None
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            found: Mapping[str, Any] | None = document["server_metrics"]["over_time"]
+            found: Mapping[str, Any] = document["server_metrics"]["over_time"]
+            lengths = {
+                len(each["values"]) for each in found["series"] if each["labels"] is not None
+            }
+            return found if lengths <= {len(found["at_ns"])} else None
         except (ValueError, KeyError, TypeError):
             return None
-        return found
 
     @cached_property
     def columns(self) -> Requests | None:
@@ -186,7 +195,7 @@ def points_of(lines: Iterable[Line]) -> list[Point]:
     for line in lines:
         if line.record["status"] != "failed" and line.record["metrics"]:
             load = line.record["load"]
-            key = (line.record["target"]["name"], load["kind"], load["value"])
+            key = (line.target, load["kind"], load["value"])
             found.setdefault(key, []).append(line)
     points = [Point(*key, tuple(each)) for key, each in found.items()]
     order = {name: at for at, name in enumerate(dict.fromkeys(each.target for each in points))}
@@ -244,13 +253,14 @@ def _statistic(name: str) -> Any:
 
 
 def ecdf(values: Numbers, most: int = 160) -> list[tuple[float, float]]:
-    """The share of values up to each, thinned to ``most`` points, denser at both ends."""
+    """The share of sorted values up to each, thinned to ``most`` points, denser at both ends.
+
+    What a logarithmic axis can't hold, zero and infinity, counts and has no point.
+    """
     n = len(values)
-    if n <= most:
-        return [(float(v), (i + 1) / n) for i, v in enumerate(values)]
     ends = (1 - np.cos(np.linspace(0, math.pi, most))) / 2
-    at = np.unique(np.round(ends * (n - 1)).astype(int))
-    return [(float(values[i]), (i + 1) / n) for i in at]
+    at = np.arange(n) if n <= most else np.unique(np.round(ends * (n - 1)).astype(int))
+    return [(float(values[i]), (int(i) + 1) / n) for i in at if 0 < values[i] < math.inf]
 
 
 def targets(points: Sequence[Point]) -> dict[str, list[Point]]:

@@ -32,6 +32,8 @@ def read_results(words: Sequence[str]) -> list[Line]:
         new = [(name, line) for line in _read(path)]
         if not new:
             raise UserError("there is no measurement in it", where=path, fix=_FIX)
+        for _, line in new:
+            _check(line)
         found += new
     return _named(_once(found))
 
@@ -129,6 +131,31 @@ def lines_of(measurements: Iterable[Mapping[str, Any]], folder: Path) -> list[Li
         for each in measurements
         for files in [each.get("files") or {}]
     ]
+
+
+def _check(line: Line) -> None:
+    """Raise ``UserError`` for a measurement whose parts aren't what they are said to be."""
+    record = line.record
+    load, target = record["load"], record["target"]
+    number = (int, float, type(None))
+    figures = [
+        value
+        for metric in record["metrics"].values()
+        for key, value in (metric.items() if isinstance(metric, dict) else [("", ())])
+        if key not in ("unit", "limits")
+    ]
+    wrong = {
+        "target.name": not isinstance(target["name"], str),
+        "target.gpus": target.get("gpus") is not None and not isinstance(target["gpus"], int),
+        "load.kind": not isinstance(load.get("kind"), str),
+        "load.value": not isinstance(load.get("value"), number),
+        "metrics": any(not isinstance(x, number) and x not in ("inf", "-inf") for x in figures),
+        "score": not isinstance(record.get("score"), dict | None),
+        "workload": not isinstance(record.get("workload"), dict),
+    }
+    for part, bad in wrong.items():
+        if bad:
+            raise UserError(f"{part} isn't as llm_perf writes it", where=line.source, fix=_FIX)
 
 
 def _once(found: list[tuple[str | None, Line]]) -> list[tuple[str | None, Line]]:

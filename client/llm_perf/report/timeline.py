@@ -21,7 +21,7 @@ from llm_perf.report.view import Chart
 _STEPS: Final = 144
 _PHASES: Final = {"queue": "s1", "prefill": "s0", "decode": "s2"}
 _FINEST_S: Final = 1e-4
-_PANELS: Final = 6  # of server metrics
+_PANELS: Final = 5  # of server metrics
 
 
 def in_flight(point: Point, columns: Requests) -> Chart:
@@ -117,17 +117,23 @@ def server_panels(series: Mapping[str, Any] | None, origin_ns: int) -> list[dict
     if not series:
         return []
     at = [round((each - origin_ns) * 1e-9, 3) for each in series["at_ns"]]
-    panels: dict[str, list[dict[str, Any]]] = {}
+    panels: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     for each in series["series"]:
         label = ", ".join(f"{key} {value}" for key, value in sorted(each["labels"].items()))
         values = [None if v is None else float(f"{v:.4g}") for v in each["values"]]
-        panels.setdefault(each["name"], []).append(
-            {"label": label or each["name"], "values": values}
-        )
+        rate = each.get("kind") == "counter"
+        named = {"label": label or each["name"], "values": values}
+        panels.setdefault((rate, each["name"]), []).append(named)
     return [
-        {"name": name, "at_s": at, "lines": lines[:_PANELS]}
-        for name, lines in sorted(panels.items(), key=lambda item: -_moved(item[1]))[:_PANELS]
+        {"name": f"{name} per second" if rate else name, "at_s": at, "lines": lines[:_PANELS]}
+        for (rate, name), lines in sorted(panels.items(), key=_worth)[:_PANELS]
     ]
+
+
+def _worth(panel: tuple[tuple[bool, str], Sequence[Mapping[str, Any]]]) -> tuple[bool, float]:
+    """States before rates, which say little that requests don't; then what moved most."""
+    (rate, _), lines = panel
+    return rate, -_moved(lines)
 
 
 def _moved(lines: Sequence[Mapping[str, Any]]) -> float:

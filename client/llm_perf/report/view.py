@@ -17,7 +17,7 @@ from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
 
 Row: TypeAlias = tuple[str, ...]
 _FAR: Final = 20  # times apart: values for a logarithmic axis
-_NAME: Final = 16  # characters of a name at the end of a line
+_NAME: Final = 20  # characters of a name at the end of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +105,46 @@ def view_of(
 
     best = sorted(groups, key=rank, reverse=True)
     chosen = list(dict.fromkeys([*first, *best]))[:SERIES]
-    short = short_names(list(groups))
     styles = {
-        target: Style(f"s{chosen.index(target)}", chosen.index(target), short[target])
+        target: Style(f"s{chosen.index(target)}", chosen.index(target), fitting(target))
         if target in chosen
-        else Style("other", 0, short[target])
+        else Style("other", 0, fitting(target))
         for target in groups
     }
     known = {target: groups[target][0].gpus or gpus for target in groups}
-    return View(points, limits, styles, _form(limits), known)
+    return View(points, limits, styles, _form(points, limits), known)
 
 
-def _form(limits: Sequence[Limit]) -> Form:
-    """The form that a limit speaks of, so that it can stand on the axis; else genai-perf's."""
+def _form(points: Sequence[Point], limits: Sequence[Limit]) -> Form:
+    """The form that a limit speaks of, so that it can stand on the axis; else genai-perf's.
+
+    Tokens that came all at once have an infinite 1/TPOT: then another form has more points.
+    """
     for metric in (PER_USER, "inter_token_latency", E2E):
         for limit in limits:
             if limit.metric == metric:
                 return Form(metric, limit.statistic or "avg")
-    return Form(PER_USER)
+    forms = [Form(PER_USER), Form("inter_token_latency"), Form(E2E)]
+    return max(forms, key=lambda form: sum(p.per_user(form) is not None for p in points))
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Leave out the words, between underscores, that all have; then what all begin with.
+    """Leave out the words, between underscores, that all names have; then what all begin with."""
+    if len(names) < 2:
+        return {name: name for name in names}
+    words = [name.split("_") for name in names]
+    common = set(words[0]).intersection(*words[1:])
+    cut = ["_".join(word for word in each if word not in common) for each in words]
+    short = cut if all(cut) and len(set(cut)) == len(cut) else list(names)
+    first, last = min(short), max(short)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    start = max(first.rfind(mark, 0, same) for mark in "-_/ ") + 1
+    return {name: each[start:] or each for name, each in zip(names, short, strict=True)}
 
-    What is still too long for a chart is cut.
-    """
-    if len(names) > 1:
-        words = [name.split("_") for name in names]
-        common = set(words[0]).intersection(*words[1:])
-        cut = ["_".join(word for word in each if word not in common) for each in words]
-        short = cut if all(cut) and len(set(cut)) == len(cut) else list(names)
-        first, last = min(short), max(short)
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-        start = max(first.rfind(mark, 0, same) for mark in "-_/ ") + 1
-        short = [each[start:] or each for each in short]
-    else:
-        short = list(names)
-    fits = (each if len(each) <= _NAME else f"{each[: _NAME - 1]}…" for each in short)
-    return dict(zip(names, fits, strict=True))
+
+def fitting(name: str) -> str:
+    """A name for a chart; of one that is too long its middle is left out."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[1 - _NAME // 2 :]}"
 
 
 def wide(values: Sequence[float]) -> bool:

@@ -18,7 +18,7 @@ def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
     """Give what moved, over time: gauges as they were, counters by their increase per second.
 
     ``pages`` are ``n`` times (ns, the requests' clock) and texts; ``_LOOKS`` of them are kept, and
-    of the series the ``_LINES`` that moved most against their own size.
+    of the series ``_LINES``: gauges first, then what moved most against its own size.
     """
     step = -(-n // _LOOKS)
     at_ns: list[int] = []
@@ -33,13 +33,16 @@ def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
     found = []
     for series in dict.fromkeys(each for row in rows for each in row):
         values_of = [row.get(series) for row in rows]
-        if types.get(series[0]) == "counter":
+        if rate := types.get(series[0]) == "counter":
             values_of = _per_second(at_ns, values_of)
         seen = [each for each in values_of if each is not None]
         if len(seen) > 1 and (moved := max(seen) - min(seen)):
-            found.append((moved / max(map(abs, seen)), series, values_of))
-    found.sort(key=lambda each: -each[0])
-    lines = [{**named(series), "values": values} for _, series, values in found[:_LINES]]
+            found.append((rate, -moved / max(map(abs, seen)), series, values_of))
+    found.sort(key=lambda each: each[:2])
+    lines = [
+        {**named(series), "kind": "counter" if rate else "gauge", "values": values}
+        for rate, _, series, values in found[:_LINES]
+    ]
     return {"at_ns": at_ns, "series": lines}
 
 

@@ -26,11 +26,19 @@ OVER_TIME = {
         {
             "name": "nv_trt_llm_kv_cache_block_metrics",
             "labels": {"kv_cache_block_type": kind},
+            "kind": "gauge",
             "values": [float(each * more % 97) for each in range(12)],
         }
         for kind, more in (("used", 13), ("free", 29))
     ]
-    + [{"name": "nv_gpu_utilization", "labels": {"gpu_uuid": "GPU-1"}, "values": [0.5, 0.9] * 6}],
+    + [
+        {
+            "name": "nv_energy_consumption",
+            "labels": {"gpu_uuid": "GPU-1"},
+            "kind": "counter",
+            "values": [0.5, 0.9] * 6,
+        }
+    ],
 }
 
 

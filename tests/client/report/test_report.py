@@ -318,6 +318,25 @@ def test_what_is_no_result_is_one_line(tmp_path: Path, text: str | None, says: s
         read_results([str(tmp_path / "empty")])
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("load", {"kind": "concurrency", "value": "four"}, r"load\.value"),
+        ("load", {}, r"load\.kind"),
+        ("request_throughput", {"unit": "", "avg": "fast"}, "metrics"),
+        ("request_throughput", {"unit": "", "avg": [1]}, "metrics"),
+        ("score", 1, "score"),
+    ],
+)
+def test_a_result_that_was_changed_by_hand_is_one_line(
+    tmp_path: Path, part: str, value: object, says: str
+) -> None:
+    path = api.write_run(make_run(records(2, 1, 9.0), Concurrency(1)), tmp_path / "x.json")[0]
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: value}))
+    with pytest.raises(UserError, match=f"{says} isn't as llm_perf writes it"):
+        read_results([str(path)])
+
+
 def test_a_broken_line_of_requests_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"status": "ok"}) + "\n")

@@ -91,6 +91,7 @@
       all: () => zoom(0, end) })[what]();
   }
   const whole = [1, 2, 5].flatMap((f) => [0, 1, 2, 3, 4].map((d) => f * 10 ** d)).sort((a, b) => a - b);
+  const compact = new Intl.NumberFormat("en", { notation: "compact" });
   const axis = (more) => ({ stroke: () => colour("--muted"), labelFont: "12px system-ui",
     font: "12px system-ui", grid: { stroke: () => colour("--grid"), width: 1 },
     ticks: { stroke: () => colour("--grid"), width: 1 }, ...more });
@@ -98,7 +99,8 @@
     const options = {
       width: box.clientWidth, height, legend: { show: !hooks.draw }, series,
       scales: { x: { time: false }, y },
-      axes: [axis({ size: 34 }), axis({ size: 64, incrs: y.incrs })], title: y.title,
+      axes: [axis({ size: 34 }), axis({ size: 64, incrs: y.incrs,
+        values: (_, ticks) => ticks.map((tick) => compact.format(tick)) })], title: y.title,
       cursor: { sync: { key: "llm_perf" }, drag: { x: true, y: false } },
       hooks: { ...hooks, setScale: [(plot, key) => {
         if (key !== "x" || zooming || plots.length < 2) return;
