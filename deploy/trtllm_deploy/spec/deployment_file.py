@@ -186,7 +186,12 @@ def load_deployment(path: Path) -> DeploymentFile:
 
     Raises UserError with the line and key of the first thing that is wrong, and how to mend it.
     """
-    located = load_located(path)
+    return checked(load_located(path))
+
+
+def checked(located: Located) -> DeploymentFile:
+    """The deployment file of these values; see ``load_deployment``."""
+    path = located.file
     if not isinstance(located.value, dict):
         raise UserError(
             "isn't a deployment file",

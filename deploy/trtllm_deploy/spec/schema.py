@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llm_perf.duration import parse_duration
 from llm_perf.errors import UserError
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.environment import is_secret
@@ -211,6 +212,58 @@ class MeasureSpec(_Block):
     )
 
 
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+
+
+def _values(value: Any) -> Any:
+    """A list of values, or ``LOW..HIGH``."""
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match and 0 < int(match[1]) < int(match[2]):
+        return value
+    if match or not isinstance(value, list) or any(isinstance(x, (list, dict)) for x in value):
+        raise ValueError("write a list of values, the baseline's first, or LOW..HIGH to double")
+    return unique(value)
+
+
+def _seconds(value: Any) -> Any:
+    """``30m`` or ``90`` in seconds."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+TunedValues = Annotated[Any, AfterValidator(_values)]
+
+
+class TuneSpec(_Block):
+    """What ``tune`` chooses from, and by what.
+
+    Without a load of its own, cells compete at the baseline's highest rate within ``limits``.
+    """
+
+    settings: Annotated[dict[str, TunedValues], Field(min_length=1)] = Field(
+        description="values to try of precision, max_batch_size, flags of the build, settings of"
+        " triton: a list, the baseline's first, or LOW..HIGH, doubled while its limit binds"
+    )
+    limits: Limits = Field(
+        default=[],
+        description="what must hold, as in measure.limits, which hold where these are left out",
+    )
+    concurrency: Count | None = Field(
+        default=None, description="requests in flight to compare at; of two loads give one"
+    )
+    request_rate: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="requests a second to compare at"
+    )
+    requests: Count = Field(default=100, description="requests of a block")
+    blocks: Count = Field(default=2, description="paired blocks of the first round; doubled then")
+    budget: Annotated[float, BeforeValidator(_seconds)] = Field(
+        default=600.0, gt=0, description="time under load of one search for a rate, as 30m"
+    )
+    data: str | None = Field(default=None, description="prompts; default: measure.data")
+    max_tokens: Tokens | None = Field(
+        default=None, description="output limit; default: that of measure, else OSL of the cell"
+    )
+
+
 class Deployment(_Block):
     """A whole deployment file."""
 
@@ -247,3 +300,4 @@ class Deployment(_Block):
         default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
     )
     measure: MeasureSpec | None = None
+    tune: TuneSpec | None = None
