@@ -1,7 +1,7 @@
 """Which limit of an engine held requests back in a measurement, and what shows it. Pure.
 
-In: the client's figures, the states that the engine was seen in (``engine`` of llm_perf's server
-metrics), the engine's limits. Out: shares of the time, and the limit that binds, if one does.
+In: measurements, with the states that the engine was seen in (``engine`` of llm_perf's server
+metrics) and the engine's limits. Out: shares of the time, and the limit that binds, if one does.
 
 A limit is reached when the next request wouldn't fit: a step with ``max_batch_size`` requests; one
 whose tokens leave no room for a prompt, or with chunked context for a chunk; a KV cache without the
@@ -13,15 +13,25 @@ needs). It binds only where requests wait meanwhile, or a prompt is in the makin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
+
+from llm_perf.api import Measurement
 
 Limit: TypeAlias = Literal["batch", "tokens", "kv"]
 NAMES: Final[Mapping[Limit, str]] = {
     "batch": "max_batch_size",
     "tokens": "max_num_tokens",
     "kv": "the KV cache",
+}
+_QUEUES: Final[tuple[Limit, ...]] = ("batch", "kv")
+_ITERATIONS: Final = "nv_trt_llm_iteration_metrics"  # the reference backend's, counted since start
+_ITERATIONS_LABEL: Final = "iteration_specific_metric"
+_COUNTS: Final[Mapping[Limit, str]] = {
+    "batch": "at_max_batch_size",
+    "tokens": "at_max_num_tokens",
+    "kv": "at_kv_cache",
 }
 _BINDS: Final = 0.1  # of the time in which the engine had work
 _OVER: Final = 1.05  # requests in flight, of the batch limit: the rest is on its way
@@ -32,13 +42,14 @@ _QUEUED: Final = 0.1  # of a request's latency
 class EngineLimits:
     """What a step may hold, ``None`` where it isn't known.
 
-    ``chunked``: a prompt may be split over steps. ``reserves``: guaranteed_no_evict.
+    ``chunk``: prompts are split over steps in multiples of so many tokens, ``None``: not at all.
+    ``reserves``: guaranteed_no_evict.
     """
 
     max_batch_size: int | None = None
     max_num_tokens: int | None = None
     tokens_per_block: int = 32
-    chunked: bool = False
+    chunk: int | None = None
     reserves: bool = True
 
 
@@ -48,7 +59,8 @@ class Evidence:
 
     ``in_flight`` is Little's law on the client's figures; ``queue_ms`` the mean wait for a first
     step on the server's clock; ``shares`` how often each limit was reached with requests waiting
-    for it (``reached``: waiting or not); ``blamed`` those that bind, the most often reached first.
+    for it, of the engine's steps where the server counts them (``reached``: waiting or not);
+    ``blamed`` those that bind, the most often reached first.
     """
 
     limits: EngineLimits
@@ -73,9 +85,9 @@ class Evidence:
         if self.queue_ms is not None:
             share = f" ({self.queue_share:.0%} of the latency)" if self.queue_share else ""
             said.append(f"queue {self.queue_ms:,.1f} ms{share}")
-        if self.reached:
-            parts = (f"{NAMES[limit]} {share:.0%}" for limit, share in self.reached.items())
-            said.append(f"at its limit, of {self.looks} looks: {', '.join(parts)}")
+        if self.shares:
+            parts = (f"{NAMES[limit]} {share:.0%}" for limit, share in self.shares.items())
+            said.append(f"steps at a limit that somebody waited for: {', '.join(parts)}")
         else:
             said.append("the server tells nothing of its steps")
         return "; ".join(said)
@@ -90,24 +102,20 @@ class Evidence:
 
 
 def read_evidence(
-    metrics: Mapping[str, Mapping[str, Any]],
-    server: Mapping[str, Any] | None,
+    blocks: Sequence[Measurement],
     limits: EngineLimits,
     prompt_tokens: float,
     output_tokens: float,
 ) -> Evidence:
-    """Judge one measurement.
+    """Judge blocks of one server.
 
     ``prompt_tokens`` and ``output_tokens`` are what a request brings and may ask for, on average.
     """
-    in_flight, latency = (
-        metrics.get(name, {}).get("avg") for name in ("requests_in_flight", "request_latency")
-    )
-    queue_ms = metrics.get("server_queue_time", {}).get("avg")
+    in_flight = _mean(blocks, "requests_in_flight")
+    latency, queue_ms = _mean(blocks, "request_latency"), _mean(blocks, "server_queue_time")
     share = queue_ms / latency if queue_ms is not None and latency else None
-    queued = share is not None and share >= _QUEUED
-    states = list(_states(server or {}))
-    looks = sum(state["times"] for state in states)
+    states = [state for each in blocks for state in _states(each["server_metrics"] or {})]
+    looks = round(sum(state["times"] for state in states))
     reached: dict[Limit, float] = {}
     waited: dict[Limit, float] = {}
     for limit in NAMES:
@@ -121,16 +129,34 @@ def read_evidence(
             # a prompt that fills steps is held back by them, whoever waits behind it
             held = sum(times for times, waits, at in seen if at and (waits or limit == "tokens"))
             waited[limit] = held / looks
-    over = (
-        limits.max_batch_size is not None
-        and in_flight is not None
-        and in_flight > _OVER * limits.max_batch_size
-    )
-    if over or queued:  # those that wait in a queue which the engine doesn't count
-        for limit in ("batch", "kv"):
-            waited[limit] = reached.get(limit, float(over and limit == "batch" and not looks))
+    batch = limits.max_batch_size
+    over = batch is not None and in_flight is not None and in_flight > _OVER * batch
+    if over or (share is not None and share >= _QUEUED):  # in a queue that the engine doesn't count
+        waited |= {limit: reached[limit] for limit in _QUEUES if limit in reached}
+    if over and not looks:
+        waited["batch"] = 1.0
+    counted = _counted(blocks)
+    waited |= {limit: max(each, waited.get(limit, 0.0)) for limit, each in counted.items()}
     blamed = sorted((each for each in waited if waited[each] >= _BINDS), key=lambda x: -waited[x])
     return Evidence(limits, in_flight, looks, queue_ms, share, waited, reached, tuple(blamed))
+
+
+def _mean(blocks: Sequence[Measurement], metric: str) -> float | None:
+    values = [each["metrics"].get(metric, {}).get("avg") for each in blocks]
+    known = [float(each) for each in values if isinstance(each, (int, float))]
+    return sum(known) / len(known) if known else None
+
+
+def _counted(blocks: Sequence[Measurement]) -> dict[Limit, float]:
+    """Shares of iterations in which a request waited for a limit, where the server counts them."""
+    grown: dict[str, float] = {}
+    for block in blocks:
+        for gauge in (block["server_metrics"] or {}).get("gauges", ()):
+            if gauge["name"] == _ITERATIONS:
+                key = gauge["labels"].get(_ITERATIONS_LABEL, "")
+                grown[key] = grown.get(key, 0.0) + gauge["max"] - gauge["min"]
+    total = grown.get("total", 0.0)
+    return {limit: grown.get(key, 0.0) / total for limit, key in _COUNTS.items() if total}
 
 
 def _states(server: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -164,6 +190,6 @@ def _at(
 def _tokens_full(state: Mapping[str, Any], limits: EngineLimits, most: int, prompt: float) -> bool:
     if not state["context"]:  # only prompts need more than a token
         return bool(state["tokens"] >= most)
-    if limits.chunked:  # a chunk is a whole number of blocks, but for the last one
-        return bool(state["tokens"] > most - min(limits.tokens_per_block, most / 2))
+    if limits.chunk is not None:
+        return bool(state["tokens"] > most - min(limits.chunk, most / 2))
     return bool(state["waiting"] and state["tokens"] + prompt > most)
