@@ -35,6 +35,7 @@ from llm_perf.results.change_table import percent_interval, print_percent
 from llm_perf.results.export import write_run
 from llm_perf.results.rule import Verdict, verdict
 from llm_perf.results.run import Run
+from llm_perf.results.screen_table import print_table
 from llm_perf.results.table import print_run, print_summary
 from llm_perf.search.drawn import print_answer
 from llm_perf.search.measured import OnRun, Site, search
@@ -93,6 +94,7 @@ __all__ = [
     "print_percent",
     "print_run",
     "print_summary",
+    "print_table",
     "read_lines",
     "read_measurements",
     "read_results",

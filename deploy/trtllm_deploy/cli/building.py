@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 def build_cells(
-    asked: Planned, plans: Sequence[CellPlan] | None = None, *, fail_fast: bool = False
+    asked: Planned,
+    plans: Sequence[CellPlan] | None = None,
+    *,
+    fail_fast: bool = False,
+    trial: bool = False,
 ) -> Outcome:
     """Make what is missing, of all cells or those of ``plans``.
 
-    What couldn't be made is told on stderr, a line for each error.
+    What couldn't be made is told on stderr, a line for each error. What is made for a ``trial`` is
+    nothing that the file needs: ``gc`` takes it.
     """
     from trtllm_deploy.builds.build import build as build_plans
     from trtllm_deploy.builds.progress import BuildProgress
@@ -35,7 +40,8 @@ def build_cells(
     wanted = asked.plans if plans is None else plans
     for note in notes(asked.file, [each.cell for each in wanted], asked.facts):
         click.echo(f"trtllm-deploy: note: {plain(note)}", err=True)
-    asked.workspace.remember(asked.file, asked.plans)
+    if not trial:
+        asked.workspace.remember(asked.file, asked.plans)
     sweep_remains()
     rejected = below_threshold(wanted, asked.file, asked.workspace)
     with scratch_folder(), BuildProgress(console()) as progress:

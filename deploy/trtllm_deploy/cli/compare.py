@@ -101,6 +101,7 @@ def compare(
     from trtllm_deploy.store.leases import Lease
     from trtllm_deploy.study.blocks import Study
     from trtllm_deploy.study.compare import compare as compare_subjects
+    from trtllm_deploy.study.page import write_page
     from trtllm_deploy.study.room import fit_in_memory, folder_bytes
     from trtllm_deploy.workspace.folder import Workspace
 
@@ -135,6 +136,8 @@ def compare(
         _print_json(seen, verdicts, subjects)
     else:
         _print(seen, verdicts, subjects, offer)
+        lines = [each for measured in seen.measurements.values() for each in measured]
+        write_page(lines, space.results, (), "compare", console(), "compare.html")
     if any(each.outcome == "broken" for _, each in verdicts):
         return _CHECK_FAILED
     return 1 if seen.failed else 0

@@ -30,6 +30,7 @@ from trtllm_deploy.cli.options import (
 from trtllm_deploy.cli.render import COMMANDS as RENDER
 from trtllm_deploy.cli.serve import COMMANDS as SERVE
 from trtllm_deploy.cli.status import COMMANDS as WORKSPACE
+from trtllm_deploy.cli.tune import COMMANDS as TUNE
 from trtllm_deploy.machine.console import console
 
 
@@ -39,7 +40,7 @@ def command() -> None:
     """Build, serve and measure TensorRT-LLM models on Triton, from one YAML file."""
 
 
-for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE, *EXPLAIN):
+for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE, *EXPLAIN, *TUNE):
     command.add_command(each)
 
 

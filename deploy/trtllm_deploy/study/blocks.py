@@ -166,7 +166,8 @@ class _Blocks:
     def _measure(self, subject: Subject, number: int, up: Mapping[str, Up]) -> None:
         if subject.name in self.failed or subject.name not in up:
             return
-        planned, place = self._planned[subject.name, number], up[subject.name]
+        place = up[subject.name]
+        planned = self._planned[subject.name, number].at(place.endpoint)
         planned = planned.at(place.endpoint)
         with api.show_progress(f"  block {number} of {subject.name}") as watch:
             conditions = api.Conditions(

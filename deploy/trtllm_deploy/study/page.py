@@ -20,6 +20,7 @@ def write_page(
     limits: Sequence[str],
     title: str,
     console: Console,
+    name: str = NAME,
 ) -> None:
     """Draw what was measured and say what it decides; nothing where nothing was.
 
@@ -29,6 +30,6 @@ def write_page(
         return
     read = [api.parse_limit(each, "limits") for each in limits]
     lines = api.lines_of(measured, results)
-    decision, _ = api.write_report(results / NAME, lines, read, title=title)
-    for said in (decision.sentence, f"Drawn in {results / NAME}"):
+    decision, _ = api.write_report(results / name, lines, read, title=title)
+    for said in (decision.sentence, f"Drawn in {results / name}"):
         console.print(plain(said), markup=False, highlight=False, soft_wrap=True)

@@ -77,6 +77,13 @@ class Space:
         """The first value of each."""
         return Point(tuple((each.name, each.values[0]) for each in self.settings))
 
+    def apart(self) -> Iterator[Point]:
+        """The baseline, and each other value in its place alone."""
+        yield self.baseline
+        for each in self.settings:
+            for value in (*each.values[1:], *([] if each.most is None else [each.most])):
+                yield self.baseline.with_value(each.name, value)
+
     def listed(self, around: Point) -> Iterator[Point]:
         """Every combination of the values that are listed; what is doubled is as in ``around``."""
         ways = [

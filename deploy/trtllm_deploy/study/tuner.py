@@ -40,12 +40,13 @@ class Search:
 class Seen:
     """What came of a point: ``cost`` by block (the less the better, on a log scale), evidence.
 
-    ``failed`` says why it couldn't be measured.
+    ``failed`` says why it couldn't be measured, ``unfit`` which limit it breaks at any load.
     """
 
     cost: dict[int, float] = field(default_factory=dict)
     evidence: Evidence | None = None
     failed: str | None = None
+    unfit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Tuner:
         if self.searches:
             yield from self._search(baseline)
             if self.rates.get(baseline) is None:
-                self.path.append("the baseline keeps the limits at no rate")
+                self._note("the baseline keeps the limits at no rate")
         yield from self._measure([baseline], self.blocks)
         if baseline not in self._able():
             return self._ending(baseline)
@@ -113,6 +114,10 @@ class Tuner:
     def _ending(self, best: Point) -> Ending:
         return Ending(best, self.seen, self.rates, self.excluded, tuple(self.path))
 
+    def _note(self, step: str) -> None:
+        if step not in self.path:
+            self.path.append(step)
+
     def _search(self, point: Point) -> Generator[Ask, Answer, None]:
         if point not in self.rates:
             answer = yield Search(point)
@@ -120,7 +125,10 @@ class Tuner:
 
     def _may(self, point: Point) -> bool:
         """Whether a point is worth a try; what isn't is noted."""
-        why = self.unfit(point) or self.lessons.against(point)
+        unfit = self.seen[point].unfit if point in self.seen else None
+        if point == self.space.baseline:
+            unfit = None
+        why = self.unfit(point) or self.lessons.against(point) or unfit
         if why:
             self.excluded[point] = why
         return why is None
@@ -135,13 +143,20 @@ class Tuner:
         for point, seen in answer.items():
             before = self.seen.get(point, Seen())
             cost = {**before.cost, **seen.cost}
-            self.seen[point] = Seen(cost, seen.evidence or before.evidence, seen.failed)
+            evidence = seen.evidence or before.evidence
+            self.seen[point] = Seen(cost, evidence, seen.failed, seen.unfit)
             if seen.failed:
                 self.lessons.learn(point, seen.failed)
-                self.excluded[point] = seen.failed
+            if seen.failed or seen.unfit:
+                self.excluded[point] = str(seen.failed or seen.unfit)
 
     def _able(self) -> list[Point]:
-        return [each for each, seen in self.seen.items() if seen.cost and not seen.failed]
+        """Points that can be the best; the baseline is what others are told against anyway."""
+        return [
+            point
+            for point, seen in self.seen.items()
+            if seen.cost and not seen.failed and (not seen.unfit or point == self.space.baseline)
+        ]
 
     def gain(self, point: Point) -> float:
         """How much less a point costs than the baseline, on average over the blocks of both."""
@@ -157,15 +172,15 @@ class Tuner:
             limits = evidence.blamed if evidence else ()
             steps = [each for each in self.space.moved(at, limits) if self._may(each)]
             if not steps:
-                self.path.append(f"{at}: {evidence.verdict if evidence else 'not seen'}")
+                self._note(f"{at}: {evidence.verdict if evidence else 'not seen'}")
                 return best
             (name, value) = next(iter(steps[0].changes(at).items()))
-            self.path.append(f"{at}: {evidence.verdict if evidence else ''}: {name} to {value}")
+            self._note(f"{at}: {evidence.verdict if evidence else ''}: {name} to {value}")
             yield from self._measure(steps[:1], self.blocks)
             if steps[0] not in self._able():
                 continue  # it failed, and so is excluded from now on
             if self.gain(steps[0]) < self.gain(at) - _SAME:
-                self.path.append(f"{steps[0]}: no better")
+                self._note(f"{steps[0]}: no better")
                 return best
             at = steps[0]
             best = max(best, at, key=self.gain)
@@ -174,14 +189,15 @@ class Tuner:
         """Keep the better half, with twice the blocks each time; the finalists, best first."""
         blocks = self.blocks
         while True:
-            yield from self._measure(pool, blocks)
+            if len(pool) > FINALISTS or not all(each in self.seen for each in pool):
+                yield from self._measure(pool, blocks)
             able = set(self._able())
             ranked = sorted(
                 (each for each in pool if each in able),
                 key=self.gain,
                 reverse=True,
             )
-            if len(ranked) <= FINALISTS:
+            if len(ranked) <= FINALISTS or len(pool) <= FINALISTS:
                 return ranked or [self.space.baseline]
             pool = ranked[: math.ceil(len(ranked) / 2)]
             blocks *= 2

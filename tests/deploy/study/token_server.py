@@ -13,6 +13,7 @@ class TokenServer(ThreadingHTTPServer):
     """``log`` is shared by servers, so that it shows who was asked when."""
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, name: str, tokens: int, log: list[tuple[str, str]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

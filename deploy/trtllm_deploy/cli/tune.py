@@ -1,0 +1,181 @@
+"""The command ``tune``: a deployment file's ``tune:`` block in, a table and a patch out.
+
+How points become cells is here; the search is :mod:`trtllm_deploy.study.tune`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from llm_perf.errors import UserError
+from llm_perf.files import write_whole
+from llm_perf.screen import plain
+from trtllm_deploy.cli.options import (
+    Planned,
+    Where,
+    deployment_file,
+    planned,
+    where_to_run,
+    workspace_folder,
+)
+from trtllm_deploy.machine.console import console
+
+if TYPE_CHECKING:
+    from trtllm_deploy.store.leases import Artifact, Lease
+    from trtllm_deploy.study.space import Point, Space
+    from trtllm_deploy.study.tune import Placed, Tuned
+
+_KEY: Final = ("tune", "settings")
+_CHUNKS: Final = {"reference": 1, "vllm": 1}  # backends that split prompts anywhere, untold
+
+
+@click.command()
+@deployment_file
+@workspace_folder
+@where_to_run
+@click.option(
+    "--gpu-memory", help="Memory of a GPU, as 80GiB; default: that of the first one here."
+)
+@click.option("--again", is_flag=True, help="Measure anew what the ledger has already.")
+def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, again: bool) -> int:
+    """Find the settings under which FILE serves best, of those in its ``tune:`` block.
+
+    Cells compete with the first of all values in paired blocks, which are in the ledger before the
+    next begin: killed, the same command goes on. Ends with a table of changes, what shows which
+    limit binds, and the best settings as a patch of FILE. Only what is measured is built.
+    """
+    from llm_perf import api
+    from trtllm_deploy.builds.local import visible_gpus
+    from trtllm_deploy.plan.memory import parse_size
+    from trtllm_deploy.store.leases import Lease
+    from trtllm_deploy.study.blocks import Study
+    from trtllm_deploy.study.page import write_page
+    from trtllm_deploy.study.tune import Ways, space_of
+    from trtllm_deploy.study.tune import tune as tune_points
+
+    size = parse_size(gpu_memory) if gpu_memory else None
+    asked = planned(file, workspace, where)
+    spec = asked.file.deployment.tune
+    if spec is None:
+        raise UserError(
+            "there is no 'tune:' block, so nothing to choose from",
+            where=file,
+            fix="add one with 'settings:', like settings: {max_batch_size: [8, 16]}",
+        )
+    if spec.concurrency is not None and spec.request_rate is not None:
+        raise asked.file.error(("tune", "request_rate"), "there are two loads", "give one of them")
+    measured = asked.file.deployment.measure
+    said = spec.limits or (measured.limits if measured else [])
+    limits = [api.parse_limit(each, "tune.limits") for each in said]
+    if not limits and spec.concurrency is None and spec.request_rate is None:
+        raise asked.file.error(
+            ("tune",),
+            "without limits there is no highest rate to compare at",
+            "give limits, concurrency or request_rate",
+        )
+    study = Study(
+        f"tune {file.stem}",
+        asked.workspace.results,
+        lambda text: click.echo(plain(text), err=True),
+        again,
+    )
+    if size is None and asked.facts.gpus:
+        size = asked.facts.gpus[0].memory
+    with Lease(asked.workspace.store.root) as lease:
+        cells = _Cells(asked, size, lease)
+        for point in space_of(spec).apart():  # what is wrong there shows before the first build
+            cells.place(point)
+        ways = Ways(cells.place, cells.unfit, cells.build, visible_gpus(where.gpus))
+        tuned = tune_points(asked.file, spec, limits, ways, asked.workspace, study)
+    _print(tuned, asked, space_of(spec))
+    lines = [each for blocks in tuned.came.values() for each in blocks]
+    name = f"tune-{file.stem}.html"
+    write_page(lines, asked.workspace.results, said, study.name, console(), name)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Points as cells of a file that has them alone."""
+
+    asked: Planned
+    gpu_memory: int | None
+    lease: Lease
+    held: set[Artifact] = field(default_factory=set)
+
+    def place(self, point: Point) -> Placed:
+        """Plan a point."""
+        from trtllm_deploy.plan.plan import plan
+        from trtllm_deploy.spec.rewrite import of_values
+        from trtllm_deploy.study.evidence import EngineLimits
+        from trtllm_deploy.study.tune import Placed
+
+        file = of_values(self.asked.file, dict(point.values), _KEY)
+        (made,) = plan(file, self.asked.facts)
+        serving = self.asked.facts.file_for(made.cell, file).deployment.triton
+        block = int(file.flag(made.cell, "tokens_per_block") or 32)
+        chunk = block if serving.enable_chunked_context else None
+        limits = EngineLimits(
+            made.cell.max_batch_size,
+            file.step_tokens(made.cell),
+            block,
+            chunk=_CHUNKS.get(made.cell.backend, chunk),
+            reserves=serving.batch_scheduler_policy != "max_utilization",
+        )
+        return Placed(made, file, limits)
+
+    def unfit(self, point: Point) -> str | None:
+        """Why the memory plan excludes a point."""
+        from trtllm_deploy.plan.memory import plan_memory
+
+        try:
+            placed = self.place(point)
+        except UserError as error:
+            return str(error)
+        shape = self.asked.facts.shapes.get(placed.plan.cell.model)
+        if shape is None or self.gpu_memory is None:
+            return None
+        memory = plan_memory(placed.file, placed.plan.cell, shape, self.gpu_memory)
+        return "the memory plan says it doesn't fit" if memory.verdict == "doesn't fit" else None
+
+    def build(self, points: Sequence[Placed]) -> Mapping[str, str]:
+        """Make what lacks; what couldn't be made, and why, by the name of its cell."""
+        from trtllm_deploy.cli.building import build_cells
+
+        failed = {}
+        for each in points:
+            self.held.update((stage.kind, stage.key) for stage in each.plan.stages)
+            self.lease.hold(self.held)
+            if all(map(self.asked.workspace.has, each.plan.stages)):
+                continue
+            own = replace(self.asked, file=each.file)
+            outcome = build_cells(own, [each.plan], trial=True)
+            if outcome.unbuilt:
+                why = next(iter(outcome.failures.values()), "it can't be built")
+                failed[each.plan.cell.name] = why
+        return failed
+
+
+def _print(tuned: Tuned, asked: Planned, space: Space) -> None:
+    from llm_perf import api
+    from trtllm_deploy.spec.rewrite import patch
+    from trtllm_deploy.study.tuned_table import HEADS, LEAST, remarks, rows
+
+    title = f"trtllm-deploy tune {asked.file.path.name}  at {tuned.offer.load.title}"
+    api.print_table(title, HEADS, rows(tuned), remarks(tuned, space), least=LEAST)
+    best = tuned.ending.best
+    if best == tuned.baseline:
+        click.echo("the baseline stays the best: nothing to change")
+        return
+    said = patch(asked.file, dict(best.values))
+    target = asked.workspace.results / f"tune-{asked.file.path.stem}.patch"
+    write_whole(target, lambda out: out.write(said))
+    click.echo(f"the best settings, as {target} (patch -p1 < it):\n{said}")
+
+
+COMMANDS = (tune,)

@@ -1,0 +1,152 @@
+"""The command ``tune``, from its block to the patch, on servers that are quick to start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llm_perf import Endpoint
+from llm_perf.errors import UserError
+from tests.deploy.study.token_server import TokenServer, token_servers
+from trtllm_deploy.cli.tune import _Cells, tune
+from trtllm_deploy.plan.plan import CellPlan
+from trtllm_deploy.study.tune import Placed, cost
+from trtllm_deploy.study.up import Up
+
+EXAMPLE = Path(__file__).parents[3] / "examples/number-words"
+FILE = f"""
+backend: reference
+models: {{words: {{source: {EXAMPLE}/model}}}}
+precisions: [fp16]
+calibration: {{data: {EXAMPLE}/calibration.jsonl}}
+matrix:
+  max_batch_size: [1]  # as it was
+  isl_osl: ["64,8"]
+measure: {{data: prompts.jsonl}}
+tune:
+  concurrency: 2
+  requests: 4
+  blocks: 1
+  settings:
+    max_batch_size: 1..64
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"text_input": f"{n} in words:"}) + "\n" for n in range(16))
+    )
+    path = tmp_path / "d.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TokenServer]]:
+    """Cells of max_batch_size 1, 2 and 4 are served at once, and more of them fail to start."""
+
+    def build(cells: _Cells, points: Sequence[Placed]) -> Mapping[str, str]:
+        for each in points:
+            tokenizer = cells.asked.workspace.artifact(each.plan.fetch)
+            tokenizer.parent.mkdir(parents=True, exist_ok=True)
+            if not tokenizer.exists():
+                tokenizer.symlink_to(EXAMPLE / "model")
+        return {}
+
+    with token_servers(3, 12, 48) as servers:
+
+        @contextmanager
+        def served(plan: CellPlan, *_: Any) -> Iterator[Up]:
+            by_size = dict(zip((1, 2, 4), servers, strict=True))
+            if plan.cell.max_batch_size not in by_size:
+                raise UserError("out of memory")
+            url = by_size[plan.cell.max_batch_size].url
+            yield Up(Endpoint(url, "openai", "m"))
+
+        monkeypatch.setattr(_Cells, "build", build)
+        monkeypatch.setattr("trtllm_deploy.study.tune.served", served)
+        yield servers
+
+
+def invoke(file: Path, *words: str) -> Result:
+    asked = [str(file), "--workspace", str(file.parent / "w"), *words]
+    return CliRunner().invoke(tune, asked, standalone_mode=False)
+
+
+def test_the_limit_that_binds_is_moved_and_the_best_is_a_patch(
+    file: Path, quick: list[TokenServer]
+) -> None:
+    came = invoke(file)
+    assert came.return_value == 0, came.output
+    assert "step: max_batch_size=1: max_batch_size binds: max_batch_size to 2" in came.stdout
+    assert "step: max_batch_size=2: no limit was reached" in came.stdout
+    assert "not tried" not in came.stdout and not [x for x in quick[2].log if x[0] == "C"]
+    assert "-  max_batch_size: [1]  # as it was\n+  max_batch_size: [2]  # as it was" in came.stdout
+    kept = (file.parent / "w/results/tune-d.patch").read_text()
+    assert kept in came.stdout and "in flight" in came.stdout
+    quick[0].log.clear()
+    assert invoke(file).return_value == 0 and not quick[0].log  # all of it is in the ledger
+
+
+def test_a_failed_start_ends_the_climb_and_is_told(file: Path, quick: list[TokenServer]) -> None:
+    text = FILE.replace("concurrency: 2", "concurrency: 8").replace("requests: 4", "requests: 12")
+    file.write_text(text)
+    came = invoke(file)
+    assert came.return_value == 0, came.output
+    assert "not tried: max_batch_size=8: out of memory" in came.stdout
+    assert "+  max_batch_size: [4]" in came.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (FILE.partition("tune:")[0], "no 'tune:' block"),
+        (FILE.replace("  concurrency: 2\n", ""), "without limits there is no highest rate"),
+        (FILE.replace("  requests", "  request_rate: 2\n  requests"), "there are two loads"),
+        (FILE.replace("1..64", "[1, x]"), r"max_batch_size\b.*should be a valid integer"),
+        (FILE.replace("concurrency: 2", "limits: [ttft<1s]"), "is no limit|of a run is many"),
+    ],
+)
+def test_what_can_not_be_tuned_is_told_in_a_line(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(
+            tune,
+            [str(file), "--workspace", str(file.parent / "w")],
+            standalone_mode=False,
+            catch_exceptions=False,
+        )
+
+
+def block(kind: str, ttft: float, speed: float, failed: int = 0, score: float = 1) -> Any:
+    return {
+        "requests_ok": 10 - failed,
+        "requests_failed": failed,
+        "load": {"kind": kind},
+        "score": {"value": score},
+        "metrics": {
+            "time_to_first_token": {"p95": ttft},
+            "output_token_throughput": {"avg": speed},
+        },
+    }
+
+
+def test_a_cell_costs_what_it_is_nearer_to_its_limits_or_slower_or_fails() -> None:
+    from llm_perf.api import parse_limit
+
+    limits = [parse_limit("ttft.p95<1s", "x"), parse_limit("score>=0.9", "x")]
+    rate, closed = "request_rate", "concurrency"
+    assert cost(block(rate, 500, 10), limits) < cost(block(rate, 900, 99), limits) < 0
+    assert cost(block(rate, 1100, 10), limits) > 0
+    assert cost(block(rate, 500, 10, score=0.5), limits) > 0
+    assert cost(block(closed, 500, 20), limits) < cost(block(closed, 100, 10), limits)
+    assert cost(block(closed, 500, 20), limits) < cost(block(closed, 5000, 20), limits)
+    assert cost(block(rate, 500, 10, failed=5), limits) > cost(block(rate, 500, 10), limits)
+    assert cost(block(rate, 500, 10, failed=10), limits) == float("inf")
