@@ -31,7 +31,7 @@ matrix:
 measure: {{data: prompts.jsonl}}
 tune:
   concurrency: 2
-  requests: 4
+  requests: 8
   blocks: 1
   settings:
     max_batch_size: 1..64
@@ -60,7 +60,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TokenServer]]:
                 tokenizer.symlink_to(EXAMPLE / "model")
         return {}
 
-    with token_servers(3, 12, 48) as servers:
+    with token_servers(3, 30, 300) as servers:
+        for each in servers:
+            each.pause_s = 0.05
 
         @contextmanager
         def served(plan: CellPlan, *_: Any) -> Iterator[Up]:
@@ -96,7 +98,7 @@ def test_the_limit_that_binds_is_moved_and_the_best_is_a_patch(
 
 
 def test_a_failed_start_ends_the_climb_and_is_told(file: Path, quick: list[TokenServer]) -> None:
-    text = FILE.replace("concurrency: 2", "concurrency: 8").replace("requests: 4", "requests: 12")
+    text = FILE.replace("concurrency: 2", "concurrency: 8").replace("requests: 8", "requests: 16")
     file.write_text(text)
     came = invoke(file)
     assert came.return_value == 0, came.output

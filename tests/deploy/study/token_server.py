@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,8 @@ class TokenServer(ThreadingHTTPServer):
         self.name, self.tokens, self.log = name, tokens, log
         self.wrong: set[str] = set()
         """prompts that it answers with an error"""
+        self.pause_s = 0.0
+        """before each answer, so that its time is spent here and not on the way"""
 
     @property
     def url(self) -> str:
@@ -43,6 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["prompt"] in self.server.wrong:
             self._send(500, json.dumps({"error": "no"}))
             return
+        time.sleep(self.server.pause_s)
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
