@@ -21,14 +21,9 @@ from trtllm_deploy.releases.commands import Scalar
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.flags import check_flags
 from trtllm_deploy.spec.located import KeyPath, Located, first_error, load_located
-from trtllm_deploy.spec.schema import (
-    BACKEND_NAMES,
-    DEFAULT_CALIBRATION,
-    Deployment,
-    ModelSpec,
-    as_list,
-)
+from trtllm_deploy.spec.schema import BACKEND_NAMES, DEFAULT_CALIBRATION, Deployment, ModelSpec
 from trtllm_deploy.spec.settings import TritonSettings, lacking
+from trtllm_deploy.spec.values import as_list
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from trtllm_deploy.releases.release import load_release, release_names, spans
 from trtllm_deploy.spec.located import KeyPath, Located, first_error
-from trtllm_deploy.spec.schema import as_list, unique
 from trtllm_deploy.spec.settings import TritonSettings, lacking
+from trtllm_deploy.spec.values import as_list, unique
 
 if TYPE_CHECKING:
     from trtllm_deploy.spec.deployment_file import DeploymentFile

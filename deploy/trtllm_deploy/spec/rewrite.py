@@ -17,7 +17,7 @@ import yaml
 from trtllm_deploy.releases.commands import Scalar
 from trtllm_deploy.spec.deployment_file import DeploymentFile, checked
 from trtllm_deploy.spec.located import KeyPath, Located
-from trtllm_deploy.spec.schema import as_list
+from trtllm_deploy.spec.values import as_list
 
 PRECISION = "precision"
 

@@ -19,7 +19,7 @@ from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.plan.roofline import LISTED, cell_roofline
 from trtllm_deploy.plan.shape import ModelShape
 from trtllm_deploy.spec.deployment_file import DeploymentFile
-from trtllm_deploy.spec.schema import MeasureSpec
+from trtllm_deploy.spec.studies import MeasureSpec
 from trtllm_deploy.study.up import target_of
 from trtllm_deploy.workspace.folder import Workspace
 

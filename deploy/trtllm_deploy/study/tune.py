@@ -14,7 +14,7 @@ from functools import partial
 from llm_perf import UserError, api
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.spec.deployment_file import DeploymentFile
-from trtllm_deploy.spec.schema import TuneSpec
+from trtllm_deploy.spec.studies import TuneSpec
 from trtllm_deploy.study.blocks import Offer, Study, Subject, measure_blocks
 from trtllm_deploy.study.evidence import EngineLimits, read_evidence
 from trtllm_deploy.study.room import fit_in_memory, folder_bytes, gpus_apart

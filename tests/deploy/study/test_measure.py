@@ -22,7 +22,7 @@ from llm_perf.workload.workload import Prompt, Workload
 from tests.deploy.light_study import NullServer
 from tests.deploy.matrix import MODEL, Matrix, kill_tree
 from tests.processes import tree
-from trtllm_deploy.spec.schema import MeasureSpec
+from trtllm_deploy.spec.studies import MeasureSpec
 from trtllm_deploy.study import measure
 from trtllm_deploy.study.up import Up
 from trtllm_deploy.workspace.folder import Workspace
