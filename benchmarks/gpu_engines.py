@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from itertools import product
@@ -50,18 +51,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "number-words"
 LIMITS = ("--max-model-len", "2048", "--max-num-seqs", "512")
 SMALL = ("--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2**30))
+BUDGET = ("--budget", "80s")
 # what follows `llm_perf`, before and after the server, and seconds that it takes at most
 STUDIES = {
-    "tpot": (
-        ["search", "--vary", "concurrency"],
-        ["--limit", "itl.avg<20ms", "--budget", "90s"],
-        130,
-    ),
-    "ttft": (
-        ["search", "--vary", "request-rate"],
-        ["--limit", "ttft.p95<1s", "--budget", "130s"],
-        180,
-    ),
+    "ttft": (["search", "--vary", "request-rate"], ["--limit", "ttft.p95<1s", *BUDGET], 100),
+    "tpot": (["search", "--vary", "concurrency"], ["--limit", "itl.avg<20ms", *BUDGET], 100),
     "sweep": ([], ["--concurrency", "1,4,16,64,256", "--duration", "10s"], 120),
 }
 
@@ -133,16 +127,21 @@ def machine() -> dict[str, str]:
 
 
 def words(bench: Bench) -> None:
-    """The example's exact answers and next tokens, bf16 and fp8."""
-    for number, precision in enumerate(PRECISIONS):
-        model = EXAMPLE / "model" if precision == "bf16" else bench.folder / "words-fp8"
-        name = f"words-{precision}"
-        flags = ("--max-model-len", "512", "--dtype", "bfloat16", "--enforce-eager")
-        with vllm(bench, name, model, 8200 + number, *SMALL, *flags) as url:
-            asked = ["--input-data", str(EXAMPLE / "prompts.jsonl"), "--concurrency", "32"]
-            asked += ["--sampling", "temperature=0", "--tokenizer-path", str(model)]
-            bench.write(name, ours(bench, url, name, asked))
-            likeliest(bench, url, name, 256, 1)
+    """The example's exact answers and next tokens, bf16 and fp8, both at once: nothing is timed."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(words_one, bench), PRECISIONS))
+
+
+def words_one(bench: Bench, precision: str) -> None:
+    model = EXAMPLE / "model" if precision == "bf16" else bench.folder / "words-fp8"
+    name, port = f"words-{precision}", 8200 + PRECISIONS.index(precision)
+    flags = ("--max-model-len", "512", "--dtype", "bfloat16", "--enforce-eager")
+    with vllm(bench, name, model, port, *SMALL, *flags) as url:
+        asked = ["--input-data", str(EXAMPLE / "prompts.jsonl"), "--max-tokens", "32"]
+        asked += ["--concurrency", "32", "--sampling", "temperature=0"]
+        asked += ["--tokenizer-path", str(model)]
+        bench.write(name, ours(bench, url, name, asked))
+        likeliest(bench, url, name, 256, 1)
 
 
 def prompts(n: int, joined: int) -> list[str]:
@@ -242,6 +241,7 @@ def study_one(bench: Bench, precision: str) -> None:
             words = [sys.executable, "-m", "llm_perf", *before, *server, *after]
             words += ["--isl", "1024", "--osl", "128"]
             study = f"study-{precision}-{name}"
+            words += ["--ledger", str(bench.out / study)] if before else []
             step = partial(run, bench, study, words, 2 * seconds)
             began = time.monotonic()
             bench.attempt(study, seconds, step)
