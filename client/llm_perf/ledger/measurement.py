@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from llm_perf.figures.metrics import Metric, window_ns
@@ -159,9 +160,10 @@ class Planned:
             "files": dict(files or {}),
         }
 
-    def failed(self, error: str, at: str) -> Measurement:
-        """The line of what could not be measured; ``at`` is ISO 8601 with its offset."""
-        return {**self._planned(at, "failed"), "error": " ".join(plain(error).split())}
+    def failed(self, error: str) -> Measurement:
+        """The line of what could not be measured just now."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return {**self._planned(now, "failed"), "error": " ".join(plain(error).split())}
 
     def _load(self) -> dict[str, Any]:
         drawn = self.load.to_json()

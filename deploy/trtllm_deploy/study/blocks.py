@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from llm_perf import UserError, api
@@ -192,7 +191,6 @@ class _Blocks:
     def _fail(self, subject: Subject, number: int, why: str) -> None:
         """Note it in the ledger; a failed one is tried again the next time."""
         self.failed[subject.name] = why
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        failed = self._planned[subject.name, number].failed(why, at)
+        failed = self._planned[subject.name, number].failed(why)
         api.append_measurement(self._study.folder, failed)
         self._study.say(f"{subject.name}: {why}")

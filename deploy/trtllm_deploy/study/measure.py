@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeAlias
 
@@ -72,7 +71,7 @@ def measure_cells(
             kept = now.get(each.id)
             made = kept and kept["status"] == "ok" and not (again and kept == before.get(each.id))
             if not made:
-                now[each.id] = each.failed(error, _now())
+                now[each.id] = each.failed(error)
                 api.append_measurement(results, now[each.id])
     return [now[each.id] for each in every if each.id in now]
 
@@ -86,10 +85,6 @@ def _stage(plan: CellPlan) -> Stage:
 def _why_unbuilt(plan: CellPlan, failures: Mapping[str, str]) -> str:
     found = (failures[stage.key] for stage in plan.stages if stage.key in failures)
     return next(found, "it isn't built: the build was given up")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -148,7 +143,7 @@ class Measurer:
             except UserError as error:
                 if number:  # perhaps the load before was the server's end
                     return planned[number:]
-                api.append_measurement(results, each.failed(str(error), _now()))
+                api.append_measurement(results, each.failed(str(error)))
                 return planned[1:]
             path = Path(each.target.name) / f"{each.load.name}-{each.id[:8]}.json"
             api.write_run(run, results / path)

@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_leaves_the_ledger_as_it_was(tmp_path: Path) -> None
 
 
 def test_the_last_of_an_id_counts(tmp_path: Path) -> None:
-    append_measurement(tmp_path, PLANNED.failed("no\nroom \x1b[2J", "2026-01-01T00:00:00+00:00"))
+    append_measurement(tmp_path, PLANNED.failed("no\nroom \x1b[2J"))
     append_measurement(tmp_path, made(1))
     assert finished(read_measurements(tmp_path)) == {replace(PLANNED, repetition=1).id}
     assert "\n" not in (read_measurements(tmp_path)[0]["error"] or "\n")
@@ -182,7 +182,7 @@ def test_the_query_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(2):
         append_measurement(tmp_path, made(number))
     append_measurement(tmp_path, made(1))
-    append_measurement(tmp_path, replace(PLANNED, repetition=2).failed("x", RUN.started_at))
+    append_measurement(tmp_path, replace(PLANNED, repetition=2).failed("x"))
     (query,) = re.findall(r"```sql\n(.*?)```", QUERY.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     ((name, load, runs, per_gpu, spread, *_),) = duckdb.sql(query).fetchall()

@@ -66,9 +66,9 @@ def test_a_failure_is_told_once_with_its_loads_and_leaves_no_row() -> None:
     run = make_run([asked()])
     target = api.Target("bad", "", "", "", cell=CELL, artifacts={})
     planned = [api.Planned(target, Concurrency(n), run.workload) for n in (1, 2)]
-    failed = [each.failed("out of \x1b[31mmemory", "2026-01-01T00:00:00+00:00") for each in planned]
+    failed = [each.failed("out of \x1b[31mmemory") for each in planned]
     *_, last = printed(measured(), *failed)
     assert last == "bad failed at concurrency 1, concurrency 2: out of \\x1b[31mmemory"
     assert printed(*failed) == [last]
-    again = replace(planned[0], repetition=1).failed("no room", "2026-01-01T00:00:00+00:00")
+    again = replace(planned[0], repetition=1).failed("no room")
     assert printed(*failed, again)[-1] == "bad failed at concurrency 1: no room"
