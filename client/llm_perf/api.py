@@ -37,10 +37,10 @@ from llm_perf.results.rule import Verdict, verdict
 from llm_perf.results.run import Run
 from llm_perf.results.screen_table import print_table
 from llm_perf.results.table import print_run, print_summary
-from llm_perf.search.drawn import print_answer
-from llm_perf.search.measured import OnRun, Site, search
-from llm_perf.search.question import CONFIRMED, INDICATIVE, Answer, Question
-from llm_perf.search.seen import Criterion
+from llm_perf.search.drawn import cost, print_answer
+from llm_perf.search.measured import OnRun, Site, search, searched
+from llm_perf.search.question import CONFIRMED, INDICATIVE, Answer, Ask, Question
+from llm_perf.search.seen import Criterion, Seen
 from llm_perf.server.find import find_endpoint
 from llm_perf.server.identity import identify
 from llm_perf.server.scrape import Scraper, find_metrics
@@ -55,6 +55,7 @@ __all__ = [
     "CONFIRMED",
     "INDICATIVE",
     "Answer",
+    "Ask",
     "Change",
     "Concurrency",
     "Conditions",
@@ -71,6 +72,7 @@ __all__ = [
     "Rate",
     "Record",
     "Run",
+    "Seen",
     "Site",
     "Status",
     "Target",
@@ -80,6 +82,7 @@ __all__ = [
     "append_measurement",
     "block_change",
     "block_changes",
+    "cost",
     "drifts",
     "find_endpoint",
     "find_metrics",
@@ -99,6 +102,7 @@ __all__ = [
     "read_measurements",
     "read_results",
     "search_limits",
+    "searched",
     "show_progress",
     "synthetic_workload",
     "verdict",

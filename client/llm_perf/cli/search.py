@@ -11,7 +11,7 @@ import click
 
 from llm_perf.cli import flags as asked
 from llm_perf.cli.options import THEMES
-from llm_perf.duration import parse_duration, spell_duration
+from llm_perf.duration import parse_duration
 from llm_perf.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,11 +136,12 @@ def _search(question: Question, site: Site) -> Answer:
     from dataclasses import replace
 
     from llm_perf import api
+    from llm_perf.search.drawn import cost
     from llm_perf.search.question import Ask
     from llm_perf.search.seen import Seen
 
     n = len(site.workload.prompts)
-    click.echo(_cost(question, None), err=True)
+    click.echo(cost(question), err=True)
     if n < question.mode.requests and not site.conditions.unique_prefix:
         click.echo(
             f"The {n} prompts repeat: a KV cache that is reused knows them from the second time on "
@@ -160,25 +161,9 @@ def _search(question: Question, site: Site) -> Answer:
         )
         if ask.stage == "capacity" and question.vary == "request_rate":
             if most and seen.throughput <= 1.1 * most:
-                click.echo(_cost(question, (seen.throughput, ask.value / 2)), err=True)
+                click.echo(cost(question, seen.throughput, ask.value / 2), err=True)
             most = max(most, seen.throughput)
 
     with api.show_progress("search") as watch:
         conditions = replace(site.conditions, watch=watch, journal=None)
         return api.search_limits(question, replace(site, conditions=conditions), told)
-
-
-def _cost(question: Question, known: tuple[float, float] | None) -> str:
-    """What it takes as a rule; ``known``: requests a second, and how many are in flight then."""
-    mode = question.mode
-    least = question.requests(known[1] if known else 0.0)
-    text = (
-        f"{mode.name}: {mode.runs} runs that agree at each end, ±{mode.promise:.0%}; as a rule "
-        f"{least:,} to {3 * least:,} requests"
-    )
-    if known:
-        ends = [spell_duration(each * least / known[0]) for each in (1, 3)]
-        text += f", {ends[0]} to {ends[1]} at {known[0]:.3g} requests/s"
-    if math.isfinite(question.budget_s):
-        text += f"; the budget ends it after {spell_duration(question.budget_s)} of load"
-    return text

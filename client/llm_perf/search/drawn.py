@@ -36,6 +36,24 @@ def sentence(answer: Answer) -> str:
     return f"{kept}: nothing was shown; {answer.ended}"
 
 
+def cost(question: Question, per_s: float | None = None, in_flight: float = 0.0) -> str:
+    """What a search takes as a rule; in time too where it is known how much a server gets through.
+
+    ``per_s`` are the requests a second of a closed loop, ``in_flight`` those that it takes.
+    """
+    mode, least = question.mode, question.requests(in_flight)
+    text = (
+        f"{mode.name}: {mode.runs} runs that agree at each end, ±{mode.promise:.0%}; as a rule "
+        f"{least:,} to {3 * least:,} requests"
+    )
+    if per_s:
+        ends = [spell_duration(each * least / per_s) for each in (1, 3)]
+        text += f", {ends[0]} to {ends[1]} at {per_s:.3g} requests/s"
+    if math.isfinite(question.budget_s):
+        text += f"; the budget ends it after {spell_duration(question.budget_s)} of load"
+    return text
+
+
 def to_json(answer: Answer) -> dict[str, Any]:
     """The answer and its curve, as ``--json`` prints them."""
     asked, low = answer.question, answer.low
@@ -83,7 +101,9 @@ def _probe_json(probe: Probe) -> dict[str, Any]:
     }
 
 
-def print_answer(answer: Answer, file: TextIO | None = None) -> None:
+def print_answer(
+    answer: Answer, title: str = "llm_perf search", file: TextIO | None = None
+) -> None:
     """Print probes, curve and answer, within 80 columns."""
     asked = answer.question
     heads = (_UNIT[asked.vary], "runs", *map(_head, asked.criteria), "all", "verdict")
@@ -97,7 +117,7 @@ def print_answer(answer: Answer, file: TextIO | None = None) -> None:
         )
         for probe in answer.probes
     ]
-    title = f"llm_perf search | {asked.mode.name} | up to which {_NAME[asked.vary]}"
+    title += f" | {asked.mode.name} | up to which {_NAME[asked.vary]}"
     foot = (*_reasons(answer), *_curve(answer), *_foot(answer))
     print_table(title, heads, rows, foot, file, least=("runs", "all"))
 

@@ -63,7 +63,7 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
     Raises ``UserError`` as measuring does, or when the server is gone in the middle, and
     ``KeyboardInterrupt``; the same call then goes on where it was.
     """
-    known = {each["id"]: each["search"] for each in read_measurements(site.folder)}
+    known = {each["id"]: each["search"] or {} for each in read_measurements(site.folder)}
     hunting = hunt(question)
     spent_s = 0.0
     try:
@@ -71,8 +71,9 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
         while True:
             planned = _planned(question, site, ask)
             before = _before(known.get(planned.id), question)
-            left_s = question.budget_s - spent_s
-            seen = before or _measured(question, site, planned, measure, left_s)
+            seen = before
+            if before is None and not _cut_before(known.get(planned.id), question):
+                seen = _measured(question, site, planned, measure, question.budget_s - spent_s)
             if seen is None:
                 return _told_that_it_is_spent(hunting)
             if on_run:
@@ -82,6 +83,22 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
     except StopIteration as found:
         answer: Answer = found.value
         return answer
+
+
+def searched(question: Question, site: Site) -> Answer | None:
+    """The answer as the site's ledger has it; ``None`` where a run is missing there."""
+
+    def missing(*_: object) -> Run:
+        raise _MissingError
+
+    try:
+        return search(question, site, missing)
+    except _MissingError:
+        return None
+
+
+class _MissingError(Exception):
+    """A run isn't in the ledger."""
 
 
 def _told_that_it_is_spent(hunting: Hunt) -> Answer:
@@ -127,6 +144,11 @@ def _before(read: Mapping[str, Any] | None, question: Question) -> Seen | None:
     return Seen.from_json(read["seen"])
 
 
+def _cut_before(read: Mapping[str, Any] | None, question: Question) -> bool:
+    """Whether no larger budget than this ended the run in its middle."""
+    return bool(read and question.budget_s <= read.get("cut_by_budget_s", 0.0))
+
+
 def _measured(
     question: Question, site: Site, planned: Planned, measure: Measure, left_s: float
 ) -> Seen | None:
@@ -149,6 +171,8 @@ def _measured(
     run = measure(site.endpoint, site.workload, planned.load, conditions)
     hopeless = run.stopped if run.stopped and run.stopped.startswith("hopeless") else None
     if run.stopped == _SPENT:
+        cut = {**(planned.search or {}), "cut_by_budget_s": question.budget_s}
+        append_measurement(site.folder, replace(planned, search=cut).measured(run))
         return None
     if run.stopped == "interrupted":
         raise KeyboardInterrupt

@@ -105,10 +105,12 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     Each measurement is kept in WORKSPACE/results/ledger.jsonl before the next begins; killed at any
     moment, the same command goes on with those that aren't there.
     """
+    from llm_perf.api import cost
     from trtllm_deploy.builds.progress import BuildProgress
     from trtllm_deploy.study.asked import Asked
     from trtllm_deploy.study.measure import measure_cells
     from trtllm_deploy.study.page import write_page
+    from trtllm_deploy.study.searched import Searches
     from trtllm_deploy.study.table import print_summary
     from trtllm_deploy.study.up import file_sha256
 
@@ -125,6 +127,8 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     measure.check()  # what is wrong there shows before the build
     outcome = build_cells(asked, fail_fast=fail_fast)
     out = console()
+    if searches := Searches.of(measure):
+        out.print(f"Search at each cell, {cost(searches.question)}", markup=False)
     with BuildProgress(out, "measurements") as progress:
         measured = measure_cells(
             outcome,
@@ -136,9 +140,10 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
         )
     print_summary(measured, asked.workspace.results, out)
     write_page(measured, asked.workspace.results, settings.limits, file.name, out)
+    found = [searches.show(plan) for plan in outcome.built] if searches else []
     if outcome.unbuilt:
         return 2
-    return 0 if all(each["status"] == "ok" for each in measured) else 1
+    return 0 if all(found) and all(each["status"] == "ok" for each in measured) else 1
 
 
 def _interrupt(*_: object) -> None:

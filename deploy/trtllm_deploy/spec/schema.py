@@ -19,7 +19,7 @@ from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.releases.release import release_of
 from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.settings import TritonSettings
-from trtllm_deploy.spec.studies import MeasureSpec, TuneSpec
+from trtllm_deploy.spec.studies import MeasureSpec, StudySpec, TuneSpec
 from trtllm_deploy.spec.values import Block, Count, Tokens, as_list, unique
 
 BACKEND_NAMES: Mapping[str, Mapping[str, bool]] = load_data("backends/names.yaml")
@@ -164,4 +164,5 @@ class Deployment(Block):
         default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
     )
     measure: MeasureSpec | None = None
+    study: StudySpec | None = None
     tune: TuneSpec | None = None

@@ -1,9 +1,9 @@
-"""The ``measure:`` and ``tune:`` blocks of a deployment file: what is done with built cells."""
+"""``measure:``, ``study:`` and ``tune:`` of a deployment file: what is done with built cells."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -25,6 +25,44 @@ def _limits(texts: list[str]) -> list[str]:
 
 
 Limits = Annotated[list[str], BeforeValidator(as_list), AfterValidator(_limits)]
+
+
+def _searched(texts: list[str]) -> list[str]:
+    """Limits that a search can tell."""
+    from llm_perf.api import Criterion, parse_limit
+
+    for text in unique(texts):
+        try:
+            Criterion(parse_limit(text, "limits"))
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("--limit: ")) from error
+    return texts
+
+
+def _seconds(value: Any) -> Any:
+    """``30m`` or ``90`` in seconds."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+class StudySpec(Block):
+    """What ``run`` searches at each cell: the highest load within limits, with ``measure``'s data.
+
+    Every run of it is in the ledger; each cell has the same arrivals.
+    """
+
+    limits: Annotated[Limits, AfterValidator(_searched)] = Field(
+        description="averages and percentiles to be kept: ttft.p95<1s, itl.avg<20ms"
+    )
+    vary: Literal["request_rate", "concurrency"] = Field(
+        default="request_rate", description="what is raised until a limit breaks"
+    )
+    confirmed: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="both ends held by 5 runs of 1,000 requests or more, in place of 3 of 500",
+    )
+    budget: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] = Field(
+        default=float("inf"), description="load on a cell after which its search ends, like 30m"
+    )
 
 
 class MeasureSpec(Block):
@@ -86,11 +124,6 @@ def _values(value: Any) -> Any:
     if match or not isinstance(value, list) or any(isinstance(x, (list, dict)) for x in value):
         raise ValueError("write a list of values, the baseline's first, or LOW..HIGH to double")
     return unique(value)
-
-
-def _seconds(value: Any) -> Any:
-    """``30m`` or ``90`` in seconds."""
-    return parse_duration(value) if isinstance(value, str) else value
 
 
 TunedValues = Annotated[Any, AfterValidator(_values)]

@@ -23,6 +23,7 @@ from trtllm_deploy.builds.progress import BuildProgress
 from trtllm_deploy.plan.plan import CellPlan, Stage
 from trtllm_deploy.store.leases import Lease
 from trtllm_deploy.study.asked import Asked
+from trtllm_deploy.study.searched import Searches
 from trtllm_deploy.study.up import Up, served
 
 OpenExecutor: TypeAlias = Callable[[Make], Executor]
@@ -48,10 +49,12 @@ def measure_cells(
     planned = {plan.cell.name: asked.of(plan) for plan in plans}
     before = {each["id"]: each for each in api.read_measurements(results)}
     had = frozenset() if again else api.finished(before.values())
+    searches = Searches.of(asked)
     todo = {
         stage.key: plan
         for plan in outcome.built
         if any(each.id not in had for each in planned[plan.cell.name])
+        or (searches and searches.answer(plan) is None)
         for stage in [_stage(plan)]
     }
     failed = {plan.cell.name: _why_unbuilt(plan, outcome.failures) for plan in outcome.unbuilt}
@@ -125,10 +128,15 @@ class Measurer:
             measured = api.read_measurements(asked.workspace.results)
             had = frozenset() if self.again else api.finished(measured)
             left = [each for each in asked.of(plan, counted=True) if each.id not in had]
-            while left:
+            searches = Searches.of(asked)
+            searching = searches and searches.answer(plan) is None
+            while left or searching:
                 on_line("starts its server")
                 with served(plan, asked.file, asked.workspace, gpus) as up:
                     left = self._offer(plan, up, left, on_line)
+                    if searches and searching and not left:
+                        searches.search(plan, up, on_line)
+                        searching = False
         return True
 
     def _offer(

@@ -27,7 +27,7 @@ from llm_perf.load.load import Concurrency, Load, Rate
 from llm_perf.record import Record, Status
 from llm_perf.results.run import Run
 from llm_perf.search.drawn import print_answer, sentence, to_json
-from llm_perf.search.measured import search
+from llm_perf.search.measured import search, searched
 from llm_perf.search.question import Mode
 from llm_perf.selftest.nullserver import MODEL
 from llm_perf.selftest.selftest import null_server
@@ -167,7 +167,9 @@ def test_a_budget_that_ends_in_the_middle_of_a_run_ends_in_an_answer(tmp_path: P
     asked = replace(ASKED, budget_s=3600)
     answer = search(asked, site(tmp_path), Measured([None, None, "the budget is spent"]))
     assert answer.ended == "the budget is spent" and answer.interval is None
-    assert len(read_measurements(tmp_path)) == 2
+    assert [each["status"] for each in read_measurements(tmp_path)] == ["ok", "ok", "stopped"]
+    assert searched(asked, site(tmp_path)) == answer  # which is all that this budget gives
+    assert searched(replace(asked, budget_s=3700), site(tmp_path)) is None
     assert sentence(answer) == "ttft.avg<1s: nothing was shown; the budget is spent"
 
 

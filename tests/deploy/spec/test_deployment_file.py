@@ -119,6 +119,18 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
         ("    tp: 2", "    tpp: 2", 5, "did you mean 'tp'?"),
         ("matrix:", "matrx:", 9, "did you mean 'matrix'?"),
         ("  concurrency: 4", "  limits: ttft<1s", 18, "ttft of a run is many"),
+        (
+            "measure:",
+            "study: {limits: ttft.max<1s}\nmeasure:",
+            16,
+            "ttft.max<1s can't be searched for",
+        ),
+        (
+            "measure:",
+            "study: {limits: ttft.p95<1s, budget: soon}\nmeasure:",
+            16,
+            "'soon' is no length of time",
+        ),
         ("fp16, fp8", "fp16, fp9", 6, "there is no precision 'fp9'; did you mean 'fp8'?"),
         ("backend: reference", "backend: tensort", 1, "there is no backend 'tensort'"),
         ("tp: 2", "tp: 0", 5, "greater than 0"),

@@ -193,7 +193,7 @@ def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
         of=lambda *_, **__: planned,
         workspace=Workspace(tmp_path),
         settings=MeasureSpec(data="prompts"),
-        file=None,
+        file=SimpleNamespace(deployment=SimpleNamespace(study=None)),
         predicted=lambda *_: None,
     )
     plan = SimpleNamespace(cell=SimpleNamespace(name="cell"))

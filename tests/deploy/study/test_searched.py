@@ -1,0 +1,63 @@
+"""The study: block: each cell's limits are searched for once, where it is served anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llm_perf import api
+from llm_perf.selftest.nullserver import MODEL as NULL
+from llm_perf.workload.workload import Prompt, Workload
+from tests.deploy.light_study import NullServer
+from trtllm_deploy.spec.studies import MeasureSpec, StudySpec
+from trtllm_deploy.study import measure
+from trtllm_deploy.study.searched import Searches
+from trtllm_deploy.study.up import Up
+from trtllm_deploy.workspace.folder import Workspace
+
+WORKLOAD = Workload("prompts", (Prompt(0, "4 5000", 2, 4),), "hash", None)  # 15 ms each
+CELL = api.Target("cell", "", "", "", cell={}, artifacts={})
+
+
+def test_a_cell_is_searched_after_its_loads_and_never_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    @contextmanager
+    def served(*_: object) -> Iterator[Up]:
+        with NullServer() as server:
+            started.append(server.url)
+            yield Up(api.Endpoint(server.url, "grpc", NULL))
+
+    monkeypatch.setattr(measure, "served", served)
+    study = StudySpec.model_validate(
+        {"limits": "latency.p90<1ms", "vary": "concurrency", "budget": "1m30s"}
+    )
+    asked: Any = SimpleNamespace(
+        of=lambda *_, **__: [api.Planned(CELL, api.Concurrency(2), WORKLOAD, study="mine")],
+        workspace=Workspace(tmp_path),
+        settings=MeasureSpec(data="prompts", seed=3),
+        file=SimpleNamespace(deployment=SimpleNamespace(study=study)),
+        predicted=lambda *_: None,
+    )
+    plan: Any = SimpleNamespace(cell=SimpleNamespace(name="cell"))
+    stage: Any = SimpleNamespace(key="key")
+    searches = Searches.of(asked)
+    assert searches and (searches.question.budget_s, searches.question.vary) == (90, "concurrency")
+    assert searches.answer(plan) is None and not searches.show(plan)
+    for _ in range(2):
+        measure.Measurer(asked, {"key": plan})(stage, print)
+        kept = api.read_measurements(asked.workspace.results)
+        assert [each["kind"] for each in kept] == ["load", "probe"] and len(started) == 1
+    assert {each["study"] for each in kept} == {"mine"} and kept[1]["load"]["requests"] == 16
+    assert "search: " in capsys.readouterr().out
+    assert searches.show(plan)
+    told = capsys.readouterr().out
+    assert "cell | indicative | up to which concurrency" in told
+    assert "one request at a time doesn't keep the limits either" in told
