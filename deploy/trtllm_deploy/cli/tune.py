@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trtllm_deploy.study.tune import Placed, Tuned
 
 _KEY: Final = ("tune", "settings")
-_CHUNKS: Final = {"reference": 1, "vllm": 1}  # backends that split prompts anywhere, untold
+_CHUNKS: Final = {"vllm": 1}  # splits prompts anywhere, untold
 
 
 @click.command()
