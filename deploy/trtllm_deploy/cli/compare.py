@@ -7,11 +7,8 @@ Words become subjects here; what is measured, and what follows from it, is
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,31 +16,17 @@ import click
 
 from llm_perf.errors import UserError
 from llm_perf.screen import plain
-from trtllm_deploy.cli.options import Planned, Where, planned, where_to_run, workspace_folder
+from trtllm_deploy.cli.options import Where, where_to_run, workspace_folder
+from trtllm_deploy.cli.targets import Asked, build_targets, read_targets, subjects_of
 from trtllm_deploy.machine.console import console
 
 if TYPE_CHECKING:
     from llm_perf import api
-    from trtllm_deploy.plan.plan import CellPlan
     from trtllm_deploy.study.blocks import Offer, Subject
     from trtllm_deploy.study.compare import Compared
-    from trtllm_deploy.study.up import Up
 
 _CHECK_FAILED: Final = 3  # exit code
-_FILES: Final = (".yaml", ".yml")
-_PLACE: Final = re.compile(r"[\w.+-]+://.+|[^\s/]+:\d+(#.*)?")
-_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_GREEDY: Final = {"openai": {"temperature": 0.0}}  # by protocol: servers' own defaults differ
 _WARM_SHARE: Final = 10  # one of so many requests of a block goes before it, unmeasured
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A target as a person named it: a server's URL, or a cell of a planned file."""
-
-    url: str = ""
-    of: Planned | None = None
-    plan: CellPlan | None = None
 
 
 @click.command()
@@ -106,12 +89,12 @@ def compare(
     from trtllm_deploy.workspace.folder import Workspace
 
     checks = [api.parse_limit(rule, "--fail-if", "change") for rule in rules]
-    asked = list(_targets(targets, workspace, where))
+    asked = list(read_targets(targets, workspace, where))
     if len(asked) < 2:
         raise UserError("there is one target", fix="name at least two to compare")
-    _build(asked)
+    build_targets(asked)
     space = Workspace(workspace.resolve())
-    subjects = _subjects(asked, given, blocks)
+    subjects = subjects_of(asked, given, blocks)
     offer = _offer(asked, given)
     study = Study("compare", space.results, lambda text: click.echo(plain(text), err=True), again)
     cells = [each.plan for each in asked if each.plan]
@@ -141,142 +124,6 @@ def compare(
     if any(each.outcome == "broken" for _, each in verdicts):
         return _CHECK_FAILED
     return 1 if seen.failed else 0
-
-
-def _targets(words: Sequence[str], workspace: Path, where: Where) -> Iterator[Asked]:
-    """URLs as they are; a file with the cells that follow it, or its only one."""
-    from trtllm_deploy.plan.plan import find_plan
-
-    of: Planned | None = None
-    named = 0
-    for word in [*words, ""]:
-        is_file = word.endswith(_FILES) and "://" not in word
-        if (is_file or not word) and of is not None and not named:
-            if len(of.plans) != 1:
-                cells = ", ".join(each.cell.name for each in of.plans[:4])
-                raise UserError(
-                    f"{of.file.path} has {len(of.plans)} cells",
-                    fix=f"name those to compare behind it: {cells}, …",
-                )
-            yield Asked(of=of, plan=of.plans[0])
-        if is_file:
-            of, named = planned(Path(word), workspace, where), 0
-        elif _PLACE.fullmatch(word):
-            yield Asked(url=word)
-        elif word and of is None:
-            raise UserError(
-                f"{word!r} is no URL, and no deployment file stands before it",
-                fix="write grpc://HOST:PORT, http://…, or FILE.yaml CELL",
-            )
-        elif word and of is not None:
-            named += 1
-            yield Asked(of=of, plan=find_plan(of.plans, of.file, word))
-
-
-def _build(asked: Sequence[Asked]) -> None:
-    """Make what cells lack. Raises UserError where one can't be made."""
-    from trtllm_deploy.cli.building import build_cells
-
-    files = {id(each.of): each.of for each in asked if each.of}
-    for of in files.values():
-        mine = [each.plan for each in asked if each.of is of and each.plan]
-        missing = [each for each in mine if not all(map(of.workspace.has, each.stages))]
-        if missing and build_cells(of, missing).unbuilt:
-            raise UserError("a cell to compare can't be built", where=of.file.path)
-
-
-def _subjects(asked: Sequence[Asked], given: dict[str, Any], blocks: int) -> list[Subject]:
-    """Who is measured, with the prompts as its own tokenizer counts them."""
-    from llm_perf import api
-    from trtllm_deploy.study.blocks import Subject
-    from trtllm_deploy.study.up import served, target_of
-
-    found = []
-    for place, each in enumerate(asked):
-        tokenizer, most = _tokenizer(asked, each, given), _max_tokens(asked, given)
-        if each.plan is not None and each.of is not None:
-            target = target_of(each.plan, each.of.file)
-            up = partial(served, each.plan, each.of.file, each.of.workspace)
-        else:
-            endpoint = api.find_endpoint(each.url)
-            target = api.Target(each.url, endpoint.url, endpoint.protocol, endpoint.model)
-            up = partial(_there, endpoint, api.find_metrics(None, endpoint))
-        workload = _workload(asked, given, blocks, tokenizer, most, target.protocol)
-        name = _LETTERS[place] if place < len(_LETTERS) else str(place)
-        found.append(
-            Subject(name, target, workload, up, each.plan.cell.world_size if each.plan else 0)
-        )
-    return found
-
-
-@contextmanager
-def _there(
-    endpoint: api.Endpoint,
-    metrics_url: str | None,
-    gpus: Sequence[str],  # noqa: ARG001
-) -> Iterator[Up]:
-    """A server that somebody else keeps up."""
-    from trtllm_deploy.study.up import Up
-
-    yield Up(endpoint, metrics_url)
-
-
-def _tokenizer(asked: Sequence[Asked], one: Asked, given: dict[str, Any]) -> Path | None:
-    """A cell's own; for a server by URL the one that was given, else the first cell's."""
-    for each in (one, *asked) if one.plan or not given["tokenizer"] else ():
-        if each.of is not None and each.plan is not None:
-            return each.of.workspace.artifact(each.plan.fetch)
-    folder: Path | None = given["tokenizer"]
-    return folder
-
-
-def _max_tokens(asked: Sequence[Asked], given: dict[str, Any]) -> int | None:
-    """The same limit for all: what was given, the first file's, the least OSL of the cells."""
-    if given["max_tokens"] is not None:
-        return int(given["max_tokens"])
-    measures = [each.of.file.deployment.measure for each in asked if each.of]
-    limits = [each.max_tokens for each in measures if each and each.max_tokens]
-    return limits[0] if limits else min((x.plan.cell.osl for x in asked if x.plan), default=None)
-
-
-def _workload(
-    asked: Sequence[Asked],
-    given: dict[str, Any],
-    blocks: int,
-    tokenizer: Path | None,
-    max_tokens: int | None,
-    protocol: str,
-) -> api.Workload:
-    from llm_perf import api
-
-    if given["isl"] is not None:
-        if given["osl"] is None or given["data"] is not None:
-            raise UserError("--isl takes --osl, and no --data", fix="give lengths, or a file")
-        return api.synthetic_workload(
-            tokenizer,
-            api.parse_lengths(given["isl"], "--isl"),
-            api.parse_lengths(given["osl"], "--osl"),
-            given["requests"] * blocks,
-            sampling=_GREEDY.get(protocol),
-            seed=given["seed"],
-        )
-    data = given["data"] or _measured_data(asked)
-    osl = None if given["osl"] is None else api.parse_lengths(given["osl"], "--osl")
-    limit = None if osl else max_tokens
-    workload = api.load_workload(data, tokenizer, limit, output_tokens=osl, seed=given["seed"])
-    if any(prompt.sampling for prompt in workload.prompts) or protocol not in _GREEDY:
-        return workload
-    sampling = _GREEDY[protocol]
-    return api.load_workload(
-        data, tokenizer, limit, output_tokens=osl, seed=given["seed"], sampling=sampling
-    )
-
-
-def _measured_data(asked: Sequence[Asked]) -> Path:
-    for each in asked:
-        if each.of is not None and each.of.file.deployment.measure is not None:
-            return each.of.file.resolve(each.of.file.deployment.measure.data)
-    raise UserError("there are no prompts", fix="give --data FILE.jsonl, or --isl and --osl")
 
 
 def _offer(asked: Sequence[Asked], given: dict[str, Any]) -> Offer:
