@@ -15,10 +15,13 @@ from transformers import AutoModelForCausalLM
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
+from llm_perf import Concurrency, Conditions, Endpoint, load_workload, measure
+from llm_perf.api import Planned, Target
 from tests.e2e.conftest import MODEL
 from tests.e2e.gauges import series
 from trtllm_deploy.reference.iterations import read_iterations
 from trtllm_deploy.serve.launch import ModelServer
+from trtllm_deploy.study.evidence import EngineLimits, read_evidence
 
 PROMPT = [5, 40, 17, 9, 33, 21]
 NEW = 12
@@ -324,3 +327,20 @@ def test_the_engine_s_iterations_are_written_for_explain(
     assert [(step.context_tokens, step.generation) for step in steps[-NEW + 1 :]] == [(0, 1)] * (
         NEW - 1
     )
+
+
+@pytest.mark.parametrize(("in_flight", "binds"), [(24, "batch"), (2, None)])
+def test_what_holds_requests_back_is_seen_in_a_measurement(
+    streaming: ModelServer, in_flight: int, binds: str | None
+) -> None:
+    prompts = load_workload(MODEL.parent / "prompts.jsonl", MODEL, max_tokens=24).part(0, 48)
+    load = Concurrency(in_flight)
+    target = Target("e2e", streaming.grpc_url, "grpc", "ensemble")
+    conditions = Conditions(
+        server_metrics_url=streaming.metrics_url, server_metrics_every_s=0.1, workers=1
+    )
+    run = measure(Endpoint(*streaming.asked), prompts, load, conditions)
+    measured = Planned(target, load, prompts).measured(run)
+    evidence = read_evidence([measured], EngineLimits(8, 1024), 12, 24)
+    assert evidence.binds == binds, evidence
+    assert evidence.queue_ms is not None and evidence.looks
