@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,56 +153,72 @@ def test_what_fails_is_a_line_too_and_the_rest_goes_on(tmp_path: Path) -> None:
 PROMPTS = tuple(Prompt(n, "2 1000", 2, 4) for n in range(4))
 WORKLOAD = Workload("prompts", PROMPTS, "hash", load_tokenizer(MODEL))
 CELL = api.Target("cell", "", "", "", cell={}, artifacts={})
+STAGE: Any = SimpleNamespace(key="key")
 
 
-@pytest.mark.parametrize(
-    ("dies_after", "starts", "ends"),
-    [
-        (None, 1, ["ok", "ok", "ok"]),
-        (
-            "concurrency 2: 4/4",
-            2,
-            ["ok", "ok", "ok"],
-        ),  # the next finds nobody, and gets another server
-        ("at once", 3, ["failed", "failed", "failed"]),
-    ],
-)
-def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dies_after: str | None,
-    starts: int,
-    ends: list[str],
-) -> None:
-    up: list[NullServer] = []
-
-    @contextmanager
-    def served(*_: object) -> Iterator[Up]:
-        with NullServer() as server:
-            up.append(server)
-            if dies_after == "at once":
-                server.end()
-            yield Up(api.Endpoint(server.url, "grpc", NULL))
-
-    def on_line(text: str) -> None:
-        if dies_after and text.startswith(dies_after):
-            up[-1].end()
-
-    monkeypatch.setattr(measure, "served", served)
-    planned = [api.Planned(CELL, api.Concurrency(n), WORKLOAD) for n in (1, 2, 3)]
+@pytest.fixture
+def measurer(tmp_path: Path) -> measure.Measurer:
+    """Three loads of one cell."""
     asked = SimpleNamespace(
-        of=lambda *_, **__: planned,
+        of=lambda *_, **__: [api.Planned(CELL, api.Concurrency(n), WORKLOAD) for n in (1, 2, 3)],
         workspace=Workspace(tmp_path),
         settings=MeasureSpec(data="prompts"),
         file=SimpleNamespace(deployment=SimpleNamespace(study=None)),
         predicted=lambda *_: None,
     )
     plan = SimpleNamespace(cell=SimpleNamespace(name="cell"))
-    stage: Any = SimpleNamespace(key="key")
-    measurer = measure.Measurer(asked, {"key": plan})  # type: ignore[arg-type, dict-item]
-    assert measurer(stage, on_line)
-    lines = api.read_measurements(tmp_path / "results")
-    assert [each["status"] for each in lines] == ends
+    return measure.Measurer(asked, {"key": plan})  # type: ignore[arg-type, dict-item]
+
+
+@pytest.fixture
+def up(monkeypatch: pytest.MonkeyPatch) -> list[NullServer]:
+    """The servers that were started, in their order."""
+    started: list[NullServer] = []
+
+    @contextmanager
+    def served(*_: object) -> Iterator[Up]:
+        with NullServer() as server:
+            started.append(server)
+            yield Up(api.Endpoint(server.url, "grpc", NULL))
+
+    monkeypatch.setattr(measure, "served", served)
+    return started
+
+
+@pytest.mark.parametrize(("dies_at", "starts"), [("never", 1), ("concurrency 2: 4/4", 2)])
+def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
+    measurer: measure.Measurer, up: list[NullServer], dies_at: str, starts: int
+) -> None:
+    def on_line(text: str) -> None:
+        if text.startswith(dies_at):
+            up[-1].end()
+
+    assert measurer(STAGE, on_line)
+    lines = api.read_measurements(measurer.asked.workspace.results)
+    assert [each["status"] for each in lines] == ["ok"] * 3
     assert [each["load"]["value"] for each in lines] == [1, 2, 3]
     assert len(up) == starts
-    assert measurer(stage, on_line) and (len(up) > starts) is ("failed" in ends)
+    assert measurer(STAGE, on_line) and len(up) == starts  # nothing is left
+
+
+def test_a_server_that_answers_nobody_fails_each_load_and_is_tried_again(
+    measurer: measure.Measurer, up: list[NullServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = NullServer.__enter__
+    monkeypatch.setattr(NullServer, "__enter__", lambda self: (enter(self), self.end())[0])
+    for turn in (1, 2):
+        assert measurer(STAGE, lambda _: None)
+        lines = api.read_measurements(measurer.asked.workspace.results)
+        assert [each["status"] for each in lines] == ["failed"] * 3
+        assert len(up) == 3 * turn
+
+
+def test_two_runs_at_once_measure_nothing_twice(
+    measurer: measure.Measurer, up: list[NullServer]
+) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor() as both:
+        assert all(both.map(lambda _: measurer(STAGE, said.append), range(2)))
+    assert len(up) == 1 and "another run measures it; waiting" in said
+    lines = (measurer.asked.workspace.results / "ledger.jsonl").read_text().splitlines()
+    assert len(lines) == 3
