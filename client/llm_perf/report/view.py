@@ -17,7 +17,7 @@ from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
 
 Row: TypeAlias = tuple[str, ...]
 _FAR: Final = 20  # times apart: values for a logarithmic axis
-_NAME: Final = 20  # characters of a name at the end of a line
+_NAME: Final = 22  # characters of a name at the end of a line
 
 
 @dataclass(frozen=True, slots=True)
