@@ -49,7 +49,7 @@ def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | No
         start = float((values <= 0).mean())
         plot.line([(curve[0][0], start), *curve], f"s{at}")
     for limit in limits:
-        plot.limit(limit_words(limit), x=limit.value)
+        plot.limit(f"{limit.statistic} {limit_words(limit, name=False)}", x=limit.value)
     for at, (point, _, curve) in enumerate(curves):
         middle = len(curve) * (2 + at % 3) // 6  # names at different heights
         name = point.load if one else f"{view.styles[point.target].name}, {point.load}"
@@ -81,7 +81,7 @@ def accuracy(view: View) -> Chart | None:
         scored = [p for p in points if p.figure("score") is not None and view.rate(p)]
         if scored:
             best[target] = max(scored, key=lambda p: (view.kept(p), view.rate(p) or 0))
-    if not best:
+    if len(best) < 2:  # a single one's score stands in the table
         return None
     kinds = {target: str(p.cell.get("precision") or target) for target, p in best.items()}
     shapes = {kind: at for at, kind in enumerate(dict.fromkeys(kinds.values()))}
@@ -168,9 +168,11 @@ def iterations(view: View) -> Chart | None:
 
 def _at_limits(point: Point) -> dict[str, float] | None:
     """Shares by limit, of the server's own counts of iterations; none where it has none."""
-    counters = (point.first.get("server_metrics") or {}).get("counters") or ()
+    seen = point.first.get("server_metrics") or {}
     counts = {
-        each["labels"].get(_BY): each["increase"] for each in counters if each["name"] == _COUNTS
+        each["labels"].get(_BY): each.get("increase", each.get("max", 0) - each.get("min", 0))
+        for each in (*(seen.get("counters") or ()), *(seen.get("gauges") or ()))
+        if each["name"] == _COUNTS  # counts since the start, of whatever type they are said to be
     }
     total = counts.get("total")
     return {name: counts.get(key, 0) / total for name, key in _LIMITS.items()} if total else None

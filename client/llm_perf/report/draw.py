@@ -22,8 +22,8 @@ WIDTH: Final = 500
 HEIGHT: Final = 340
 SERIES: Final = 6  # classes s0 to s5; what goes beyond is "other"
 _LEFT, _TOP, _BOTTOM = 62, 14, 48
-_GLYPH: Final = 8.0  # width of a bold character at 12 px, on average and a little more
-_LINE: Final = 14
+_GLYPH: Final = 8.8  # width of a bold character at 12 px, on average and a little more
+_LINE: Final = 16
 _NARROW: Final = 60
 _SHAPES: Final = (
     "M-4,0A4,4 0 1 0 4,0A4,4 0 1 0 -4,0Z",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ _STEPS: Final = 144
 _PHASES: Final = {"queue": "s1", "prefill": "s0", "decode": "s2"}
 _FINEST_S: Final = 1e-4
 _PANELS: Final = 5  # of server metrics
+_LINES: Final = 6  # of a panel
 
 
 def in_flight(point: Point, columns: Requests) -> Chart:
@@ -117,23 +119,43 @@ def server_panels(series: Mapping[str, Any] | None, origin_ns: int) -> list[dict
     if not series:
         return []
     at = [round((each - origin_ns) * 1e-9, 3) for each in series["at_ns"]]
-    panels: dict[tuple[bool, str], list[dict[str, Any]]] = {}
+    panels: dict[tuple[bool, str], list[Mapping[str, Any]]] = {}
     for each in series["series"]:
-        label = ", ".join(f"{key} {value}" for key, value in sorted(each["labels"].items()))
-        values = [None if v is None else float(f"{v:.4g}") for v in each["values"]]
-        rate = each.get("kind") == "counter"
-        named = {"label": label or each["name"], "values": values}
-        panels.setdefault((rate, each["name"]), []).append(named)
+        panels.setdefault((each.get("kind") == "counter", each["name"]), []).append(each)
     return [
-        {"name": f"{name} per second" if rate else name, "at_s": at, "lines": lines[:_PANELS]}
+        {
+            "name": f"{name} per second" if rate else name,
+            "at_s": at,
+            "lines": [
+                {
+                    "label": label,
+                    "values": [None if v is None else float(f"{v:.4g}") for v in each["values"]],
+                }
+                for label, each in zip(_labels(lines), lines[:_LINES], strict=False)
+            ],
+        }
         for (rate, name), lines in sorted(panels.items(), key=_worth)[:_PANELS]
     ]
 
 
+def _labels(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells a metric's lines apart: the values of labels that aren't the same in all."""
+    pairs = [each["labels"].items() for each in lines]
+    common = set(pairs[0]).intersection(*pairs) if len(lines) > 1 else set()
+    return [
+        " ".join(str(value) for key, value in each if (key, value) not in common) or "value"
+        for each in pairs
+    ]
+
+
 def _worth(panel: tuple[tuple[bool, str], Sequence[Mapping[str, Any]]]) -> tuple[bool, float]:
-    """States before rates, which say little that requests don't; then what moved most."""
+    """States before rates and what only ever rises, which say little; then what moved most."""
     (rate, _), lines = panel
-    return rate, -_moved(lines)
+    rises = all(
+        all(a <= b for a, b in pairwise(v for v in each["values"] if v is not None))
+        for each in lines
+    )
+    return rate or rises, -_moved(lines)
 
 
 def _moved(lines: Sequence[Mapping[str, Any]]) -> float:
