@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from llm_perf.figures.metrics import Metric, window_ns
+from llm_perf.figures.notes import failure_notes
 from llm_perf.load.load import ONCE, Concurrency, Extent, Load
 from llm_perf.results.run import Run
 from llm_perf.screen import plain
@@ -142,7 +143,7 @@ class Planned:
         return {
             **known,
             "duration_s": None if length is None else length * 1e-9,
-            "error": run.stopped or (next(iter(run.notes), None) if status == "failed" else None),
+            "error": run.stopped or (_why_none(run) if status == "failed" else None),
             "metrics": run.metrics,
             "score": document["score"],
             "requests_ok": run.requests_ok,
@@ -210,3 +211,8 @@ class Planned:
             "search": self.search,
             "prediction": self.prediction,
         }
+
+
+def _why_none(run: Run) -> str:
+    """Why no request was answered."""
+    return next(iter(failure_notes(run.records)), "no request was sent")

@@ -116,9 +116,10 @@ def test_the_last_of_an_id_counts(tmp_path: Path) -> None:
 
 def test_a_load_that_nobody_answered_failed_and_says_why() -> None:
     refused = asked(chunks_ms=(), answer="", status=Status.REFUSED)
-    nothing = PLANNED.measured(make_run([refused]))
+    nothing = PLANNED.measured(make_run([refused], remarks=("cold",)))
     assert (nothing["status"], nothing["requests_failed"]) == ("failed", 1)
     assert nothing["error"] == "failed requests: 1 refused; the first: out of pages"
+    assert PLANNED.measured(make_run([]))["error"] == "no request was sent"
     assert PLANNED.measured(make_run([refused, asked(1)]))["status"] == "ok"
     assert PLANNED.measured(make_run([asked()], stopped="Ctrl-C"))["status"] == "stopped"
 
