@@ -66,6 +66,8 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
     if axis.blank:
         return Scale(low, high, start, end)
     low = min(low, 0.0) if axis.zero else low
+    if axis.top is not None and low >= axis.top:  # as where every score is 1
+        low = axis.top - (abs(axis.top) / 10 or 1.0)
     if high <= low:
         high = low + (abs(low) or 1.0)
     step = round_step(((high if axis.top is None else axis.top) - low) / 5 or 1.0)

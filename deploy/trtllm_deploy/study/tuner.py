@@ -18,7 +18,7 @@ from trtllm_deploy.study.evidence import Evidence
 from trtllm_deploy.study.space import Lessons, Point, Space
 
 FINALISTS: Final = 2
-_SAME: Final = 0.02  # of the figure: a step that brings less isn't a step
+_SAME: Final = 0.02  # of the figure: a step that loses less loses nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +158,18 @@ class Tuner:
             if seen.cost and not seen.failed and (not seen.unfit or point == self.space.baseline)
         ]
 
-    def gain(self, point: Point) -> float:
-        """How much less a point costs than the baseline, on average over the blocks of both."""
+    def gains(self, point: Point) -> list[float]:
+        """How much less a point costs than the baseline, in each block of both."""
         mine, theirs = self.seen[point].cost, self.seen[self.space.baseline].cost
-        both = mine.keys() & theirs.keys()
-        return sum(theirs[each] - mine[each] for each in both) / len(both) if both else -math.inf
+        return [theirs[each] - mine[each] for each in sorted(mine.keys() & theirs.keys())]
+
+    def gain(self, point: Point) -> float:
+        """The mean of ``gains``."""
+        gains = self.gains(point)
+        return sum(gains) / len(gains) if gains else -math.inf
 
     def _climb(self, start: Point) -> Generator[Ask, Answer, Point]:
-        """Move the setting that binds as long as that helps; the best point on the way."""
+        """Move what binds until nothing does, or a step is worse; the best point on the way."""
         at = best = start
         while True:
             evidence = self.seen[at].evidence
@@ -179,8 +183,8 @@ class Tuner:
             yield from self._measure(steps[:1], self.blocks)
             if steps[0] not in self._able():
                 continue  # it failed, and so is excluded from now on
-            if self.gain(steps[0]) < self.gain(at) - _SAME:
-                self._note(f"{steps[0]}: no better")
+            if max(self.gains(steps[0])) < min(self.gains(at)) - _SAME:
+                self._note(f"{steps[0]}: worse in every block")
                 return best
             at = steps[0]
             best = max(best, at, key=self.gain)
