@@ -36,7 +36,7 @@ class Progress:
 
 
 Watch: TypeAlias = Callable[[Progress], str | None]
-"""Told of a load, it may say why to end it."""
+"""Told of a load, it may say why to end it: no more is sent, what is in flight is waited for."""
 
 
 def add_up(parts: Sequence[Progress], total: int | None) -> Progress:

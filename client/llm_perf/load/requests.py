@@ -31,7 +31,8 @@ class Requests:
     """Asks, and keeps what came of it: in the journal, without one in ``finished``.
 
     ``stop`` gets a result when the job's ``stop_after_failures`` requests have failed, and may get
-    one from elsewhere. ``held`` are the numbers that were due and had to wait for room.
+    one from elsewhere; ``enough`` says why no more is to be asked. ``held`` are the numbers that
+    were due and had to wait for room.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Requests:
         self.stop = stop
         self.finished: dict[int, Exchange] = {}
         self.held: list[int] = []
+        self.enough: str | None = None
         self.warmups = 0
         self._transport = transport
         self._prompts = prompts

@@ -49,7 +49,8 @@ class Outcome:
     """What came of a job: exchanges by number, how the loop fared, how to read the messages.
 
     Of a job with a journal ``exchanges`` are those that could not be written to it.
-    ``stopped`` says why the job ended before its time; what was in flight then is left out.
+    ``stopped`` says why the job ended before its time; what was in flight then is left out, unless
+    it was the watch that had seen enough.
     ``held`` are the numbers that ``max_in_flight`` kept from being sent when they were due.
     """
 
@@ -89,7 +90,7 @@ async def carry_out(
         exchanges=journal.kept if journal else requests.finished,
         sample=sample,
         dialect=transport.dialect,
-        stopped=stop.result() if stop.done() else None,
+        stopped=stop.result() if stop.done() else requests.enough,
         remark=journal.failure if journal else None,
         held=tuple(requests.held),
         warmups=requests.warmups,
@@ -161,7 +162,7 @@ async def _offer_closed(order: Closed, requests: Requests, start_ns: int) -> Non
     async def slot(offset_ns: int) -> None:
         await asyncio.sleep((start_ns + offset_ns - perf_counter_ns()) / 1e9)
         pause_s, due_ns = 0.0, start_ns + offset_ns
-        while not requests.stop.done() and perf_counter_ns() < end_ns:
+        while not (requests.stop.done() or requests.enough) and perf_counter_ns() < end_ns:
             if (number := next(numbers, None)) is None:
                 return
             seen = await requests.ask(number, due_ns)
@@ -197,6 +198,8 @@ async def _offer_open(order: Open, max_in_flight: int, requests: Requests, start
         with closing(Pacer()) as pacer:
             for number, offset_ns in order.dues:
                 await pacer.until(start_ns + offset_ns)
+                if requests.enough:
+                    break
                 full = room.locked()
                 await room.acquire()
                 free_ns = perf_counter_ns() if full else free_ns
@@ -222,9 +225,7 @@ def _first(order: Order, prompts: int) -> Iterable[int]:
 
 async def _report(requests: Requests, total: int | None, watch: Watch) -> None:
     while True:
-        why = await asyncio.to_thread(watch, requests.look(total))
-        if why is not None and not requests.stop.done():
-            requests.stop.set_result(why)
+        requests.enough = await asyncio.to_thread(watch, requests.look(total)) or requests.enough
         await asyncio.sleep(_WATCH_EVERY_S)
 
 

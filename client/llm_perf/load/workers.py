@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from time import perf_counter_ns
@@ -63,12 +63,19 @@ def shares(job: Job, workers: int) -> list[Job]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """The word to send no more, and to wait for what is in flight."""
+
+    why: str
+
+
 class Foreman:
     """Starts the workers at the other ends of pipes together, hears and stops them.
 
     A worker says that it is ready, its ``Progress``, and in the end its ``Outcome`` or the error
     that kept it; it is told the start (``perf_counter_ns``), ``start_after_ns`` later so that the
-    word has come to all, and why to stop. One whose pipe closes stops too.
+    word has come to all, why to stop, or why to send no more. One whose pipe closes stops too.
     """
 
     def __init__(self, pipes: Sequence[Connection], job: Job, start_after_ns: int) -> None:
@@ -124,8 +131,9 @@ class Foreman:
 
     def _look(self) -> None:
         seen = add_up(list(self._glimpses.values()), self._total)
-        if self._conditions.watch and (why := self._conditions.watch(seen)):
-            self._stop(why)
+        if self._conditions.watch and (why := self._conditions.watch(seen)) and not self._stopped:
+            self._stopped = why
+            self._tell(Enough(why))
         limit = self._conditions.stop_after_failures
         if limit is not None and seen.broken >= limit:
             self._stop(f"{seen.broken} requests failed")
@@ -135,7 +143,7 @@ class Foreman:
             self._stopped = why
             self._tell(why)
 
-    def _tell(self, word: int | str) -> None:
+    def _tell(self, word: int | str | Enough) -> None:
         for pipe in self._open:
             say(pipe, word)
 
@@ -203,19 +211,25 @@ async def _carry_out(job: Job, pipe: Connection) -> Outcome:
     stop: asyncio.Future[str] = loop.create_future()
     one_at_a_time = threading.Lock()  # glimpses are sent from threads
 
-    def tell(what: object) -> None:
+    enough: str | None = None
+
+    def tell(what: object) -> str | None:
         with one_at_a_time:
             say(pipe, what)
+        return enough
 
-    def told(said: int | str) -> None:
-        if isinstance(said, int):
+    def told(said: int | str | Enough) -> None:
+        nonlocal enough
+        if isinstance(said, Enough):
+            enough = said.why
+        elif isinstance(said, int):
             start.set_result(said)
         elif not stop.done():
             stop.set_result(said)
 
     def listen() -> None:
         """In a thread, for a loop that watched the pipe would make its writes not block."""
-        said: int | str = 0
+        said: int | str | Enough = 0
         while not isinstance(said, str):
             try:
                 said = pipe.recv()

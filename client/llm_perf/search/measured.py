@@ -182,9 +182,6 @@ def _measured(
             fix="see to the server; the same command goes on from there",
         )
     seen = look_at(question, run, monotonic() - began, hopeless)
-    if hopeless:  # one more, answered when the server is through with what it had taken in
-        single = replace(site.conditions, extent=Extent(1), watch=None)
-        measure(site.endpoint, site.workload, Concurrency(1), single)
     kept = replace(planned, search={**(planned.search or {}), "seen": seen.to_json()})
     append_measurement(site.folder, kept.measured(run))
     return seen

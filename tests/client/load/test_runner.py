@@ -207,6 +207,25 @@ def test_progress_tells_what_is_in_flight_and_how_fast(ask: Callable[..., Run]) 
     assert (seen[-1].done, seen[-1].in_flight) == (2, 0)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("load", [Concurrency(4), Rate(40.0, "constant")])
+def test_a_watch_that_has_seen_enough_ends_a_load_without_breaking_a_request_off(
+    ask: Callable[..., Run], load: Load, workers: int
+) -> None:
+    prompts = [f"p{n}" for n in range(400)]
+    with ScriptedTriton(lambda prompt: [Wait(0.1), *GOOD]) as server:
+        run = ask(
+            server,
+            *prompts,
+            load=load,
+            workers=workers,
+            watch=lambda seen: "that will do" if seen.done >= 4 else None,
+        )
+    assert run.stopped == "that will do"
+    assert 4 <= len(run.records) == len(server.asked) < 400 and run.requests_failed == 0
+    assert any("stopped early (that will do)" in note for note in run.notes)
+
+
 def test_every_run_says_how_the_client_fared(ask: Callable[..., Run]) -> None:
     with ScriptedTriton(lambda prompt: [Wait(0.1), *GOOD]) as server:
         health = ask(server, "a", "b", load=Concurrency(1)).health
