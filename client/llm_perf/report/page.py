@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,14 +22,17 @@ from llm_perf.errors import UserError
 from llm_perf.figures.limits import Limit
 from llm_perf.files import write_whole
 from llm_perf.report.charts import PERCENTILES, against_load, throughput
+from llm_perf.report.configuration import load_words, told
 from llm_perf.report.decision import Decision, decide
 from llm_perf.report.distributions import accuracy, distribution, iterations
 from llm_perf.report.draw import standalone
 from llm_perf.report.points import Line, Point, points_of, targets
 from llm_perf.report.requests import LATENCIES
+from llm_perf.report.searches import answers, limits_of
 from llm_perf.report.timeline import in_flight, packed, server_panels
 from llm_perf.report.view import Chart, Row, View, bounded, maybe, short_names, view_of
 from llm_perf.screen import plain
+from llm_perf.search.drawn import sentence
 
 _CURVES: Final = 6  # distributions in one chart
 _ASSETS: Final = files(__package__) / "assets"
@@ -47,8 +49,13 @@ def build(
 ) -> tuple[str, list[Chart], Decision]:
     """Make the page, its charts and the decision; raises ``UserError`` for an unknown baseline."""
     short = short_names(list(dict.fromkeys(_name(line) for line in lines)))
-    points = points_of(replace(line, called=short[_name(line)]) for line in lines)
+    named = [replace(line, called=short[_name(line)]) for line in lines]
+    points, limits = points_of(named), limits or limits_of(lines)
     decision = decide(points, limits, short.get(baseline or "", baseline))
+    if found := answers(named):  # fresh runs that agree: surer than the points by themselves
+        best, *others = (f"{target}: {sentence(answer)}." for target, answer in found)
+        notes = (*others, f"Of the points: {decision.sentence}", *decision.notes)
+        decision = replace(decision, sentence=best, notes=notes)
     first = [each.target for each in (decision.best, decision.baseline) if each is not None]
     view = view_of(points, limits, first, gpus)
     charts = list(_charts(view, decision))
@@ -105,7 +112,7 @@ def _page(
         script = _asset("uPlot.iife.min.js") + _asset("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     failed = [
-        (line.record["target"]["name"], _load_words(line), line.record.get("error") or "")
+        (line.record["target"]["name"], load_words(line), line.record.get("error") or "")
         for line in lines
         if line.record["status"] == "failed"
     ]
@@ -122,7 +129,7 @@ def _page(
         points=_points_table(view),
         explained=_EXPLAINED,
         failed=[tuple(map(plain, each)) for each in failed],
-        targets=[_told(name, mine) for name, mine in targets(view.points).items()],
+        targets=[told(name, mine) for name, mine in targets(view.points).items()],
         version=version("trtllm-deploy"),
         sources=", ".join(dict.fromkeys(plain(line.source) for line in lines)),
     )
@@ -213,66 +220,6 @@ def _timeline(best: Point | None) -> dict[str, Any] | None:
         return None
     panels = server_panels(best.lines[0].over_time, columns.origin_ns)
     return {"name": best.name, "data": {**packed(columns), "server": panels}}
-
-
-def _load_words(line: Line) -> str:
-    record = line.record
-    return Point("", record["load"]["kind"], record["load"]["value"], (line,)).load
-
-
-def _told(name: str, points: Sequence[Point]) -> dict[str, Any]:
-    """A target's configuration, hashes, commands and notes."""
-    record = points[0].first
-    facts: list[tuple[str, str]] = []
-    known = dict(record["target"])
-    cell, artifacts = known.pop("cell", None) or {}, known.pop("artifacts", None) or {}
-    parts: list[Mapping[str, Any]] = [
-        known,
-        cell,
-        {f"artifact {k}": v for k, v in artifacts.items()},
-    ]
-    parts += [{f"workload {k}": v for k, v in (record.get("workload") or {}).items()}]
-    parts += [{f"server {k}": v for k, v in (record.get("server") or {}).items()}]
-    parts += [{f"gpu {k}": v for k, v in (record.get("gpu") or {}).items()}]
-    parts += [{f"version {k}": v for k, v in (record.get("versions") or {}).items()}]
-    for part in parts:
-        facts += [(plain(k), plain(v)) for k, v in part.items() if v not in (None, "", {})]
-    notes = dict.fromkeys(
-        f"{point.load}: {plain(note)}"
-        for point in points
-        for line in point.lines
-        for note in (*(line.record.get("notes") or ()), *_failures(line))
-    )
-    commands = "\n".join(dict.fromkeys(filter(None, map(_command, points))))
-    return {"name": plain(name), "facts": facts, "commands": plain(commands, "\n"),
-            "notes": list(notes)}  # fmt: skip
-
-
-def _failures(line: Line) -> Iterator[str]:
-    if line.columns is not None:
-        for why, times in line.columns.failures[:10]:
-            yield f"{times} failed: {why}"
-
-
-def _command(point: Point) -> str | None:
-    """The command line that offers this load to this target with these prompts."""
-    record = point.first
-    target, load, workload = record["target"], record["load"], record.get("workload") or {}
-    if not target.get("url") or not workload.get("source"):
-        return None
-    words = ["llm_perf", "--url", target["url"], "--model", target["model"]]
-    words += ["--protocol", target["protocol"], "--input-data", workload["source"]]
-    words += {"trace": ["--trace-replay"]}.get(
-        point.kind,
-        [f"--{point.kind.replace('_', '-')}", "inf" if point.value is None else f"{point.value:g}"],
-    )
-    flags = {"requests": "--num-requests", "duration_s": "--duration"}
-    for key, flag in flags.items():
-        if load.get(key):
-            words += [flag, str(load[key])]
-    if record.get("seed"):
-        words += ["--seed", str(record["seed"])]
-    return shlex.join(map(str, words))
 
 
 def write_report(

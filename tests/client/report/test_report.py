@@ -30,11 +30,17 @@ from llm_perf.report.page import build
 from llm_perf.report.points import Form, Line, Point, points_of
 from llm_perf.report.read import read_results
 from llm_perf.report.requests import read_requests
+from llm_perf.report.searches import answers
 from llm_perf.report.timeline import packed
 from llm_perf.report.view import short_names, view_of
 from llm_perf.results.export import write_sweep
+from llm_perf.search.drawn import sentence
+from llm_perf.search.measured import search
+from llm_perf.search.question import Question
 from tests.client.report.made import records, study
 from tests.client.runs import make_run
+from tests.client.search.test_hunt import criteria
+from tests.client.search.test_measured import Measured, site
 
 ASSETS = files("llm_perf.report") / "assets"
 NO_NAMESPACE = {"http://www.w3.org/2000/svg", "https://github.com/leeoniya/uPlot"}
@@ -404,3 +410,15 @@ def test_a_report_without_streaming_has_no_latencies_per_token(tmp_path: Path) -
     assert any("--streaming" in note for note in line.record["notes"])
     page, *_ = build([line], parse_limits("ttft.p95<1s", "x"))
     assert "No measured point keeps" in page
+
+
+def test_a_search_leads_the_page_with_its_own_answer(tmp_path: Path) -> None:
+    question = Question(criteria("ttft.avg<1s"), seed=2)
+    answer = search(question, site(tmp_path), Measured())
+    lines = read_results([str(tmp_path)])
+    (found,) = answers(lines)
+    assert found[0] == "here" and answer.interval and found[1].interval == answer.interval
+    page, charts, decision = build(lines, ())  # by the search's own limits
+    assert decision.sentence == f"here: {sentence(answer)}."
+    assert any("ttft" in each.name or "time-to-first" in each.name for each in charts)
+    assert "mean TTFT &lt; 1 s" in page

@@ -1,0 +1,78 @@
+"""What searches in a ledger found: their probes in, judged as the search judges them, answers out.
+
+A search is known by its target, limits and mode; who asked again with other limits has two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from llm_perf.errors import UserError
+from llm_perf.figures.limits import Limit, parse_limit
+from llm_perf.report.points import Line
+from llm_perf.search.probe import Probe
+from llm_perf.search.question import CONFIRMED, INDICATIVE, Answer, Question
+from llm_perf.search.seen import Criterion, Seen
+
+_MODES: Final = {mode.name: mode for mode in (INDICATIVE, CONFIRMED)}
+
+
+def answers(lines: Iterable[Line]) -> list[tuple[str, Answer]]:
+    """Give each searched target with what its probes show; the highest load first."""
+    found: dict[tuple[str, str, str, tuple[str, ...]], list[Line]] = {}
+    for line in lines:
+        asked = line.record.get("search") or {}
+        if line.record.get("kind") == "probe" and asked.get("mode") in _MODES:
+            key = (line.target, asked["vary"], asked["mode"], tuple(asked["limits"]))
+            found.setdefault(key, []).append(line)
+    told = []
+    for (target, vary, mode, limits), probes in found.items():
+        with suppress(UserError, KeyError, TypeError, ValueError):  # of another version's
+            criteria = tuple(Criterion(parse_limit(each, "search")) for each in limits)
+            told.append((target, _answer(Question(criteria, vary, _MODES[mode]), probes)))  # type: ignore[arg-type]
+    return sorted(told, key=lambda each: each[1].about or 0.0, reverse=True)
+
+
+def limits_of(lines: Iterable[Line]) -> list[Limit]:
+    """The limits that all searches had in common."""
+    asked = {tuple((line.record.get("search") or {}).get("limits") or ()) for line in lines}
+    asked.discard(())
+    return [parse_limit(each, "search") for each in asked.pop()] if len(asked) == 1 else []
+
+
+def _answer(question: Question, lines: Sequence[Line]) -> Answer:
+    probes: dict[tuple[float, int | None], Probe] = {}
+    rough = []
+    for line in lines:
+        load, asked = line.record["load"], line.record["search"]
+        if "seen" not in asked:
+            continue
+        seen = Seen.from_json(asked["seen"])
+        if asked["stage"] == "ends":
+            known = (load["value"], load.get("requests"))
+            open_loop = question.vary == "request_rate"
+            empty = Probe(load["value"], question.criteria, question.mode.runs, open_loop)
+            probes.setdefault(known, empty).seen.append(seen)
+        elif asked["stage"] == "rough":
+            rough.append((load["value"], seen))
+    failed = [each for each in probes.values() if each.verdict == "fail"]
+    high = min(failed, key=lambda each: each.value, default=None)
+    held = [
+        each
+        for each in probes.values()
+        if each.verdict == "pass" and (high is None or each.value < high.value)
+    ]
+    low = max(held, key=lambda each: each.value, default=None)
+    return Answer(
+        question,
+        low,
+        high,
+        tuple(sorted(probes.values(), key=lambda each: each.value)),
+        tuple(rough),
+        None,
+        sum(line.record["requests_ok"] + line.record["requests_failed"] for line in lines),
+        sum(line.record.get("duration_s") or 0.0 for line in lines),
+        "the ledger shows no more",
+    )
