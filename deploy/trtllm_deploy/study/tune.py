@@ -23,6 +23,7 @@ from trtllm_deploy.study.tuner import Blocks, Ending, Search, Seen, Tuner
 from trtllm_deploy.study.up import served, target_of
 from trtllm_deploy.workspace.folder import Workspace
 
+_OF_CAPACITY = 0.8  # of what a closed loop gets through, where no rate was shown in time
 _WARM_SHARE = 10  # one of so many requests of a block goes before it, unmeasured
 
 
@@ -167,19 +168,21 @@ class _Tuning:
         return Tuned(ending, baseline, self._offer, self.came)
 
     def _search(self, point: Point) -> float | None:
-        self._study.say(f"looking for the highest rate of {point}")
+        """The highest rate of a point, for comparing at where it is the baseline's."""
+        say = self._study.say
+        say(f"looking for the highest rate of {point}")
         if self._build([point]):
             return None
-        rate = self._highest_rate(self._subject(point))
-        self._study.say(
-            f"{point}: {'no rate keeps the limits' if rate is None else f'{rate:.3g}/s'}"
-        )
-        if point == self._space.baseline and rate:
-            self._offer = replace(self._offer, load=api.Rate(rate))
+        answer = self._answer(self._subject(point))
+        rate = answer.about or (answer.low.value if answer.low else None)
+        say(f"{point}: {f'{rate:.3g}/s' if rate else f'no rate was shown: {answer.ended}'}")
+        if point == self._space.baseline:
+            at = rate or _OF_CAPACITY * (answer.capacity or 0)
+            self._offer = replace(self._offer, load=api.Rate(at) if at else api.Concurrency(1))
+            say(f"comparing at {self._offer.load.title}")
         return rate
 
-    def _highest_rate(self, subject: Subject) -> float | None:
-        """The middle of where a search says that it lies, else the highest that kept the limits."""
+    def _answer(self, subject: Subject) -> api.Answer:
         criteria = tuple(api.Criterion(each) for each in self._limits if each.metric != "score")
         question = api.Question(criteria, budget_s=self._spec.budget)
         with subject.up(self._ways.gpus[: subject.gpus]) as up:
@@ -200,10 +203,7 @@ class _Tuning:
                 conditions,
                 study=self._study.name,
             )
-            answer = api.search_limits(question, site)
-        if answer.about is not None:
-            return answer.about
-        return answer.low.value if answer.low else None
+            return api.search_limits(question, site)
 
     def _measure(self, asked: Blocks) -> dict[Point, Seen]:
         failed = self._build(asked.points)

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from llm_perf import Endpoint
 from llm_perf.errors import UserError
+from llm_perf.ledger.ledger import read_measurements
 from tests.deploy.study.token_server import TokenServer, token_servers
 from trtllm_deploy.cli.tune import _Cells, tune
 from trtllm_deploy.plan.plan import CellPlan
@@ -152,3 +153,17 @@ def test_a_cell_costs_what_it_is_nearer_to_its_limits_or_slower_or_fails() -> No
     assert cost(block(closed, 500, 20), limits) < cost(block(closed, 5000, 20), limits)
     assert cost(block(rate, 500, 10, failed=5), limits) > cost(block(rate, 500, 10), limits)
     assert cost(block(rate, 500, 10, failed=10), limits) == float("inf")
+
+
+def test_without_a_load_cells_compete_at_the_baseline_s_highest_rate(
+    file: Path, quick: list[TokenServer]
+) -> None:
+    load = "limits: [ttft.p95<30s, score>=0]\n  budget: 500ms"
+    text = FILE.replace("concurrency: 2", load).replace("1..64", "[1, 2]")
+    file.write_text(text)
+    came = invoke(file)
+    assert came.return_value == 0, came.output
+    assert "looking for the highest rate of max_batch_size=1" in came.stderr
+    kinds = [each["kind"] for each in read_measurements(file.parent / "w/results")]
+    assert kinds[0] == "probe" and "block" in kinds
+    assert "comparing at " in came.stderr and "no rate was shown: the budget" in came.stderr
