@@ -157,7 +157,7 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
     xs, ys = [p.value or 0 for p in points], [*values, *(each.value for each in limits)]
     plot = Plot(
         f"{metric}-{kind}".replace("_", "-"),
-        Axis(load, xs, log=wide(xs)),
+        Axis(load, xs, log=wide(xs), zero=min(xs) < max(xs) / 2),
         Axis(label, ys, log=wide(ys)),
         right=_ROOM + _LETTER * max(map(len, statistics if alone else names)),
     )
@@ -168,10 +168,10 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
     )
     return Chart(
         plot.name,
-        f"{short} against load",
+        f"{short} against {'load' if kind == 'concurrency' else 'the rate'}",
         plot.svg(f"{short} against load", told or f"{main} of {len(groups)} targets"),
         (f"{told}: interpolated between the loads measured. " if told else "")
-        + (f"{next(iter(groups))}. " if alone else "")
+        + (f"{next(iter(groups))}. " if alone and not told else "")
         + "Whiskers are 95 % intervals.",
         ("Target", "Load", "mean", *PERCENTILES),
         tuple(

@@ -54,8 +54,7 @@ def build(
     decision = decide(points, limits, short.get(baseline or "", baseline))
     if found := answers(named):  # fresh runs that agree: surer than the points by themselves
         best, *others = (f"{target}: {sentence(answer)}." for target, answer in found)
-        notes = (*others, f"Of the points: {decision.sentence}", *decision.notes)
-        decision = replace(decision, sentence=best, notes=notes)
+        decision = replace(decision, sentence=best, notes=tuple(others))
     first = [each.target for each in (decision.best, decision.baseline) if each is not None]
     view = view_of(points, limits, first, gpus)
     charts = list(_charts(view, decision))

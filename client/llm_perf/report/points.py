@@ -18,6 +18,7 @@ import numpy as np
 
 from llm_perf.figures.blocks import estimate, t975
 from llm_perf.figures.confidence import bootstrap
+from llm_perf.report.axes import number
 from llm_perf.report.requests import Numbers, Requests, read_requests
 
 Interval: TypeAlias = tuple[float, float]
@@ -105,11 +106,9 @@ class Point:
             return "the trace"
         if self.value is None:
             return "all at once"
-        return (
-            f"{self.value:g} requests/s"
-            if self.kind == "request_rate"
-            else (f"concurrency {self.value:g}")
-        )
+        if self.kind == "request_rate":
+            return f"{number(self.value)} requests/s"
+        return f"concurrency {number(self.value)}"
 
     @property
     def name(self) -> str:
@@ -155,7 +154,7 @@ class Point:
             mean = sum(values) / n
             variance = sum((each - mean) ** 2 for each in values) / (n - 1)
             half = t975(n - 1) * math.sqrt(variance / n)
-            return mean - half, mean + half
+            return max(mean - half, 0.0), mean + half  # no figure is below nothing
         if metric == "score":
             bounds = (self.first.get("score") or {}).get("ci95")
             return (bounds[0], bounds[1]) if bounds else None
