@@ -75,6 +75,22 @@ def commands(tree: Path | None, backend: Path) -> dict[str, Any]:
     return {**made, **launcher}
 
 
+def serve(tree: Path) -> dict[str, Any] | None:
+    """What the tree's trtllm-serve takes; None: it has none on a checkpoint of Hugging Face."""
+    if "class TorchLlmArgs" not in read(tree / "tensorrt_llm/llmapi/llm_args.py"):
+        return None
+    command = [sys.executable, HERE / "without_tensorrt.py", tree, HERE / "print_serve.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    found = re.search(r"^serve: (.*)$", done.stdout, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"trtllm-serve: {done.stderr[-800:]}")
+    return dict(json.loads(found[1]))
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def _tensor(each: Any) -> str:
     dtype = DataType.Name(each.data_type)
     names = {stand_in: setting for setting, stand_in in _TYPES.items()}
@@ -135,13 +151,17 @@ def main(source: str, backend: str, release: str, base: str = "") -> None:
         },
         "commands": commands(tree, triton),
     }
+    if tree is not None and (told := serve(tree)):
+        data["serve"] = told
     file = release_files() / f"{release}.yaml"
     kept = yaml.safe_load(file.read_text()) if file.exists() else {}
     if base:
         known = read_release(base)
         if tree is None:  # its commands are the other's
             data["commands"] = {**known["commands"], **data["commands"]}
-        data = {part: differing(facts, known[part]) for part, facts in data.items()}
+        data = {part: differing(facts, known.get(part, {})) for part, facts in data.items()}
+    if too := kept.get("serve", {}).get("limits_too"):
+        data.setdefault("serve", {})["limits_too"] = too
     for part in ("model_repository", "commands"):
         for name, facts in kept.get(part, {}).items():
             if by_hand := {key: value for key, value in facts.items() if key in _BY_HAND}:

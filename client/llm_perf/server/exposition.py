@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from llm_perf.server.occupancy import Series
 
-KEPT: Final = re.compile(r"nv_(gpu|energy|inference|trt_llm)_\w+|DCGM_FI_DEV_\w+|vllm:\w+")
+KEPT: Final = re.compile(
+    r"nv_(gpu|energy|inference|trt_llm)_\w+|DCGM_FI_DEV_\w+|vllm:\w+|trtllm_\w+"
+)
 _SAMPLE: Final = re.compile(
     r"([A-Za-z_:][\w:]*)(?:\{((?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*",
     re.ASCII,

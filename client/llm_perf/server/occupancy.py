@@ -1,7 +1,8 @@
 """What an engine was doing when it was looked at: a page of its metrics in, one row of numbers out.
 
 Reads TensorRT-LLM's ``nv_trt_llm_*`` gauges as Triton shows them (its backend's
-custom_metrics_reporter) and vLLM's ``vllm:*`` (docs/design/metrics.md). Knows nothing of limits.
+custom_metrics_reporter), vLLM's ``vllm:*`` (docs/design/metrics.md), and the iterations of
+trtllm-serve. Knows nothing of limits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
+PREFIX: Final = "trtllm_iteration_"
 Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -41,9 +43,9 @@ def state_of(values: Mapping[Series, float]) -> State | None:
         if label := _TRTLLM.get(name):
             key = dict(pairs).get(label, "")
             found[f"{name}.{key}"] = found.get(f"{name}.{key}", 0.0) + value
-        elif name.startswith("vllm:"):
+        elif name.startswith(("vllm:", PREFIX)):
             found[name] = found.get(name, 0.0) + value
-    seen = _trtllm(found) or _vllm(found)
+    seen = _trtllm(found) or _vllm(found) or _iterations(found)
     return seen if seen and (seen.scheduled or seen.waiting) else None
 
 
@@ -76,6 +78,22 @@ def _vllm(found: Mapping[str, float]) -> State | None:
         found.get("vllm:num_requests_waiting", 0.0),
         kv_free=None if used is None else round(1 - used, 3),
         kv_max=None if used is None else 1.0,
+    )
+
+
+def _iterations(found: Mapping[str, float]) -> State | None:
+    """Of trtllm-serve: means over the iterations of a page."""
+    scheduled = found.get(f"{PREFIX}scheduled_requests")
+    if scheduled is None:
+        return None
+    tokens = found.get(f"{PREFIX}context_tokens")
+    return State(
+        scheduled,
+        found.get(f"{PREFIX}queued_requests", 0.0),
+        found.get(f"{PREFIX}context_requests"),
+        None if tokens is None else tokens + found.get(f"{PREFIX}generation_requests", 0.0),
+        found.get(f"{PREFIX}kv_blocks_free"),
+        found.get(f"{PREFIX}kv_blocks_max"),
     )
 
 

@@ -2,7 +2,7 @@
 
 A thread fetches and keeps bytes; they are read once the clock has stopped. What a server doesn't
 export is simply absent. Knows Triton's names (docs.nvidia.com/deeplearning/triton-inference-server,
-"Metrics"), TensorRT-LLM's ``nv_trt_llm_*``, and those of DCGM's exporter.
+"Metrics"), TensorRT-LLM's ``nv_trt_llm_*`` and ``trtllm_*``, and those of DCGM's exporter.
 """
 
 from __future__ import annotations
@@ -27,11 +27,18 @@ from urllib.parse import urlsplit
 from llm_perf.background import Background
 from llm_perf.errors import UserError
 from llm_perf.server.exposition import KEPT, named, parse_metrics
+from llm_perf.server.iterations import as_text
 from llm_perf.server.occupancy import Series, State, state_of, told
 from llm_perf.server.over_time import over_time
 from llm_perf.transports import Endpoint
 
 _PATIENCE_S: Final = 2.0
+_BESIDE: Final = "/prometheus/metrics"
+# where OpenAI servers tell their metrics, and what is on such a page
+_OWN: Final = {
+    "/metrics": b"vllm:",
+    _BESIDE: b"trtllm_",
+}
 _LARGEST: Final = 2**24  # bytes of a page
 _IN_MEMORY: Final = 2**22
 _DEFAULT_PORT: Final = 8002
@@ -63,7 +70,7 @@ class Scraper(Background):
 
     def act(self) -> None:
         """Fetch the page."""
-        page = _get(self._url)
+        page = _page(self._url)
         if page is None:
             self._missed += 1
             return
@@ -91,14 +98,17 @@ class Scraper(Background):
 
 
 def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
-    """Say where to scrape: ``url``, else a vLLM's own /metrics, or Triton's port 8002 on its host.
+    """Say where to scrape: ``url``, else what an OpenAI server has itself, or Triton's port 8002.
 
     ``None`` where nothing was asked for and nothing that knows the model answers there.
     Raises ``UserError`` when ``url`` doesn't answer.
     """
     if url is None and endpoint.protocol == "openai":
-        own = urlsplit(endpoint.base)._replace(path="/metrics").geturl()
-        return own if b"vllm:" in (_get(own) or b"") else None
+        for path, mark in _OWN.items():
+            own = urlsplit(endpoint.base)._replace(path=path).geturl()
+            if mark in (_page(own) or b""):
+                return own
+        return None
     if url is None:
         host = urlsplit(endpoint.base).hostname or ""
         guess = f"http://{f'[{host}]' if ':' in host else host}:{_DEFAULT_PORT}/metrics"
@@ -112,6 +122,15 @@ def find_metrics(url: str | None, endpoint: Endpoint) -> str | None:
             fix="give the server's Prometheus endpoint, like http://localhost:8002/metrics",
         )
     return asked
+
+
+def _page(url: str) -> bytes | None:
+    """A page of metrics, of trtllm-serve with the iterations that it tells beside it."""
+    page, (place, found, _) = _get(url), url.rpartition(_BESIDE)
+    if page is not None and page.lstrip().startswith(b"["):
+        return as_text(page)
+    beside = _get(f"{place}/metrics") if found else None
+    return page if page is None or beside is None else page + b"\n" + as_text(beside)
 
 
 def _get(url: str) -> bytes | None:

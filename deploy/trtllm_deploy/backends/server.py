@@ -63,8 +63,9 @@ class Server:
 
     ``environment`` is added to what every child may have. It listens on the ports ``listens``; a
     client asks ``model`` in ``protocol`` (llm_perf's word for it) at ``asked``. ``ready`` is the
-    path that answers 200 over HTTP once it is, ``metrics`` the port with ``/metrics``. The death of
-    a process called ``vital`` ends it, for itself it wouldn't notice.
+    path that answers 200 over HTTP once it is, ``metrics`` the port with the page
+    ``metrics_path``. The death of a process called ``vital`` ends it, for itself it wouldn't
+    notice.
     """
 
     command: tuple[str, ...]
@@ -76,6 +77,7 @@ class Server:
     asked: Port
     ready: str
     metrics: Port
+    metrics_path: str = "/metrics"
     vital: str = ""
     idle: tuple[tuple[str, str], ...] = ()
     """flags of ``serve`` that were given and do nothing, each with the reason"""
@@ -100,6 +102,7 @@ class Cluster:
     live: str
     script: Callable[[str, str, Mapping[str, str]], str]
     each_rank: bool = True
+    metrics_path: str = "/metrics"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -92,6 +92,9 @@ class Release:
     cannot: frozenset[str]
     defaults: Mapping[str, Any]
     """what settings are where they aren't set, as far as releases differ in that"""
+    serve: Mapping[str, Any] = field(default_factory=dict)
+    """trtllm-serve: its ``flags``, and the names of ``options`` in its file by what they are inside
+    of; ``limits_too`` is where it wants the limits again"""
     interpolated: str = ""
     """what is taken from its neighbours, for want of its sources; empty: all is its own"""
 
@@ -191,6 +194,7 @@ def load_release(name: str) -> Release:
         backends=tuple(data["backends"]),
         cannot=frozenset(data.get("cannot", ())),
         defaults=data.get("defaults", {}),
+        serve=data.get("serve", {}),
         interpolated=f"all is that of {other}" if other else data["interpolated"],
     )
 

@@ -119,7 +119,7 @@ class ModelServer:
     @property
     def metrics_url(self) -> str:
         """Where it tells its metrics."""
-        return f"http://{self.url(self.what.metrics)}/metrics"
+        return f"http://{self.url(self.what.metrics)}{self.what.metrics_path}"
 
     def url(self, port: Port) -> str:
         """``host:port``, as a client on this machine reaches it."""
