@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         search_limits,
         searched,
         show_progress,
+        stop_ids,
         write_report,
         write_run,
     )
@@ -95,6 +96,7 @@ __all__ = [
     "search_limits",
     "searched",
     "show_progress",
+    "stop_ids",
     "write_report",
     "write_run",
 ]

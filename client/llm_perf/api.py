@@ -104,6 +104,7 @@ __all__ = [
     "search_limits",
     "searched",
     "show_progress",
+    "stop_ids",
     "synthetic_workload",
     "verdict",
     "write_report",

@@ -19,13 +19,23 @@ from llm_perf.screen import plain
 from trtllm_deploy.cli.options import deployment_file, planned, workspace_folder
 from trtllm_deploy.machine.console import console
 
+TOOLS = ("trtllm-bench", "genai-perf", "perf-analyzer", "vllm-bench", "aiperf")
+"""What study/tools.yaml has."""
+
 
 @click.command()
-@click.argument("kind", type=click.Choice(["slurm", "kubernetes"]))
+@click.argument("kind", type=click.Choice(["slurm", "kubernetes", *TOOLS]))
 @deployment_file
 @click.argument("cell")
 @workspace_folder
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: standard output.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Default: standard output; for a tool the folder KIND-CELL.",
+)
+@click.option("-u", "--url", help="Tools: where the cell is served; default: here.")
+@click.option("-m", "--model", help="Tools: the model's name there.")
 @click.option("--image", help="Container; default: NVIDIA's of the release.")
 @click.option("--gpus-per-node", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--partition", help="Slurm.")
@@ -49,18 +59,25 @@ def render(
     gpus_per_node: int,
     **options: Any,
 ) -> None:
-    """Write what a cluster takes to serve CELL of FILE; nothing is submitted.
+    """Write what a cluster takes to serve CELL of FILE, or another tool to measure it.
 
     For Slurm a script for sbatch, in a container by pyxis. For Kubernetes a Deployment, or a
     LeaderWorkerSet for several nodes, with Service and PodMonitor. The workspace has to be on every
-    node, or in the claim, and gets the path that it has here.
+    node, or in the claim, and gets the path that it has here. Nothing is submitted.
+
+    For a tool a folder with its command (run.sh), in the words of its version of today, for each
+    load of FILE's measure: block, and with the prompts that 'run' asks in the tool's form.
+    trtllm-bench has no server: it gets the cell's limits, and the prompts as token ids.
     """
     from trtllm_deploy.backends.backend import BACKENDS
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.serve import manifests
 
-    renderer = manifests.slurm if kind == "slurm" else manifests.kubernetes
     given = {name: value for name, value in options.items() if value is not None}
+    if kind in TOOLS:
+        _render_tool(kind, file, cell, workspace, output, given)
+        return
+    renderer = manifests.slurm if kind == "slurm" else manifests.kubernetes
     if others := given.keys() - inspect.signature(renderer).parameters.keys():
         raise UserError(f"--{min(others).replace('_', '-')} isn't for {kind}", fix="leave it out")
     asked = planned(file, workspace, offline_ok=True)
@@ -79,6 +96,49 @@ def render(
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
+
+
+def _render_tool(
+    tool: str,
+    file: Path,
+    cell: str,
+    workspace: Path,
+    output: Path | None,
+    given: Mapping[str, Any],
+) -> None:
+    from llm_perf.files import write_whole
+    from trtllm_deploy.plan.plan import find_plan
+    from trtllm_deploy.study.asked import Asked
+    from trtllm_deploy.study.tools import Served, tool_files
+
+    if others := given.keys() - {"url", "model"}:
+        raise UserError(f"--{min(others).replace('_', '-')} isn't for {tool}", fix="leave it out")
+    asked = planned(file, workspace, offline_ok=True)
+    settings = asked.file.deployment.measure
+    if settings is None:
+        raise UserError("there is no 'measure:' block, so nothing to measure", where=file)
+    plan = find_plan(asked.plans, asked.file, cell)
+    if not asked.workspace.has(plan.fetch):
+        raise UserError(
+            f"{cell}'s model isn't there, so nobody counts its prompts",
+            where=asked.workspace.root,
+            fix=f"build it: trtllm-deploy build {file}",
+        )
+    files = tool_files(
+        tool,
+        plan,
+        asked.file,
+        Asked(asked.file, settings, asked.workspace).of(plan, counted=True),
+        {stage.kind: asked.workspace.artifact(stage) for stage in plan.stages},
+        Served(**given),
+    )
+    folder = output or Path(f"{tool}-{cell}")
+    for name, text in files.items():
+        try:
+            write_whole(folder / name, lambda to, text=text: to.write(text))  # type: ignore[misc]
+        except OSError as error:
+            raise UserError(f"can't be written: {error.strerror}", where=folder / name) from error
+    click.echo(f"Wrote {', '.join(str(folder / name) for name in files)}: sh {folder}/run.sh")
 
 
 @click.command("set")
