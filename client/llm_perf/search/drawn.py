@@ -72,6 +72,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "requests": answer.requests,
         "load_s": answer.spent_s,
         "ended": answer.ended,
+        "held_above_broken": answer.changing,
         "probes": [_probe_json(each) for each in answer.probes],
         "single_runs": [
             {"value": value, "attainment": seen.attainment, "goodput": seen.goodput}
@@ -158,6 +159,11 @@ def _foot(answer: Answer) -> Iterator[str]:
     elif answer.rough:
         yield "Single runs, which prove nothing: " + ", ".join(
             f"{_load(value, asked)} ({seen.attainment:.0%} within)" for value, seen in answer.rough
+        )
+    if answer.changing and answer.high:
+        yield (
+            f"Warning: {_load(answer.changing, asked)} held, and {_load(answer.high.value, asked)} "
+            "did not: the server isn't the same all the time, so the interval can be wrong"
         )
     yield (
         f"{answer.requests:,} requests, {spell_duration(answer.spent_s)} of load; it ended because "

@@ -10,13 +10,14 @@ import zlib
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from llm_perf.search.probe import Probe
+from llm_perf.search.probe import Probe, keeps
 from llm_perf.search.seen import Criterion, Seen
 
 Vary: TypeAlias = Literal["request_rate", "concurrency"]
 Stage: TypeAlias = Literal["capacity", "rough", "ends"]
 
 TURNS: Final = {"request_rate": 60, "concurrency": 20}  # of a run: requests for each in flight
+_FAR: Final = 1.2  # times a load that broke the limits
 _HALVED, _PROBED = 5, 5  # loads by a single run, by several
 
 
@@ -112,6 +113,20 @@ class Answer:
         if self.question.vary == "concurrency":
             return max(math.floor(low), 1), max(high - 1, 1)
         return low, high
+
+    @property
+    def changing(self) -> float | None:
+        """A load that held above one that broke the limits: the server wasn't the same throughout.
+
+        Of single runs only what is far above tells anything.
+        """
+        if self.high is None:
+            return None
+        held = [each.value for each in self.probes if each.verdict == "pass"]
+        held = [value for value in held if value > self.high.value]
+        single = [value for value, seen in self.rough if keeps(seen, self.question.criteria)]
+        held += [value for value in single if value > _FAR * self.high.value]
+        return max(held, default=None)
 
     @property
     def about(self) -> float | None:

@@ -5,6 +5,7 @@ How often the interval holds the truth over 40 seeds is measured by benchmarks/s
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import parse_limit
 from llm_perf.load.progress import Progress
+from llm_perf.search.drawn import print_answer
 from llm_perf.search.hopeless import Hopeless
 from llm_perf.search.hunt import hunt
 from llm_perf.search.probe import Probe, keeps
@@ -159,6 +161,17 @@ def test_a_probe_that_is_not_steady_is_undecided() -> None:
         over.seen.append(SERVER.show([loose], ask))
     assert all(keeps(each, [loose]) for each in over.seen)
     assert over.verdict == "undecided" and over.why.startswith("not steady")
+
+
+def test_a_load_that_holds_above_one_that_broke_is_a_warning() -> None:
+    answer = solve(SERVER, Question(criteria("ttft.avg<1s"), mode=QUICK))
+    assert answer.high and answer.changing is None
+    above = replace(answer.low, value=answer.high.value + 1)  # type: ignore[type-var]
+    later = replace(answer, probes=(*answer.probes, above))
+    assert later.changing == answer.high.value + 1
+    out = io.StringIO()
+    print_answer(later, file=out)
+    assert "Warning: " in out.getvalue() and "isn't the same all the time" in out.getvalue()
 
 
 def test_failed_requests_break_limits() -> None:
