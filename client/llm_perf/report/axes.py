@@ -63,13 +63,13 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
     if axis.log:
         low, high = (low / 1.15, high * 1.15) if high > low * 1.05 else (low / 2, high * 2)
         return Scale(low, high, start, end, log=True)
-    if axis.blank:
-        return Scale(low, high, start, end)
-    low = min(low, 0.0) if axis.zero else low
+    low = min(low, 0.0) if axis.zero and not axis.blank else low
     if axis.top is not None and low >= axis.top:  # as where every score is 1
         low = axis.top - (abs(axis.top) / 10 or 1.0)
-    if high <= low:
+    if high - low <= abs(low) * 1e-9:
         high = low + (abs(low) or 1.0)
+    if axis.blank:
+        return Scale(low, high, start, end)
     step = round_step(((high if axis.top is None else axis.top) - low) / 5 or 1.0)
     high = axis.top if axis.top is not None else step * math.ceil(high / step + 0.05)
     return Scale(step * math.floor(low / step), high, start, end)
@@ -77,8 +77,8 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
 
 def number(value: float) -> str:
     """Three digits that count, or all of a whole number."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
+    if value == 0 or not 1e-6 <= abs(value) < 1e15:
+        return f"{value:.3g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -23,6 +23,7 @@ from llm_perf.report.requests import Numbers, Requests, read_requests
 
 Interval: TypeAlias = tuple[float, float]
 BLOCKS: Final = 20
+_MOST: Final = 1e15
 _ENOUGH: Final = 10 * BLOCKS  # requests: fewer have no interval
 _REPEATED: Final = 3  # runs: from so many on they tell the spread, not the blocks of one
 _RATES: Final = {"request_throughput": None, "output_token_throughput": "tokens"}
@@ -134,7 +135,7 @@ class Point:
     def figure(self, metric: str, statistic: str = "avg") -> float | None:
         """A figure, the mean over repetitions; infinite ones are none that can be drawn."""
         known = [_figure(line.record, metric, statistic) for line in self.lines]
-        values = [each for each in known if each is not None and math.isfinite(each)]
+        values = [each for each in known if each is not None]
         return sum(values) / len(values) if values and len(values) == len(known) else None
 
     def interval(self, metric: str, statistic: str = "avg") -> Interval | None:
@@ -182,10 +183,8 @@ class Point:
 
     def predicted(self, metric: str) -> float | None:
         """What was expected of a metric before it was measured, in its unit."""
-        known: float | None = ((self.first.get("prediction") or {}).get("metrics") or {}).get(
-            metric
-        )
-        return known
+        known = ((self.first.get("prediction") or {}).get("metrics") or {}).get(metric)
+        return _drawable(float(known)) if isinstance(known, (int, float)) else None
 
 
 def points_of(lines: Iterable[Line]) -> list[Point]:
@@ -277,7 +276,14 @@ def _figure(record: Mapping[str, Any], metric: str, statistic: str) -> float | N
         value = record.get("requests_failed")
     else:
         value = (record["metrics"].get(metric) or {}).get(statistic)
-    return None if value is None else float(value)
+    return None if value is None else _drawable(float(value))
+
+
+def _drawable(value: float) -> float | None:
+    """The value, if an axis can hold it: infinity can't be drawn, nor what nobody measures."""
+    if not abs(value) < _MOST:
+        return None
+    return value if abs(value) > 1 / _MOST else 0.0
 
 
 def _per_second(ms: float | None) -> float | None:

@@ -24,12 +24,16 @@ def write_page(
 ) -> None:
     """Draw what was measured and say what it decides; nothing where nothing was.
 
-    Raises UserError: the page can't be written.
+    A page that can't be drawn or written is told in a line: what was measured stands in the ledger.
     """
     if all(each["status"] == "failed" for each in measured):
         return
     read = [api.parse_limit(each, "limits") for each in limits]
     lines = api.lines_of(measured, results)
-    decision, _ = api.write_report(results / name, lines, read, title=title)
-    for said in (decision.sentence, f"Drawn in {results / name}"):
+    try:
+        decision, _ = api.write_report(results / name, lines, read, title=title)
+        told = [decision.sentence, f"Drawn in {results / name}"]
+    except Exception as error:  # of whatever kind: the study is over, and its figures are safe
+        told = [f"{results / name} isn't drawn: {error!r}; what was measured is in the ledger"]
+    for said in told:
         console.print(plain(said), markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_perf import api
@@ -229,14 +229,47 @@ def test_packed_requests_come_out_as_they_went_in(rows: list[tuple[Any, ...]]) -
     assert np.allclose(got[:, 3] * unit, np.where(ok, flow, 0), atol=2 * unit)
 
 
-@given(st.lists(st.floats(-1e9, 1e9) | st.just(0.0), min_size=1), st.booleans())
-def test_an_axis_holds_its_values_between_round_ticks(values: list[float], log: bool) -> None:
-    axis = scale(Axis("x", values, log=log), 0, 100)
+@given(
+    st.lists(st.floats(-1e9, 1e9) | st.sampled_from([0.0, 1.0]), min_size=1),
+    *(st.booleans(),) * 3,
+    st.none() | st.just(1.0),
+)
+def test_an_axis_holds_its_values_between_round_ticks(
+    values: list[float], log: bool, zero: bool, blank: bool, top: float | None
+) -> None:
+    axis = scale(Axis("x", values, log, zero, top, blank), 0, 100)
     for value in values:
         assert -1e-6 <= axis(value) <= 100 + 1e-6
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 12 and ticks == sorted(ticks)
     assert len({number(tick) for tick in ticks}) == len(ticks)
+
+
+FIGURES = st.sampled_from([None, 0, 1, 1.0, 5e-324, 1e300, "inf", 7.5])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(FIGURES, FIGURES, FIGURES, FIGURES, st.booleans()), max_size=6))
+def test_whatever_figures_a_record_has_the_page_is_drawn(rows: list[tuple[Any, ...]]) -> None:
+    lines = []
+    for at, (rate, ttft, itl, score, twice) in enumerate(rows):
+        made = line(f"t{at // 3}", 4.0 if twice else at + 1, 1.0, 1.0)
+        metrics = made.record["metrics"]
+        metrics["request_throughput"] = {"unit": "", "avg": rate}
+        metrics["output_token_throughput"] = {"unit": "", "avg": rate}
+        metrics["time_to_first_token"] = {"unit": "ms", "avg": ttft, "p95": ttft, "p50": ttft}
+        metrics["inter_token_latency"] = {"unit": "ms", "avg": itl, "p95": itl}
+        value = None if score in (None, "inf") else min(float(score), 1.0)
+        known = value is not None and {"value": value, "ci95": [value, value]}
+        expected = {"metrics": {"output_token_throughput": 1.0, "inter_token_latency": itl}}
+        record = {**made.record, "score": known or None, "prediction": expected, "workload": {}}
+        lines.append(Line(record))
+    for limits in ((), parse_limits("ttft.p95<1s,itl.avg<20ms,score>=0.5", "x")):
+        _, charts, decision = build(lines, limits)
+        assert decision.sentence
+        for chart in charts:
+            ElementTree.fromstring(chart.svg)
+            assert "nan" not in chart.svg and "inf" not in chart.svg.replace("inference", "")
 
 
 def test_names_lose_what_all_begin_with() -> None:
