@@ -26,6 +26,8 @@ from trtllm_deploy.cli.options import (
 from trtllm_deploy.machine.console import console
 
 if TYPE_CHECKING:
+    from llm_perf import api
+    from trtllm_deploy.spec.studies import TuneSpec
     from trtllm_deploy.store.leases import Artifact, Lease
     from trtllm_deploy.study.space import Point, Space
     from trtllm_deploy.study.tune import Placed, Tuned
@@ -49,7 +51,6 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
     next begin: killed, the same command goes on. Ends with a table of changes, what shows which
     limit binds, and the best settings as a patch of FILE. Only what is measured is built.
     """
-    from llm_perf import api
     from trtllm_deploy.builds.local import visible_gpus
     from trtllm_deploy.plan.memory import parse_size
     from trtllm_deploy.store.leases import Lease
@@ -67,17 +68,7 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
             where=file,
             fix="add one with 'settings:', like settings: {max_batch_size: [8, 16]}",
         )
-    if spec.concurrency is not None and spec.request_rate is not None:
-        raise asked.file.error(("tune", "request_rate"), "there are two loads", "give one of them")
-    measured = asked.file.deployment.measure
-    said = spec.limits or (measured.limits if measured else [])
-    limits = [api.parse_limit(each, "tune.limits") for each in said]
-    if not limits and spec.concurrency is None and spec.request_rate is None:
-        raise asked.file.error(
-            ("tune",),
-            "without limits there is no highest rate to compare at",
-            "give limits, concurrency or request_rate",
-        )
+    limits = _limits(asked, spec)
     study = Study(
         f"tune {file.stem}",
         asked.workspace.results,
@@ -95,8 +86,30 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
     _print(tuned, asked, space_of(spec))
     lines = [each for blocks in tuned.came.values() for each in blocks]
     name = f"tune-{file.stem}.html"
-    write_page(lines, asked.workspace.results, said, study.name, console(), name)
+    write_page(lines, asked.workspace.results, list(map(str, limits)), study.name, console(), name)
     return 0
+
+
+def _limits(asked: Planned, spec: TuneSpec) -> list[api.Limit]:
+    """What must hold. Raises UserError where the load to compare at isn't told by it."""
+    from llm_perf import api
+
+    measure = asked.file.deployment.measure
+    said = spec.limits or (measure.limits if measure else [])
+    limits = [api.parse_limit(each, "tune.limits") for each in said]
+    if spec.concurrency is not None and spec.request_rate is not None:
+        raise asked.file.error(("tune", "request_rate"), "there are two loads", "give one of them")
+    if spec.concurrency is None and spec.request_rate is None:
+        searched = [each for each in limits if each.metric != "score"]
+        if not searched:
+            raise asked.file.error(
+                ("tune",),
+                "without limits there is no highest rate to compare at",
+                "give limits such as ttft.p95<1s, or a concurrency or request_rate",
+            )
+        for each in searched:
+            api.Criterion(each)  # raises where no search can tell
+    return limits
 
 
 @dataclass(frozen=True, slots=True)
