@@ -59,8 +59,8 @@ class Evidence:
 
     ``in_flight`` is Little's law on the client's figures; ``queue_ms`` the mean wait for a first
     step on the server's clock; ``shares`` how often each limit was reached with requests waiting
-    for it, of the engine's steps where the server counts them (``reached``: waiting or not);
-    ``blamed`` those that bind, the most often reached first.
+    for it, of the engine's steps where the server counts them; ``blamed`` those that bind, the most
+    often reached first.
     """
 
     limits: EngineLimits
@@ -69,7 +69,6 @@ class Evidence:
     queue_ms: float | None = None
     queue_share: float | None = None
     shares: Mapping[Limit, float] = field(default_factory=dict)
-    reached: Mapping[Limit, float] = field(default_factory=dict)
     blamed: tuple[Limit, ...] = ()
 
     @property
@@ -135,10 +134,9 @@ def read_evidence(
         waited |= {limit: reached[limit] for limit in _QUEUES if limit in reached}
     if over and not looks:
         waited["batch"] = 1.0
-    counted = _counted(blocks)
-    waited |= {limit: max(each, waited.get(limit, 0.0)) for limit, each in counted.items()}
+    waited = _counted(blocks) or waited
     blamed = sorted((each for each in waited if waited[each] >= _BINDS), key=lambda x: -waited[x])
-    return Evidence(limits, in_flight, looks, queue_ms, share, waited, reached, tuple(blamed))
+    return Evidence(limits, in_flight, looks, queue_ms, share, waited, tuple(blamed))
 
 
 def _mean(blocks: Sequence[Measurement], metric: str) -> float | None:
