@@ -2,8 +2,7 @@
 
     python benchmarks/gpu_engines.py --folder DIR make       weights, and checkpoints with modelopt
     python benchmarks/gpu_engines.py --folder DIR words      the example's accuracy in both
-    python benchmarks/gpu_engines.py --folder DIR measure    loads, llm_perf beside vllm bench serve
-    python benchmarks/gpu_engines.py --folder DIR study      a sweep and two searches
+    python benchmarks/gpu_engines.py --folder DIR measure    loads, searches, both clients in turns
     python benchmarks/gpu_engines.py --folder DIR table      Markdown of what there is
 
 DIR takes 40 GB; /dev/shm is fastest. Weights are random, so nothing is downloaded. Each part
@@ -30,7 +29,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
 from benchmarks.gpu_commands import MODEL, Bench, our_turn, ours, run, say, their_turn, vllm
-from benchmarks.gpu_tables import BENCH, LENGTHS, PRECISIONS, tables, top1
+from benchmarks.gpu_tables import BENCH, LENGTHS, PRECISIONS, figures, tables, top1
 from llm_perf.api import (
     Concurrency,
     Conditions,
@@ -51,12 +50,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "number-words"
 LIMITS = ("--max-model-len", "2048", "--max-num-seqs", "512")
 SMALL = ("--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2**30))
-BUDGET = ("--budget", "80s")
-# what follows `llm_perf`, before and after the server, and seconds that it takes at most
 STUDIES = {
-    "ttft": (["search", "--vary", "request-rate"], ["--limit", "ttft.p95<1s", *BUDGET], 100),
-    "tpot": (["search", "--vary", "concurrency"], ["--limit", "itl.avg<20ms", *BUDGET], 100),
-    "sweep": ([], ["--concurrency", "1,4,16,64,256", "--duration", "10s"], 120),
+    "ttft": ["--vary", "request-rate", "--limit", "ttft.p95<1s", "--budget", "10m"],
+    "tpot": ["--vary", "concurrency", "--limit", "itl.avg<20ms", "--budget", "10m"],
 }
 
 
@@ -69,7 +65,7 @@ def make(bench: Bench) -> None:
     from trtllm_deploy.checkpoint.quantize import run_checkpoint
 
     prompts, made = bench.folder / "calibration.jsonl", {}
-    write_prompts(prompts, 256)
+    write_prompts(prompts, 128)
 
     def quantize(name: str, source: Path, data: Path, least: float | None) -> None:
         began = time.monotonic()
@@ -78,7 +74,7 @@ def make(bench: Bench) -> None:
             output_dir=bench.folder / f"{name}-fp8",
             precision="fp8_bf16",
             kind="hf",
-            calibration=Calibration(data, 256, 512),
+            calibration=Calibration(data, 128, 512),
             verification=Verification(min_top1=least),
         )
         run_checkpoint(job, bench.out / f"{name}-fp8.log", lambda text: say(f"{name}: {text}"))
@@ -152,7 +148,7 @@ def prompts(n: int, joined: int) -> list[str]:
 
 
 def measure_all(bench: Bench) -> None:
-    """Each precision's server: next tokens, loads, both clients in turns."""
+    """Each precision's server: next tokens, loads, searches, both clients in turns."""
     bench.write("machine", machine())
     for precision in PRECISIONS:
         bench.attempt(f"{precision}: server", 120, partial(measure_one, bench, precision))
@@ -173,6 +169,7 @@ def measure_one(bench: Bench, precision: str) -> None:
         for lengths, n in product(LENGTHS, bench.concurrency):
             step = partial(load, bench, url, precision, lengths, workloads[lengths], n)
             bench.attempt(f"{precision}: {lengths} at {n}", 8 + n / 8, step)
+        studies(bench, url, precision, model)
         turns(bench, url, precision, model)
 
 
@@ -222,41 +219,32 @@ def turns(bench: Bench, url: str, precision: str, model: Path) -> None:
             done.setdefault(f"{client} {n}", []).append(found)
             bench.write(f"turns-{precision}", done)
 
-    for turn, (n, requests) in product(range(bench.rounds), BENCH[precision]):
+    for turn, (n, requests) in product(range(bench.rounds), BENCH):
         what = f"{precision}: round {turn + 1} at {n}"
         bench.attempt(what, 50, partial(round_, turn, n, requests))
 
 
-def study_all(bench: Bench) -> None:
-    """The studies of each server, each one command of llm_perf; what it printed is kept."""
-    for precision in PRECISIONS:
-        bench.attempt(f"{precision}: studies", 90, partial(study_one, bench, precision))
-
-
-def study_one(bench: Bench, precision: str) -> None:
-    model = bench.folder / f"m-{precision}"
-    with vllm(bench, f"study-{precision}", model, 8400, *LIMITS) as url:
-        server = ["-u", url, "-i", "openai", "-m", MODEL, "--tokenizer-path", str(model)]
-        for name, (before, after, seconds) in STUDIES.items():
-            words = [sys.executable, "-m", "llm_perf", *before, *server, *after]
-            words += ["--isl", "1024", "--osl", "128"]
-            study = f"study-{precision}-{name}"
-            words += ["--ledger", str(bench.out / study)] if before else []
-            step = partial(run, bench, study, words, 2 * seconds)
-            began = time.monotonic()
-            bench.attempt(study, seconds, step)
-            bench.write(study, {"command": words[2:], "seconds": time.monotonic() - began})
+def studies(bench: Bench, url: str, precision: str, model: Path) -> None:
+    """The highest load within a limit, each by one command of llm_perf; what it printed is kept."""
+    server = ["-u", url, "-i", "openai", "-m", MODEL, "--tokenizer-path", str(model)]
+    for name, flags in STUDIES.items():
+        study = f"study-{precision}-{name}"
+        words = [sys.executable, "-m", "llm_perf", "search", *flags, *server]
+        words += ["--isl", "1024", "--osl", "128", "--ledger", str(bench.out / study)]
+        began = time.monotonic()
+        bench.attempt(study, 660, partial(run, bench, study, words, 900))
+        bench.write(study, {"command": words[2:], "seconds": time.monotonic() - began})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("part", choices=["make", "words", "measure", "study", "table"])
+    parser.add_argument("part", choices=["make", "words", "measure", "table"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--shape", type=Path, default=ROOT / "examples/shapes/qwen2-7b.json")
     parser.add_argument("--until", type=float, default=3600, help="seconds that all may take")
     parser.add_argument("--python", default=sys.executable, help="the one that has vllm")
     parser.add_argument("--vllm-flags", default="", help="more of them, for the server")
-    parser.add_argument("--concurrency", default="1,2,4,8,16,32,64,128,256,512")
+    parser.add_argument("--concurrency", default="1,4,16,64,128,256,512")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     bench = Bench(
@@ -269,11 +257,12 @@ def main() -> None:
         options.rounds,
     )
     bench.out.mkdir(parents=True, exist_ok=True)
-    parts = {"make": make, "words": words, "measure": measure_all, "study": study_all}
+    parts = {"make": make, "words": words, "measure": measure_all}
     if options.part in parts:
         parts[options.part](bench)
         say(f"{options.part} is done")
     else:
+        bench.write("figures", figures(bench.out))
         print(tables(bench.out, bench.shape))
 
 

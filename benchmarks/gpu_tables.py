@@ -9,13 +9,20 @@ from statistics import mean
 from typing import Any
 from urllib.request import Request, urlopen
 
-from llm_perf.api import read_measurements
+from llm_perf.api import Measurement, read_measurements
 from trtllm_deploy.plan.memory import activation_bytes, kv_bytes_per_token, weight_bytes
 from trtllm_deploy.plan.shape import read_shape
 
 PRECISIONS = ("bf16", "fp8")
 LENGTHS = ((1024, 128), (128, 128))
-BENCH = {"bf16": ((16, 128), (128, 512)), "fp8": ((128, 512),)}  # in flight, of how many requests
+BENCH = ((16, 128), (128, 512))  # in flight, of how many requests
+METRICS = (
+    "output_token_throughput",
+    "output_token_throughput_per_user",
+    "inter_token_latency",
+    "time_to_first_token",
+    "request_throughput",
+)
 STEP_TOKENS, MOST, SHARE = 8192, 512, 0.92  # vLLM's defaults here, and --max-num-seqs
 
 
@@ -45,6 +52,38 @@ def tables(out: Path, shape: Path) -> str:
     return "\n\n".join(text for part in parts if (text := "\n".join(part(out, shape))))
 
 
+def figures(out: Path) -> dict[str, Any]:
+    """The same for programs: what was found by its name, and of each load the most asked for."""
+    names = ("machine", "ceilings", "make", "server-bf16", "server-fp8", "turns-fp8", "turns-bf16")
+    found = {name: value for name in names if (value := _read(out, name)) is not None}
+    for name in {"turns-fp8", "turns-bf16"} & found.keys():
+        found[name] = {
+            client: [(_ours if client.startswith("llm_perf") else _theirs)(each) for each in rounds]
+            for client, rounds in found[name].items()
+        }
+    files = sorted(out.glob("**/ledger.jsonl"))
+    found["loads"] = [
+        {"ledger": file.parent.name, **_kept(line)}
+        for file in files
+        for line in read_measurements(file.parent)
+    ]
+    return found
+
+
+def _kept(line: Measurement) -> dict[str, Any]:
+    said = {key: line["metrics"][key] for key in METRICS}
+    metrics = {
+        f"{key} {name}": round(value, 3)
+        for key, metric in said.items()
+        for name in ("avg", "p50", "p95")
+        if isinstance(value := metric.get(name), float)
+    }
+    load, cell = line["load"], line["target"]["cell"]
+    told = {"cell": cell, "isl": line["workload"]["isl_avg"], load["kind"]: load["value"]}
+    told |= {"kind": line["kind"], "requests": line["requests_ok"], "s": line["duration_s"]}
+    return {**told, **metrics, "prediction": line["prediction"]}
+
+
 def _read(out: Path, name: str) -> Any:
     file = out / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -60,7 +99,7 @@ def _machine(out: Path, _: Path) -> Iterator[str]:
     found = {**(_read(out, "machine") or {}), **(_read(out, "ceilings") or {})}
     yield ", ".join(f"{name} {value}" for name, value in found.items())
     if left := _read(out, "left_out"):
-        yield f"\nLeft out, for want of time: {', '.join(left)}"
+        yield f"\nLeft out or failed: {', '.join(each.splitlines()[0] for each in left)}"
 
 
 def _sweep(out: Path, _: Path) -> Iterator[str]:
