@@ -65,7 +65,10 @@ def test_stages_follow_one_another_and_ranks_share() -> None:
     assert piped.step_s(1, 60) == pytest.approx(TOY_ROOF.step_s(1, 60))
     assert piped.step_s(40, 60) < TOY_ROOF.step_s(40, 60)
     assert split.step_s(1, 60) == pytest.approx(TOY_ROOF.step_s(1, 60) / 2)
-    assert replace(TOY_ROOF, tp=4).step_s(1, 60) > TOY_ROOF.step_s(1, 60) / 4  # 2 KV heads repeat
+    repeated = replace(TOY_ROOF, tp=4)  # two KV heads on four ranks: weights and cache of each
+    assert repeated.step_s(1, 0) > TOY_ROOF.step_s(1, 0) / 4
+    grown = repeated.step_s(1, 60) - repeated.step_s(1, 0)
+    assert grown == pytest.approx((TOY_ROOF.step_s(1, 60) - TOY_ROOF.step_s(1, 0)) / 2)
 
 
 @given(
