@@ -14,6 +14,7 @@ from typing import get_args
 import click
 from pydantic import BaseModel
 
+from llm_perf.cli.main import SUBCOMMANDS, subcommand
 from llm_perf.cli.main import command as llm_perf
 from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.cli.main import command as trtllm_deploy
@@ -105,6 +106,7 @@ def page() -> str:
         ("trtllm-deploy", trtllm_deploy),
         *((f"trtllm-deploy {name}", each) for name, each in trtllm_deploy.commands.items()),
         ("llm_perf", llm_perf),
+        *((f"llm_perf {name}", subcommand(name)) for name in SUBCOMMANDS),
     ):
         context = click.Context(
             command,

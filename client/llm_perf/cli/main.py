@@ -27,7 +27,7 @@ from llm_perf.errors import UserError, exit_code
 if TYPE_CHECKING:
     from llm_perf.api import Conditions, Endpoint, Extent, Load, Run, Workload
 
-_SUBCOMMANDS: Final = {
+SUBCOMMANDS: Final = {
     "ask": "llm_perf.cli.ask:ask_command",
     "compare": "llm_perf.results.compare:compare_command",
     "report": "llm_perf.cli.report:report_command",
@@ -41,11 +41,17 @@ class _Command(ThemedCommand):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
-        if not words or words[0] not in _SUBCOMMANDS:
+        if not words or words[0] not in SUBCOMMANDS:
             return super().main(words, *more, **extra)
-        module, _, name = _SUBCOMMANDS[words[0]].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command = subcommand(words[0])
         return command.main(words[1:], prog_name=f"llm_perf {words[0]}", **extra)
+
+
+def subcommand(name: str) -> click.Command:
+    """Import one of ``SUBCOMMANDS``."""
+    module, _, attribute = SUBCOMMANDS[name].partition(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
 
 
 @click.command(

@@ -39,8 +39,9 @@ def report_command(
 ) -> int:
     """Draw what was measured, the decision first, as one page that loads nothing.
 
-    RESULTS are JSON files that llm_perf wrote, or folders of them or with a study's ledger.jsonl;
-    NAME=RESULT names what was measured there. Prompts and answers stay out of the page.
+    RESULTS are JSON files that llm_perf or trtllm-bench wrote, or folders of them or with a study's
+    ledger.jsonl; NAME=RESULT names what was measured there. Prompts and answers stay out of the
+    page.
     """
     from llm_perf.figures.limits import parse_limits
     from llm_perf.report.page import write_report
