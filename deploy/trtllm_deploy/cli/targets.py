@@ -82,7 +82,7 @@ def subjects_of(asked: Sequence[Asked], given: dict[str, Any], blocks: int) -> l
     from trtllm_deploy.study.blocks import Subject
     from trtllm_deploy.study.up import served, target_of
 
-    found = []
+    found: list[Subject] = []
     for place, each in enumerate(asked):
         tokenizer, most = _tokenizer(asked, each, given), _max_tokens(asked, given)
         if each.plan is not None and each.of is not None:
@@ -93,6 +93,8 @@ def subjects_of(asked: Sequence[Asked], given: dict[str, Any], blocks: int) -> l
             target = api.Target(each.url, endpoint.url, endpoint.protocol, endpoint.model)
             up = partial(_there, endpoint, api.find_metrics(None, endpoint))
         workload = _workload(asked, given, blocks, tokenizer, most, target.protocol)
+        if any(other.target.identity == target.identity for other in found):
+            raise UserError(f"{target.name} is named twice", fix="compare it with another one")
         name = _LETTERS[place] if place < len(_LETTERS) else str(place)
         found.append(
             Subject(name, target, workload, up, each.plan.cell.world_size if each.plan else 0)

@@ -97,6 +97,12 @@ def test_what_is_no_target_is_told_in_a_line(tmp_path: Path, words: list[str], s
         )
 
 
+def test_a_server_is_not_compared_with_itself(data: Path) -> None:
+    with token_servers(3) as servers:
+        came = invoke(data, [*servers, *servers])
+    assert isinstance(came.exception, UserError) and "is named twice" in str(came.exception)
+
+
 def test_the_table_fits_80_columns(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
