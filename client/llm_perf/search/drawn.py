@@ -8,6 +8,7 @@ from typing import Any, Final, TextIO
 
 from llm_perf.duration import spell_duration
 from llm_perf.results.screen_table import print_table
+from llm_perf.screen import plain
 from llm_perf.search.probe import Probe
 from llm_perf.search.question import Answer, Question
 from llm_perf.search.seen import Criterion
@@ -120,7 +121,10 @@ def print_answer(
     ]
     title += f" | {asked.mode.name} | up to which {_NAME[asked.vary]}"
     foot = (*_reasons(answer), *_curve(answer), *_foot(answer))
-    print_table(title, heads, rows, foot, file, least=("runs", "all"))
+    if rows:
+        print_table(title, heads, rows, foot, file, least=("runs", "all"))
+    else:
+        print("\n".join(map(plain, (title, *foot))), file=file)
 
 
 def _head(criterion: Criterion) -> str:

@@ -189,15 +189,22 @@ class _Hunter:
                 high = broke
             elif kept and low >= high:
                 high = 2 * low
-            if high / low > _ROUGH and not self._neighbours(low, high):
-                value = self._rounded(math.sqrt(low * high))
-            elif broke is None or not kept:
-                value = low if broke is not None else high
-            else:
+            value = self._next(low, high, kept=bool(kept), broke=broke is not None)
+            if value is None:
                 return math.sqrt(low * high)
             if not self.least <= value <= self.most or (value, False) in self._tried():
-                return value
+                return min(value, self.most)
             yield from self._try(value)
+
+    def _next(self, low: float, high: float, *, kept: bool, broke: bool) -> float | None:
+        """The next load for a single run between two; None where they are close, and both tried."""
+        if self._whole and kept and not broke:
+            return 2 * low  # nothing says how far up it goes
+        if high / low > _ROUGH and not self._neighbours(low, high):
+            return self._rounded(math.sqrt(low * high))
+        if kept and broke:
+            return None
+        return low if broke else high
 
     def _tried(self) -> list[tuple[float, bool]]:
         return [(value, keeps(seen, self.question.criteria)) for value, seen in self.rough]
