@@ -114,7 +114,7 @@ def predicted(iterations: Sequence[Iteration]) -> list[Step]:
             requests=each.requests,
             generation=len(each.generation),
             context_tokens=each.context_tokens,
-            waiting=len(each.waiting),
+            waiting=each.queued,
             blocks=each.used,
         )
         for each in iterations

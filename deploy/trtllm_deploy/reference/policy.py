@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, ClassVar
 
 from transformers.generation.continuous_batching.requests import RequestStatus
@@ -60,7 +61,9 @@ class InFlight(FIFOScheduler):  # type: ignore[misc]
     def _share_out(self, token_budget: int) -> Shares:
         jobs = [_job(state) for state in self.active_requests.values()]
         if not self.block_new_requests:
-            jobs += [_job(self.waiting_requests[name]) for name in self.waiting_requests_order]
+            # no more can start than there are slots: the rest needn't be looked at
+            first = islice(self.waiting_requests_order, self.max_requests_per_batch + 1)
+            jobs += [_job(self.waiting_requests[name]) for name in first]
         longest = max((job.prompt for job in jobs), default=0)
         budget = Budget(
             max_batch_size=self.max_requests_per_batch,

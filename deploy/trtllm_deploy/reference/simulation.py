@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from llm_perf.errors import UserError
 from trtllm_deploy.reference.scheduling import Bound, Budget, Job, share_out
+
+_NAMED = 64  # of those that wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,14 @@ class Part:
 class Iteration:
     """One step: requests by name, KV blocks as it ends, and what kept others out.
 
-    ``reserved`` are the blocks that those who run may come to need. ``holding`` ended an iteration
-    ago and leave their slot now (the overlap scheduler).
+    ``waiting`` are the first of ``queued``. ``reserved`` are the blocks that those who run may come
+    to need. ``holding`` ended an iteration ago and leave their slot now (the overlap scheduler).
     """
 
     context: tuple[Part, ...]
     generation: tuple[str, ...]
     waiting: tuple[str, ...]
+    queued: int
     ended: tuple[str, ...]
     paused: tuple[str, ...]
     holding: tuple[str, ...]
@@ -80,8 +84,12 @@ def simulate(
     there: list[Job] = []
     lingering: list[Job] = []
     while coming or there:
-        while coming and (in_flight is None or len(there) < in_flight):
+        room = len(coming) if in_flight is None else min(len(coming), in_flight - len(there))
+        # no more can start in a step than there are slots: the rest needn't be looked at
+        look = budget.max_batch_size + 1 - sum(not job.held for job in there)
+        for _ in range(min(room, look)):
             there.append(coming.popleft())
+            room -= 1
         kept = sum(job.held for job in lingering)
         shares = share_out(there, budget, len(lingering), kept)
         if not (shares.context or shares.generation or lingering):  # paused, and too long by now
@@ -93,13 +101,17 @@ def simulate(
         ended = [job for job in there if job.made >= job.output]
         there = [job for job in there if job.made < job.output]
         started = [job for job in there if job.held]
+        waiting = [job.name for job in there if not job.held]
         parts = [
             Part(job.name, job.read, job.read + share, job.prompt) for job, share in shares.context
         ]
         yield Iteration(
             context=tuple(parts),
             generation=tuple(job.name for job in shares.generation),
-            waiting=tuple(job.name for job in there if not job.held),
+            waiting=tuple(
+                [*waiting, *(job.name for job in islice(coming, min(room, _NAMED)))][:_NAMED]
+            ),
+            queued=len(waiting) + room,
             ended=tuple(job.name for job in ended),
             paused=tuple(job.name for job in shares.paused),
             holding=tuple(job.name for job in lingering),
