@@ -31,8 +31,10 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 NAME_VARIABLE = "TRTLLM_DEPLOY_SERVER"
 """In the environment of all that runs in a name."""
 _SHORT_GRACE = 5.0  # seconds for a server that nobody owns, or that is broken
+_TIDY_SECONDS = 10.0  # for what removes shared memory once those who used it are gone
 _LOOK_SECONDS = 1.0  # between looks for a vital process that was killed
 _COMM_LENGTH = 15  # of a process's name, TASK_COMM_LEN without its end
+_KEPT = {"SPT_NOENV": "1"}  # else setproctitle writes a process's title over its environment
 _PYTHON_BACKEND = b"libtriton_python.so"
 _STATE, _PARENT, _START, _EXIT_CODE = 0, 1, 19, 49  # of proc(5)'s fields after the name
 
@@ -49,7 +51,7 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=ending_with_parent(),
-        env={**os.environ, NAME_VARIABLE: name},
+        env={**os.environ, NAME_VARIABLE: name, **_KEPT},
     )
     ended = os.pidfd_open(child.pid)
     lost = _until_an_end((ended, told, sys.stdin.fileno()), launcher, name, vital)
@@ -57,7 +59,7 @@ def main(launcher: int, grace: float, name: str, vital: str, command: list[str])
         child.terminate()
         hurry = bool(lost) or not _lives(launcher)
         _wait_for(ended, seconds=min(grace, _SHORT_GRACE) if hurry else grace)
-    sweep(name)
+    sweep(name, tidy=_TIDY_SECONDS)
     code = lost or child.wait()
     os.kill(guard, signal.SIGKILL)
     _bury()
@@ -71,7 +73,7 @@ def _guard(name: str) -> int:
     if not guard:
         os.setsid()
         _wait_for(this)
-        sweep(name)
+        sweep(name, tidy=_TIDY_SECONDS)
         os._exit(0)
     os.close(this)
     return guard
@@ -98,18 +100,36 @@ def _bury(seconds: float = 2.0) -> None:
                 time.sleep(0.01)
 
 
-def sweep(name: str, seconds: float = 5.0) -> None:
-    """Kill what runs in the name of a server, and remove its shared memory and scratch folder."""
-    deadline = time.monotonic() + seconds  # one that hangs in a driver can't be killed
-    while (processes := list(_processes(name))) and time.monotonic() < deadline:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+def sweep(name: str, seconds: float = 5.0, tidy: float = 0.0) -> None:
+    """Kill what runs in the name of a server, and remove its shared memory and scratch folder.
+
+    Python's resource trackers, which remove shared memory of names that nobody else knows when
+    all who use it are gone, get ``tidy`` seconds to do so.
+    """
+    _kill(lambda: [each for each in _processes(name) if not (tidy and _tracks(each))], seconds)
+    deadline = time.monotonic() + tidy
+    while time.monotonic() < deadline and any(_processes(name)):
         time.sleep(0.02)
+    _kill(lambda: list(_processes(name)), seconds)
     for region in Path("/dev/shm").glob(f"{name}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(scratch(name), ignore_errors=True)
     _sweep_environments()
+
+
+def _kill(left: Callable[[], list[int]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds  # one that hangs in a driver can't be killed
+    while (processes := left()) and time.monotonic() < deadline:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _tracks(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
 
 
 def _sweep_environments() -> None:
