@@ -1,4 +1,4 @@
-"""The seam between a cell and what serves it: one protocol, three ways.
+"""The seam between a cell and what serves it: one protocol.
 
 A backend says what checkpoint it takes, what its engine is, how that is made, and what folder a
 server is started on. It knows nothing of the store or of other cells; nothing else asks which one
@@ -7,7 +7,7 @@ it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from trtllm_deploy.backends.model_refusals import Configs
 from trtllm_deploy.backends.reference import ReferenceBackend
 from trtllm_deploy.backends.server import Cluster, Kind
 from trtllm_deploy.backends.tensorrt import TensorrtBackend
+from trtllm_deploy.backends.vllm.backend import VllmBackend
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
@@ -29,6 +30,10 @@ class Backend(Protocol):
     """an engine is built on the GPUs that will serve it, and is for their kind only"""
     server: Kind
     """what is started on the folder that it makes"""
+    splits_anywhere: bool
+    """it splits prompts over steps at any token, without being told"""
+    sizes_pool_otherwise: bool
+    """its share of GPU memory has another base, so that a KV cache is given to it in tokens"""
 
     def check(
         self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
@@ -55,6 +60,12 @@ class Backend(Protocol):
         Without its cell, :mod:`trtllm_deploy.backends.servers` tells the kind from the folder.
         """
 
+    def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
+        """What a server is started with beside the ``triton:`` settings; part of a folder's key."""
+
+    def notes(self, file: DeploymentFile, cell: Cell) -> Iterator[str]:
+        """What of the file means something else to this server, or nothing: sentences."""
+
     def cluster(self, release: str, cell: Cell) -> Cluster:
         """The server as a scheduler starts it. Raises UserError: none is needed for it."""
 
@@ -63,4 +74,5 @@ BACKENDS: Mapping[str, Backend] = {
     "reference": ReferenceBackend(),
     "tensorrt": TensorrtBackend(),
     "llmapi": LlmApiBackend(),
+    "vllm": VllmBackend(),
 }

@@ -29,7 +29,10 @@ class EngineJob:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryJob:
-    """A model repository to make in the folder ``target``; the two folders end up in it."""
+    """What a server is started on, to make in the folder ``target``; the two folders end up in it.
+
+    ``serving`` is what its server is started with beside the settings.
+    """
 
     target: Path
     release: str
@@ -37,3 +40,4 @@ class RepositoryJob:
     tokenizer_dir: Path
     max_batch_size: int
     settings: TritonSettings
+    serving: Mapping[str, Any] = field(default_factory=dict, hash=False)

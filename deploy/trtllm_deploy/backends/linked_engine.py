@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,22 @@ from trtllm_deploy.machine.json_files import read_json_object, write_json
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
 
+def limits(file: DeploymentFile, cell: Cell) -> dict[str, Any]:
+    """The limits of a cell, under the names that trtllm-build and ``LLM()`` use."""
+    names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+    return {
+        **{name: file.flag(cell, name) for name in (*names, "tokens_per_block")},
+        "tensor_parallel_size": cell.tp,
+        "pipeline_parallel_size": cell.pp,
+    }
+
+
 class LinkedEngine:
     """An engine that is no more than its config.json and a link to its checkpoint."""
 
     compiles = False
+    splits_anywhere = False
+    sizes_pool_otherwise = False
 
     def settings(
         self,
@@ -25,6 +37,14 @@ class LinkedEngine:
     ) -> Mapping[str, Any]:
         """None: the checkpoint is a model's own."""
         return {}
+
+    def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:  # noqa: ARG002
+        """Nothing: all is in the ``triton:`` settings."""
+        return {}
+
+    def notes(self, file: DeploymentFile, cell: Cell) -> Iterator[str]:  # noqa: ARG002
+        """None."""
+        yield from ()
 
     def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
         """None: two files are written."""

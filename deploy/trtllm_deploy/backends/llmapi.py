@@ -19,9 +19,9 @@ import yaml
 
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.jobs import RepositoryJob
-from trtllm_deploy.backends.linked_engine import LinkedEngine
+from trtllm_deploy.backends.linked_engine import LinkedEngine, limits
 from trtllm_deploy.backends.model_refusals import Configs, refuse_models
-from trtllm_deploy.backends.refusals import refuse_gpus
+from trtllm_deploy.backends.refusals import refuse_gpus, refuse_without_hf
 from trtllm_deploy.backends.repository import check_config
 from trtllm_deploy.backends.server import Cluster
 from trtllm_deploy.backends.triton.server import TRITON, triton_cluster
@@ -29,7 +29,6 @@ from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
-from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.spec.settings import TritonSettings
 
 
@@ -47,18 +46,7 @@ class LlmApiBackend(LinkedEngine):
         Raises UserError: a precision without a Hugging Face form, the container's scripts, which
         write TensorRT-LLM checkpoints only, a setting of the C++ backend's, or a quantized model.
         """
-        if file.deployment.checkpoint_with == "scripts":
-            raise file.error(
-                ("checkpoint_with",),
-                "the scripts make checkpoints for trtllm-build, which llmapi doesn't load",
-                "write 'checkpoint_with: modelopt'",
-            )
-        for precision in file.deployment.precisions:
-            if not PRECISIONS[precision].as_hf:
-                able = ", ".join(name for name, each in PRECISIONS.items() if each.as_hf)
-                raise file.error(
-                    ("precisions",), f"llmapi can't load {precision}", f"choose from {able}"
-                )
+        refuse_without_hf(file, "llmapi")
         for setting in sorted(file.deployment.triton.model_fields_set - _TAKEN):
             raise file.error(
                 ("triton", setting),
@@ -69,14 +57,8 @@ class LlmApiBackend(LinkedEngine):
         refuse_models(file, configs, self.checkpoint_kind)
 
     def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
-        """The limits, under the names that both trtllm-build and ``LLM()`` use."""
-        names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
-        return {
-            **{name: file.flag(cell, name) for name in names},
-            "tokens_per_block": file.flag(cell, "tokens_per_block"),
-            "tensor_parallel_size": cell.tp,
-            "pipeline_parallel_size": cell.pp,
-        }
+        """The limits."""
+        return limits(file, cell)
 
     def make_repository(self, job: RepositoryJob) -> None:
         """One model, from the engine's limits and the ``triton:`` block."""

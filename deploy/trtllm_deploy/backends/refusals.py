@@ -48,6 +48,22 @@ def _least_sm(precision: str, kv_cache_dtype: str | None) -> int:
     return BF16_SM if PRECISIONS[precision].dtype == "bfloat16" else 0
 
 
+def refuse_without_hf(file: DeploymentFile, backend: str) -> None:
+    """Raises UserError: what makes no Hugging Face checkpoint, which this backend loads."""
+    if file.deployment.checkpoint_with == "scripts":
+        raise file.error(
+            ("checkpoint_with",),
+            f"the scripts make checkpoints for trtllm-build, which {backend} doesn't load",
+            "write 'checkpoint_with: modelopt'",
+        )
+    for precision in file.deployment.precisions:
+        if not PRECISIONS[precision].as_hf:
+            able = ", ".join(name for name, each in PRECISIONS.items() if each.as_hf)
+            raise file.error(
+                ("precisions",), f"{backend} can't load {precision}", f"choose from {able}"
+            )
+
+
 def refuse_gpus(file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu]) -> None:
     """Raises UserError for fp8, an fp8 KV cache, or bf16 on a GPU that can't."""
     for precision in {cell.precision for cell in cells}:

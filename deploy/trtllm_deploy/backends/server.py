@@ -79,6 +79,8 @@ class Server:
     metrics: Port
     metrics_path: str = "/metrics"
     vital: str = ""
+    zero: int = 0
+    """what an exit code of 0 stands for that nobody asked for: 1 where failures end with it too"""
     idle: tuple[tuple[str, str], ...] = ()
     """flags of ``serve`` that were given and do nothing, each with the reason"""
     absent: str = ""

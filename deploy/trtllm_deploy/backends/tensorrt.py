@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class TensorrtBackend:
 
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
     server = TRITON
+    splits_anywhere = False
+    sizes_pool_otherwise = False
     compiles = True
 
     def check(
@@ -112,6 +114,14 @@ class TensorrtBackend:
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
         render_repository(job, "tensorrt")
+
+    def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:  # noqa: ARG002
+        """Nothing: all is in the ``triton:`` settings."""
+        return {}
+
+    def notes(self, file: DeploymentFile, cell: Cell) -> Iterator[str]:  # noqa: ARG002
+        """None."""
+        yield from ()
 
     def cluster(self, release: str, cell: Cell) -> Cluster:  # noqa: ARG002
         """Triton with its C++ backend, in NVIDIA's image."""

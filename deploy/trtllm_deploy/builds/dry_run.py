@@ -69,7 +69,9 @@ class _Script:
             engine, model = (str(self.places[key]) for key in stage.inputs)
             where = (str(self.file.path.absolute()), str(stage.made_from["max_batch_size"]))
             changed = self.facts.changed(stage.cell, self.file)
-            also = [json.dumps(changed)] if changed else []
+            serving = stage.made_from.get("serving", {})
+            also = [json.dumps(changed)] if changed or serving else []
+            also += [json.dumps(serving)] if serving else []
             what = [*_STEP, "repository", stage.cell.backend]
             yield shlex.join([*what, *where, engine, model, str(folder), *also])
 
@@ -163,10 +165,12 @@ def _repository(
     tokenizer: str,
     target: str,
     changed: str = "{}",
+    serving: str = "{}",
 ) -> None:
     spec = overridden(load_deployment(Path(file)), json.loads(changed)).deployment
     folders = (Path(engine), Path(tokenizer))
-    job = RepositoryJob(Path(target), spec.release, *folders, int(batch), spec.triton)
+    made = json.loads(serving)
+    job = RepositoryJob(Path(target), spec.release, *folders, int(batch), spec.triton, made)
     BACKENDS[backend].make_repository(job)
 
 

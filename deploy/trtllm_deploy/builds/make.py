@@ -97,6 +97,7 @@ class StageMaker:
             tokenizer_dir=self._input(stage, "fetch", "tokenizer"),
             max_batch_size=stage.made_from["max_batch_size"],
             settings=spec.triton,
+            serving=stage.made_from.get("serving", {}),
         )
         BACKENDS[stage.cell.backend].make_repository(job)
 

@@ -39,6 +39,11 @@ def here(only: Collection[str] = (), **asked: Any) -> Launch:
     )
 
 
+def has_own_rules(folder: Path) -> bool:
+    """Whether its server judges a folder itself, and TensorRT-LLM's rules aren't for it."""
+    return folder.is_dir() and kind_of(folder).judge is not None
+
+
 def judge(repository: Path, launch: Launch) -> list[Finding]:
     """What every rule finds in a repository, and in the engines that it names; each once."""
     kind = kind_of(repository)

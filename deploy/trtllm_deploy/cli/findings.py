@@ -51,7 +51,7 @@ def check(
     TARGET is the folder of a repository, whichever tool made it, or the name of a built cell; or a
     deployment file, then CELL is one of its cells. The exit code is 1 if there is an error.
     """
-    from trtllm_deploy.check.preflight import here, judge
+    from trtllm_deploy.check.preflight import has_own_rules, here, judge
 
     findings: list[Finding] = []
     lengths = None
@@ -64,7 +64,8 @@ def check(
     launch = here(world_size=world_size, lengths=lengths, engine=engine)
     findings = findings or judge(repository, launch)  # what is refused isn't there
     blind = ["what a GPU can hold and compute (there is none here)"] * (not launch.gpus)
-    blind += ["the engine's version (TensorRT-LLM isn't installed)"] * (launch.tensorrt_llm is None)
+    tensorrt_llm = launch.tensorrt_llm is not None or has_own_rules(repository)
+    blind += ["the engine's version (TensorRT-LLM isn't installed)"] * (not tensorrt_llm)
     if blind:
         click.echo(f"not checked: {', '.join(blind)}", err=True)
     if as_json:

@@ -83,8 +83,8 @@ def _restarts(text: str) -> float:
     "--executable",
     "--tritonserver",
     metavar="PATH",
-    help="This program as the server; default: the one on PATH, for Triton else the container's or"
-    " nvidia-pytriton's.",
+    help="This program as the server; default: the file's 'executable:', else the one on PATH; for"
+    " Triton else the container's or nvidia-pytriton's.",
 )
 @click.option("--detach", is_flag=True, help="Return when it is ready; see ps and stop.")
 @click.option("--print", "show", is_flag=True, help="Only print the command that would be run.")
@@ -163,7 +163,8 @@ def _target(
     plan, space = find_plan(asked.plans, asked.file, cell), asked.workspace
     variables, lengths = asked.file.deployment.env, (plan.cell.isl, plan.cell.osl)
     tokenizer, repository = space.artifact(plan.fetch), space.repository(plan)
-    return Target(plan.cell.name, repository, space, variables, tokenizer, lengths)
+    program = asked.file.executable(plan.cell)
+    return Target(plan.cell.name, repository, space, variables, tokenizer, lengths, program)
 
 
 def _chosen(target: Target, chosen: dict[str, Any]) -> Chosen:
@@ -219,6 +220,7 @@ def ps(workspace: Path) -> None:
         numbers = {name: str(getattr(each.ports, name)) for name in each.listens}
         first = next(name for name in ("grpc", "http") if name in numbers)
         numbers[first] = f"{each.address}:{numbers[first]}"
+        numbers.setdefault("metrics", str(each.ports.http))
         ports = (numbers.get(name, "-") for name in ("grpc", "http", "metrics"))
         since = datetime.fromisoformat(each.since).astimezone().strftime("%F %T")
         table.add_row(

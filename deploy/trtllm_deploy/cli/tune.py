@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from trtllm_deploy.study.tune import Placed, Tuned
 
 _KEY: Final = ("tune", "settings")
-_CHUNKS: Final = {"vllm": 1}  # splits prompts anywhere, untold
 
 
 @click.command()
@@ -123,6 +122,7 @@ class _Cells:
 
     def place(self, point: Point) -> Placed:
         """Plan a point."""
+        from trtllm_deploy.backends.backend import BACKENDS
         from trtllm_deploy.plan.plan import plan
         from trtllm_deploy.spec.rewrite import of_values
         from trtllm_deploy.study.evidence import EngineLimits
@@ -137,7 +137,7 @@ class _Cells:
             made.cell.max_batch_size,
             file.step_tokens(made.cell),
             block,
-            chunk=_CHUNKS.get(made.cell.backend, chunk),
+            chunk=1 if BACKENDS[made.cell.backend].splits_anywhere else chunk,
             reserves=serving.batch_scheduler_policy != "max_utilization",
         )
         return Placed(made, file, limits)

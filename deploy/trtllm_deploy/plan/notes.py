@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.plan.plan import Facts
 from trtllm_deploy.plan.shape import trained_length
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -18,6 +19,11 @@ def notes(file: DeploymentFile, cells: Sequence[Cell], facts: Facts) -> list[str
     told: dict[object, str] = {}
     for cell in cells:
         found = (*_clipped(file, cell), *_long(cell, facts), *_windows(file, cell, facts))
+        backend = BACKENDS[cell.backend]
+        found += tuple(
+            ((cell.backend, each), each) for each in backend.notes(facts.file_for(cell, file), cell)
+        )
+        found += tuple(_pools(file, cell, facts))
         for kind, text in found:
             told.setdefault(kind, f"{cell.name}: {text}")
     unknown = [
@@ -41,6 +47,13 @@ def _clipped(file: DeploymentFile, cell: Cell) -> Iterator[tuple[object, str]]:
             " trtllm-build does"
         )
         yield ("clipped", asked, tokens), text
+
+
+def _pools(file: DeploymentFile, cell: Cell, facts: Facts) -> Iterator[tuple[object, str]]:
+    pool = facts.changed(cell, file).get("max_tokens_in_paged_kv_cache")
+    if pool is not None and BACKENDS[cell.backend].sizes_pool_otherwise:
+        text = f"its KV cache is given {pool} tokens, as many as TensorRT-LLM's would have here"
+        yield ("pool", cell.backend, cell.model, pool), text
 
 
 def _long(cell: Cell, facts: Facts) -> Iterator[tuple[object, str]]:

@@ -19,6 +19,7 @@ from trtllm_deploy.backends.refusals import can_do
 from trtllm_deploy.checkpoint.architectures import former_names
 from trtllm_deploy.checkpoint.fetch import Source
 from trtllm_deploy.machine.gpu import Gpu
+from trtllm_deploy.plan.memory import plan_memory
 from trtllm_deploy.plan.shape import ModelShape, read_shape
 from trtllm_deploy.releases.release import release_number
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -27,6 +28,7 @@ from trtllm_deploy.spec.precision import PRECISIONS
 from trtllm_deploy.store.store import content_key
 
 _NAMES_SHOWN = 4
+_KEPT = "settings.json"  # of the workspace, with what set changed
 _CHECKPOINT_FORMAT = 3  # raise it when the checkpoint stage writes something else than before
 _ROOM_TO_CALIBRATE = 1.2  # a model's 16-bit weights, and a fifth for activations: an estimate
 
@@ -102,11 +104,28 @@ class Facts:
         """Triton settings in place of the file's: the matrix's, the model's own, ``overrides``."""
         backend, config = BACKENDS[cell.backend], self.configs.get(cell.model, {})
         own = backend.settings(overridden(file, dict(cell.triton)), cell, config)
-        return {**dict(cell.triton), **own, **self.overrides.get(cell.name, {})}
+        kept = {**dict(cell.triton), **own, **self.overrides.get(cell.name, {})}
+        pool = self._pool(cell, overridden(file, kept, self.workspace / _KEPT))
+        return kept if pool is None else {**kept, "max_tokens_in_paged_kv_cache": pool}
+
+    def _pool(self, cell: Cell, file: DeploymentFile) -> int | None:
+        """KV cache in tokens for a server whose share of GPU memory has another base.
+
+        As many as TensorRT-LLM's would hold, where the file asks for a share or compares backends;
+        None where it says a number itself, and where GPU or model aren't known.
+        """
+        triton, shape = file.deployment.triton, self.shapes.get(cell.model)
+        shared = triton.kv_cache_free_gpu_mem_fraction is not None
+        asked = BACKENDS[cell.backend].sizes_pool_otherwise and (
+            shared or len(file.deployment.backend) > 1
+        )
+        if not asked or triton.max_tokens_in_paged_kv_cache or shape is None or not self.gpus:
+            return None
+        return plan_memory(file, cell, shape, self.gpus[0].memory).tokens or None
 
     def file_for(self, cell: Cell, file: DeploymentFile) -> DeploymentFile:
         """The deployment file as it is for one cell. Raises UserError for a wrong setting."""
-        return overridden(file, self.changed(cell, file), self.workspace / "settings.json")
+        return overridden(file, self.changed(cell, file), self.workspace / _KEPT)
 
 
 def plan(file: DeploymentFile, facts: Facts) -> list[CellPlan]:
@@ -209,6 +228,8 @@ def _planner(file: DeploymentFile, facts: Facts) -> Callable[[Cell], CellPlan]:
             "templates": facts.templates_digest,
             "workspace": str(facts.workspace),
         }
+        if serving := backend.serving(facts.file_for(cell, file), cell):
+            repository_from |= {"serving": serving, "templates": None}
         repository = Stage(
             "repository",
             content_key(repository_from),

@@ -198,7 +198,7 @@ class ModelServer:
             self._look(say)
         self._look(say)
         self.stop()
-        code = supervisor.returncode
+        code = supervisor.returncode or self.what.zero
         return code if code >= 0 else 128 - code
 
     def stop(self) -> None:

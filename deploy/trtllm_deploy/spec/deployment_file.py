@@ -98,6 +98,11 @@ class DeploymentFile:
             fix=fix,
         )
 
+    def executable(self, cell: Cell) -> str | None:
+        """The program that serves a cell: a path, or a name on PATH; None where it isn't said."""
+        said = self.deployment.executable.get(cell.backend)
+        return said if said is None or "/" not in said else str(self.resolve(said))
+
     def calibration_data(self) -> Path | str:
         """A jsonl or a data set's folder; a string is the hub's name of a data set."""
         data = self.deployment.calibration.data
@@ -139,7 +144,8 @@ class DeploymentFile:
         """What makes a cell and isn't in its name."""
         made = self.deployment.model_dump(mode="json", include=_UNNAMED, exclude_none=True)
         first, *others = self.deployment.backend
-        return made if others else {**made, "backend": first}
+        made |= {} if others else {"backend": first}
+        return {**made, "options": self.deployment.options} if self.deployment.options else made
 
     def given_flags(self, cell: Cell) -> dict[str, Any]:
         """The flags of trtllm-build that the file decides; lengths in tokens."""
@@ -207,14 +213,7 @@ def _check(file: DeploymentFile) -> None:
     spec = file.deployment
     for name, model in spec.models.items():
         _check_model(file, name, model)
-    having = load_release(spec.release).backends
-    for each in spec.backend:
-        if each not in having and not BACKEND_NAMES[each].get("any_release"):
-            raise file.error(
-                ("backend",),
-                f"TensorRT-LLM {spec.release} has no {each}",
-                f"choose from {', '.join(having)}, or another release",
-            )
+    _check_backends(file)
     check_flags(file)
     for name, wrong in lacking(spec.triton, spec.release):
         raise file.error(("triton", name), wrong, "remove it")
@@ -236,6 +235,22 @@ def _check(file: DeploymentFile) -> None:
     for key, path in files.items():
         if path is not None and not file.resolve(path).is_file():
             raise file.error(key, f"there is no file {file.resolve(path)}", "check the path")
+
+
+def _check_backends(file: DeploymentFile) -> None:
+    spec = file.deployment
+    having = load_release(spec.release).backends
+    for each in spec.backend:
+        if each not in having and not BACKEND_NAMES[each].get("any_release"):
+            raise file.error(
+                ("backend",),
+                f"TensorRT-LLM {spec.release} has no {each}",
+                f"choose from {', '.join(having)}, or another release",
+            )
+    for each in spec.options:
+        if not BACKEND_NAMES[each].get("options"):
+            what = f"{each}'s server takes none; 'triton:' has its settings"
+            raise file.error(("options", each), what, "remove it")
 
 
 def _check_model(file: DeploymentFile, name: str, model: ModelSpec) -> None:

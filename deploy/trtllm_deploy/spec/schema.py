@@ -160,6 +160,16 @@ class Deployment(Block):
         default={}, description="flags of trtllm-build that are the same for all cells"
     )
     triton: TritonSettings = TritonSettings()
+    options: dict[BackendName, dict[str, Any]] = Field(
+        default={},
+        description="by backend: options of its own server, as it spells them; they come after what"
+        " the other settings say",
+    )
+    executable: dict[BackendName, str] = Field(
+        default={},
+        description="by backend: its server's program, a path (relative to this file) or a name on"
+        " PATH",
+    )
     env: dict[Variable, Annotated[str, Field(strict=True)]] = Field(
         default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
     )

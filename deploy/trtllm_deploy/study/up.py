@@ -6,7 +6,7 @@ The one place of a study that starts a server.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,15 @@ class Up:
     endpoint: api.Endpoint
     metrics_url: str | None = None
 
+    @property
+    def greedy(self) -> Mapping[str, int]:
+        """Parameters for prompts that have none, so that servers of all kinds answer alike.
+
+        TensorRT-LLM takes the likeliest token unless top_k or top_p say otherwise, and 1 leaves the
+        logits as they are. Others sample by the model's generation_config.json, or at 1.
+        """
+        return {"temperature": 0 if self.endpoint.protocol == "openai" else 1}
+
 
 def target_of(
     plan: CellPlan, file: DeploymentFile, deployment_sha256: str | None = None
@@ -46,6 +55,7 @@ def target_of(
         **file.given_flags(cell),
         **plan.repository.made_from["triton"],
         **({"env": dict(spec.env)} if spec.env else {}),
+        **({"options": spec.options[cell.backend]} if cell.backend in spec.options else {}),
     }
     return api.Target(
         cell.name,
@@ -78,7 +88,11 @@ def served(
         repository,
         ports=free_ports(),
         log_file=workspace.server_log(plan.cell.name),
-        chosen=Chosen(gpus=tuple(gpus), variables=file.deployment.env),
+        chosen=Chosen(
+            executable=file.executable(plan.cell),
+            gpus=tuple(gpus),
+            variables=file.deployment.env,
+        ),
         cache_dir=workspace.triton,
         exit_seconds=_EXIT_SECONDS,
     ) as server:

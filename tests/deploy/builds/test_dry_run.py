@@ -175,7 +175,7 @@ def test_what_no_command_of_tensorrt_llm_does_is_a_step_of_its_own(tmp_path: Pat
 
 def test_a_step_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(tmp_path / "none.yaml")
-    assert main(["engine", missing, "{}", "checkpoint", "engine"]) == 2
+    assert main(["engine", "reference", missing, "{}", "checkpoint", "engine"]) == 2
     assert (
         capsys.readouterr().err
         == f"trtllm_deploy.builds.dry_run: {missing}: can't be read: No such file or directory\n"

@@ -1,10 +1,11 @@
-"""``serve`` with real mpirun and a stand-in server per rank; real Triton is in tests/e2e."""
+"""``serve`` with stand-ins of servers, Triton's ranks under real mpirun; real ones: tests/e2e."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from llm_perf.errors import UserError
 from tests.needs import needs
 from tests.processes import marked, until
 from tests.processes import name as name_of
+from trtllm_deploy.backends.backend import BACKENDS
 from trtllm_deploy.backends.jobs import RepositoryJob
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.machine.ports import Ports, free_ports
@@ -32,7 +34,8 @@ from trtllm_deploy.store.leases import in_use
 
 ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).with_name("trtllm-deploy"))
-SERVER = ROOT / "tests/standins/server.py"
+MODEL = ROOT / "examples/number-words/model"
+STANDINS = {"tritonserver": "server.py", "vllm": "vllm.py"}
 ENGINE = {
     "version": "1.2.0",
     "pretrained_config": {"dtype": "float16", "vocab_size": 4096, "mapping": {}},
@@ -54,10 +57,20 @@ needs_mpirun = needs("mpirun")
 
 @dataclass
 class Place:
-    """A workspace, a repository for some ranks, and a tritonserver that is a stand-in."""
+    """A workspace, a folder to serve, and servers that are stand-ins.
+
+    ``fails`` is an order to fail for a reason that stays, and ``told`` what is said of it.
+    """
 
     root: Path
+    title: str = "Triton"
     ports: Ports = field(default_factory=free_ports)
+    without: Path = Path()
+    finding: str = ""
+    told: str = "failed to load 'tensorrt_llm' version 1"
+    stays: str = (
+        "Version tag does not match. Note: Current Version: 2, Serialized Engine Version: 1"
+    )
 
     @property
     def orders(self) -> Path:
@@ -115,13 +128,38 @@ def until_ready(server: subprocess.Popen[str]) -> str:
     pytest.fail(f"it never was ready: {said}")
 
 
-def new_place(root: Path, ranks: int) -> Place:
-    place = Place(root)
-    for folder in ("bin", "orders", "engine"):
+def with_servers(root: Path) -> None:
+    for folder in ("bin", "orders"):
         (root / folder).mkdir()
-    shim = root / "bin/tritonserver"
-    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {SERVER} "$@"\n')
-    shim.chmod(0o755)
+    for name, code in STANDINS.items():
+        shim = root / "bin" / name
+        shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/standins/{code} "$@"\n')
+        shim.chmod(0o755)
+
+
+def vllm_place(root: Path) -> Place:
+    with_servers(root)
+    (root / "repository").mkdir()
+    shutil.copytree(MODEL, root / "engine/checkpoint")
+    options = {"max-num-seqs": 8, "max-model-len": 320, "no-enable-prefix-caching": True}
+    serving = {"model": "m", "world_size": 1, "options": options, "left_out": []}
+    folders = (root / "repository", "1.2", root / "engine", MODEL, 8, TritonSettings())
+    BACKENDS["vllm"].make_repository(RepositoryJob(*folders, serving))
+    return Place(
+        root,
+        "vLLM",
+        without=root / "engine/checkpoint/config.json",
+        finding="there is no checkpoint",
+        told="RuntimeError: no engine",
+        stays="ValueError: To serve at least one request with the model's max seq len (32768), (7.0"
+        " GiB KV cache is needed, which is larger than the available KV cache memory (1.2 GiB).",
+    )
+
+
+def new_place(root: Path, ranks: int) -> Place:
+    with_servers(root)
+    (root / "engine").mkdir()
+    place = Place(root, without=root / "engine/rank0.engine", finding="rank*.engine")
     config = json.loads(json.dumps(ENGINE))
     config["pretrained_config"]["mapping"] = {"world_size": ranks, "tp_size": ranks, "pp_size": 1}
     (root / "engine/config.json").write_text(json.dumps(config))
@@ -132,7 +170,7 @@ def new_place(root: Path, ranks: int) -> Place:
             root / "repository",
             "1.2",
             root / "engine",
-            ROOT / "examples/number-words/model",
+            MODEL,
             8,
             TritonSettings(),
         ),
@@ -151,12 +189,22 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return new_place(tmp_path_factory.mktemp("one"), 1)
 
 
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return vllm_place(tmp_path_factory.mktemp("vllm"))
+
+
+@pytest.fixture(params=["one_rank", "vllm"])
+def any_server(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends without a process of its server, and takes its orders along."""
     yield
-    for name in {"one_rank", "two_ranks"} & set(request.fixturenames):
-        place = request.getfixturevalue(name)
+    places = (each for each in request.node.funcargs.values() if isinstance(each, Place))
+    for place in places:
         assert until(lambda place=place: not left(place)), left(place)
         for order in place.orders.glob("rank*"):
             order.unlink()
@@ -175,6 +223,26 @@ VICTIMS: dict[str, Callable[[Place, psutil.Process], int]] = {
     "the first rank": lambda place, launcher: place.started(0)["pid"],
     "the last rank": lambda place, launcher: place.started(1)["pid"],
 }
+# of vLLM's one
+OTHERS: dict[str, Callable[[Place, psutil.Process], int]] = {
+    **{name: VICTIMS[name] for name in ("serve", "the supervisor")},
+    "the server": VICTIMS["the first rank"],
+    "its engine": lambda place, launcher: place.started(0)["engine"],
+}
+
+
+@pytest.mark.parametrize("victim", OTHERS)
+def test_nothing_of_vllm_outlives_a_kill_and_the_next_start_works(vllm: Place, victim: str) -> None:
+    with vllm.start() as server:  # on the port of the start before
+        until_ready(server)
+        launcher = psutil.Process(server.pid)
+        family = [launcher, *launcher.children(recursive=True)]
+        assert vllm.started(0)["engine"] in {each.pid for each in family}
+        os.kill(OTHERS[victim](vllm, launcher), signal.SIGKILL)
+        server.stdout.read()
+        assert server.wait(30) not in (0, 2)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
 
 
 def named(launcher: psutil.Process, name: str) -> int:
@@ -305,39 +373,46 @@ def test_a_folder_that_is_no_repository_is_not_printed(one_rank: Place) -> None:
     assert "no folder in it has a config.pbtxt" in done.stderr
 
 
-def test_preflight_stops_a_launch_unless_forced(one_rank: Place) -> None:
-    engine = one_rank.root / "engine/rank0.engine"
-    engine.unlink()
+def test_preflight_stops_a_launch_unless_forced(any_server: Place) -> None:
+    kept = any_server.without.read_bytes()
+    any_server.without.unlink()
     try:
-        done = one_rank.run(one_rank.serve_words())
+        done = any_server.run(any_server.serve_words())
         assert done.returncode == 2
-        assert "rank*.engine" in done.stdout
+        assert any_server.finding in done.stdout
         assert "--force" in done.stderr
+    finally:
+        any_server.without.write_bytes(kept)
+
+
+def test_what_preflight_finds_is_launched_where_one_says_so(one_rank: Place) -> None:
+    one_rank.without.write_bytes(b"")
+    try:
         with one_rank.start("--force") as server:
             until_ready(server)
             server.terminate()
             assert server.wait(30) == 0
     finally:
-        engine.write_text("engine")
+        one_rank.without.write_text("engine")
 
 
-def test_a_detached_server_is_listed_and_stopped(one_rank: Place) -> None:
-    done = one_rank.run(one_rank.serve_words("--detach"))
+def test_a_detached_server_is_listed_and_stopped(any_server: Place) -> None:
+    done = any_server.run(any_server.serve_words("--detach"))
     assert done.returncode == 0, done.stderr
     assert "ready: repository" in done.stdout
-    store = one_rank.root / "workspace/store"
+    store = any_server.root / "workspace/store"
     assert in_use(store) == {("repository", "repository")}  # where gc leaves it alone
-    listed = one_rank.run(one_rank.words("ps")).stdout
-    assert "repository" in listed and "ready" in listed and str(one_rank.ports.http) in listed
-    again = one_rank.run(one_rank.serve_words())
+    listed = any_server.run(any_server.words("ps")).stdout
+    assert "repository" in listed and "ready" in listed and str(any_server.ports.http) in listed
+    again = any_server.run(any_server.serve_words())
     assert again.returncode == 2
     assert "is already in use on 127.0.0.1" in again.stderr
-    assert one_rank.run(one_rank.words("stop", "other")).returncode == 2
-    stopped = one_rank.run(one_rank.words("stop", "repository"))
+    assert any_server.run(any_server.words("stop", "other")).returncode == 2
+    stopped = any_server.run(any_server.words("stop", "repository"))
     assert "requests in flight get 10 s\nstopped repository\n" in stopped.stdout
-    assert not left(one_rank)
+    assert not left(any_server)
     assert in_use(store) == frozenset()
-    assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
+    assert "repository" not in any_server.run(any_server.words("ps")).stdout
 
 
 def test_a_detached_server_keeps_what_it_said_whatever_is_started_there(one_rank: Place) -> None:
@@ -352,11 +427,11 @@ def test_a_detached_server_keeps_what_it_said_whatever_is_started_there(one_rank
     assert said.read_text().endswith("stopped\n")
 
 
-def test_a_detached_server_that_fails_says_why(one_rank: Place) -> None:
-    (one_rank.orders / "rank0").write_text("fails")
-    done = one_rank.run(one_rank.serve_words("--detach"))
+def test_a_detached_server_that_fails_says_why(any_server: Place) -> None:
+    (any_server.orders / "rank0").write_text("fails")
+    done = any_server.run(any_server.serve_words("--detach"))
     assert done.returncode == 1
-    assert "failed to load 'tensorrt_llm' version 1" in done.stdout
+    assert any_server.told in done.stdout
 
 
 def test_a_detached_server_that_is_stopped_while_it_starts_is_no_success(one_rank: Place) -> None:
@@ -368,42 +443,43 @@ def test_a_detached_server_that_is_stopped_while_it_starts_is_no_success(one_ran
         assert server.wait(30) == 1
 
 
-def test_a_killed_serve_is_not_listed(one_rank: Place) -> None:
-    with one_rank.start() as server:
+def test_a_killed_serve_is_not_listed(any_server: Place) -> None:
+    with any_server.start() as server:
         until_ready(server)
-        [record] = (one_rank.root / "workspace/servers").glob("*.json")
+        [record] = (any_server.root / "workspace/servers").glob("*.json")
         assert record.parent.stat().st_mode & 0o077 == 0
         server.kill()
     assert record.exists()
-    assert "repository" not in one_rank.run(one_rank.words("ps")).stdout
-    assert one_rank.run(one_rank.words("stop")).returncode == 2
+    assert "repository" not in any_server.run(any_server.words("ps")).stdout
+    assert any_server.run(any_server.words("stop")).returncode == 2
 
 
-def test_a_failed_server_is_started_again_as_often_as_told(one_rank: Place) -> None:
-    (one_rank.orders / "rank0").write_text("fails")
-    with one_rank.start("--restart", "on-failure:2") as server:
+def test_a_failed_server_is_started_again_as_often_as_told(any_server: Place) -> None:
+    (any_server.orders / "rank0").write_text("fails")
+    with any_server.start("--restart", "on-failure:2") as server:
         said = server.communicate(timeout=60)[0]
     assert server.returncode == 1
-    assert said.count("starting Triton") == 3
+    assert said.count(f"starting {any_server.title}") == 3
     assert "restart 1 in 1 s" in said and "restart 2 in 2 s" in said
-    logs = sorted(each.suffix for each in one_rank.root.glob("workspace/logs/serve-repository-*"))
+    logs = sorted(each.suffix for each in any_server.root.glob("workspace/logs/serve-repository-*"))
     assert {".log", ".1", ".2"} <= set(logs)
 
 
-def test_what_never_was_ready_for_a_reason_that_stays_is_not_started_again(one_rank: Place) -> None:
-    versions = "Note: Current Version: 239, Serialized Engine Version: 237"
-    (one_rank.orders / "rank0").write_text(f"fails Version tag does not match. {versions}")
-    with one_rank.start("--restart", "on-failure") as server:
+def test_what_fails_for_a_reason_that_stays_is_not_started_again(
+    any_server: Place,
+) -> None:
+    (any_server.orders / "rank0").write_text(f"fails {any_server.stays}")
+    with any_server.start("--restart", "on-failure") as server:
         said = server.communicate(timeout=60)[0]
     assert server.returncode == 1
-    assert said.count("starting Triton") == 1
+    assert said.count(f"starting {any_server.title}") == 1
     assert "another start changes nothing" in said
 
 
-def test_a_killed_server_comes_back(one_rank: Place) -> None:
-    with one_rank.start("--restart", "on-failure") as server:
+def test_a_killed_server_comes_back(any_server: Place) -> None:
+    with any_server.start("--restart", "on-failure") as server:
         until_ready(server)
-        os.kill(one_rank.started(0)["pid"], signal.SIGKILL)
+        os.kill(any_server.started(0)["pid"], signal.SIGKILL)
         assert "exit code 137" in until_ready(server)
         server.terminate()
         assert server.wait(30) == 0
