@@ -155,7 +155,7 @@ class Conditions:
     workers: int | None = 1
     ray: str | None = None  # address of a cluster to run them on, None of them: one per machine
     interruptible: bool = False  # on the main thread: the first Ctrl-C ends the load in order
-    defaults: Mapping[str, int] = field(default_factory=dict)  # end_id, pad_id, not the model's own
+    defaults: Mapping[str, int] = field(default_factory=dict)  # for prompts that say nothing
     unique_prefix: bool = False  # each prompt begins with a tag of its own
     score: str = "exact"  # a name of llm_perf.figures.accuracy.SCORERS
     goodput: Goodput | None = None

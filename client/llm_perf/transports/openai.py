@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ _NAMES: Final[dict[str, str]] = {
 # finish reasons of whole answers; the last two are text-generation-inference's
 _ENDS: Final = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
 _COUNTS: Final = {"completion_tokens": "total_tokens", "prompt_tokens": "num_input_tokens"}
+_ITS_OWN: Final = ("end_id", "pad_id")
 _USAGE: Final = {"include_usage": True}
 _NO_LIST: Final = (400, 404, 405, 410, 422, 500, 501)
 
@@ -49,7 +50,7 @@ class OpenAI:
     """A ``Dialect``: how to ask one model, to complete a text or (``chat``) to answer messages.
 
     ``max_tokens`` is the limit's name; ``usage`` asks for counts with ``stream_options``; ``least``
-    are the keys sent for a shortest length.
+    are the keys sent for a shortest length, ``defaults`` parameters where a prompt has none.
     """
 
     model: str
@@ -58,6 +59,7 @@ class OpenAI:
     usage: bool = True
     least: tuple[str, ...] = _FIXED[0]
     remarks: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def request(self, prompt: Prompt, request_id: str) -> bytes:
         """Write one request; raises ``UserError`` for a parameter that the API doesn't have.
@@ -70,7 +72,8 @@ class OpenAI:
                 f"OpenAI-style servers have no {', '.join(sorted(lost))}",
                 fix="leave it out, or give it as --extra-body under the server's own name",
             )
-        sampling = {_NAMES[name]: value for name, value in prompt.sampling.items()}
+        asked = {**self.defaults, **prompt.sampling}
+        sampling = {_NAMES[name]: value for name, value in asked.items()}
         if "stop_token_ids" in sampling:
             sampling["stop_token_ids"] = [sampling["stop_token_ids"]]
         least = {"min_tokens": prompt.min_tokens}
@@ -81,8 +84,8 @@ class OpenAI:
         if self.chat:
             content = {"messages": prompt.messages or [{"role": "user", "content": prompt.text}]}
         fixed = {"stream": True} | ({"stream_options": _USAGE} if self.usage else {})
-        asked = {"model": self.model, **content, self.max_tokens: prompt.max_tokens, **fixed}
-        return json.dumps({**asked, **sampling, **prompt.extra_body}).encode()
+        body = {"model": self.model, **content, self.max_tokens: prompt.max_tokens, **fixed}
+        return json.dumps({**body, **sampling, **prompt.extra_body}).encode()
 
     def parse(self, message: bytes) -> Chunk:
         """Read one event's data. Never raises: what can't be read is that request's error."""
@@ -143,7 +146,6 @@ async def connect(
     endpoint: Endpoint, streams: int, defaults: Mapping[str, int], trial: Prompt | None
 ) -> HttpTransport:
     """See ``transports.connect``; such a server knows by itself where an answer ends."""
-    del defaults
     server = Server(endpoint)
     version = "" if urlsplit(endpoint.base).path else "/v1"  # a base with a path holds it already
     try:
@@ -155,7 +157,8 @@ async def connect(
     chat = endpoint.chosen == "chat"
     target = endpoint.target(f"{version}/{'chat/' if chat else ''}completions")
     dialect = OpenAI(endpoint.model, chat, endpoint.max_tokens_field, endpoint.stream_options)
-    dialect = replace(dialect, remarks=server.pool.remarks)
+    known = {name: value for name, value in defaults.items() if name not in _ITS_OWN}
+    dialect = replace(dialect, remarks=server.pool.remarks, defaults=known)
     transport = HttpTransport(server, target, dialect)
     try:
         transport.dialect = dialect if trial is None else await _tried(transport, dialect, trial)

@@ -174,6 +174,7 @@ class _Blocks:
                 watch,
                 extent=planned.extent,
                 score=self._offer.score,
+                defaults=place.greedy,
                 server_metrics_url=place.metrics_url,
                 server_metrics_every_s=_LOOK_S,
             )

@@ -175,6 +175,7 @@ class Measurer:
             settings.request_timeout,
             watch,
             extent=each.extent,
+            defaults=up.greedy,
             server_metrics_url=up.metrics_url,
         )
         return api.measure(up.endpoint, each.workload, each.load, conditions)

@@ -6,7 +6,7 @@ single one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from llm_perf.screen import plain
 
 Row: TypeAlias = Sequence[api.Measurement]
 """Repetitions."""
+_ALIKE = 0.01  # of mean output lengths: as far as two that are called equal may differ
 Column: TypeAlias = tuple[str, Callable[[Row], str]]
 
 
@@ -28,11 +29,8 @@ def print_summary(measurements: Sequence[api.Measurement], results: Path, consol
     rows = _rows(each for each in measurements if each["status"] != "failed")
     if rows:
         console.print(_table(rows, results))
-    for row in rows:
-        for each in row:
-            if each["requests_failed"]:
-                notes = plain("; ".join(each["notes"]))
-                console.print(f"{_title(each)}: {notes}", markup=False)
+    for line in (*_unequal_lengths(rows), *_lost_requests(rows)):
+        console.print(line, markup=False, soft_wrap=True)
     failed: dict[tuple[str, str], list[str]] = {}
     for each in measurements:
         if each["status"] == "failed":
@@ -85,6 +83,32 @@ def _table(rows: Sequence[Row], results: Path) -> Table:
     return table
 
 
+def _lost_requests(rows: Sequence[Row]) -> Iterator[str]:
+    for each in (each for row in rows for each in row):
+        if each["requests_failed"]:
+            yield f"{_title(each)}: {plain('; '.join(each['notes']))}"
+
+
+def _unequal_lengths(rows: Sequence[Row]) -> Iterator[str]:
+    """Where backends answer the same prompts at unlike lengths; tokens/s compare nothing then."""
+    alike: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        known = [each["workload"] for each in row if each["workload"]["osl_avg"] is not None]
+        if known:
+            told = tuple(_cell(row[0], name) for name in ("model", "isl", "osl"))
+            length = fmean(each["osl_avg"] for each in known)
+            spread = fmean(each["osl_sd"] or 0.0 for each in known)
+            backends = alike.setdefault((*told, _load(row[0])), {})
+            backends.setdefault(_cell(row[0], "backend"), (length, spread))
+    for (model, *_, load), found in alike.items():
+        lengths = [length for length, _ in found.values()]
+        if max(lengths) > min(lengths) * (1 + _ALIKE):
+            each = ", ".join(
+                f"{name} {length:.1f} ± {sd:.1f}" for name, (length, sd) in found.items()
+            )
+            yield f"{model} at {load}: answers aren't equally long, in tokens on average: {each}"
+
+
 def _cell(measurement: api.Measurement, name: str) -> str:
     value = (measurement["target"]["cell"] or {}).get(name)
     return "-" if value is None else str(value)
@@ -96,7 +120,7 @@ def _setting(name: str) -> Callable[[Row], str]:
 
 def _varied(rows: Sequence[Row]) -> list[Column]:
     """Settings that tell the rows apart and have no column of their own."""
-    known = {"model", "precision", "tp", "pp", "isl", "osl", "max_batch_size", "backend"}
+    known = {"model", "precision", "tp", "pp", "isl", "osl", "max_batch_size", "backend", "options"}
     known |= {"max_input_len", "max_seq_len"}  # follow from the lengths
     cells = [row[0]["target"]["cell"] or {} for row in rows]
     names = dict.fromkeys(name for cell in cells for name in cell if name not in known)

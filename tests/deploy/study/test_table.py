@@ -72,3 +72,16 @@ def test_a_failure_is_told_once_with_its_loads_and_leaves_no_row() -> None:
     assert printed(*failed) == [last]
     again = replace(planned[0], repetition=1).failed("no room")
     assert printed(*failed, again)[-1] == "bad failed at concurrency 1: no room"
+
+
+def test_answers_of_unlike_lengths_are_told_for_their_rates_compare_nothing() -> None:
+    def with_length(mean: float, **cell: object) -> api.Measurement:
+        line = measured(**cell)
+        return {**line, "workload": {**line["workload"], "osl_avg": mean, "osl_sd": 2.0}}
+
+    lines = printed(with_length(13.7), with_length(14.7, backend="vllm", options={"dtype": "auto"}))
+    (told,) = [line for line in lines if "aren't equally long" in line]
+    assert "tensorrt 13.7 ± 2.0, vllm 14.7 ± 2.0" in told
+    assert not any("dtype" in line for line in lines)
+    alike = printed(with_length(128.0), with_length(128.5, backend="vllm"))
+    assert not any("equally long" in line for line in alike)
