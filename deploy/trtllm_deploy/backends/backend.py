@@ -17,6 +17,7 @@ from trtllm_deploy.backends.model_refusals import Configs
 from trtllm_deploy.backends.reference import ReferenceBackend
 from trtllm_deploy.backends.server import Cluster, Kind
 from trtllm_deploy.backends.tensorrt import TensorrtBackend
+from trtllm_deploy.backends.trtllm_serve.backend import TrtllmServeBackend
 from trtllm_deploy.backends.vllm.backend import VllmBackend
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
@@ -75,4 +76,5 @@ BACKENDS: Mapping[str, Backend] = {
     "tensorrt": TensorrtBackend(),
     "llmapi": LlmApiBackend(),
     "vllm": VllmBackend(),
+    "trtllm-serve": TrtllmServeBackend(),
 }

@@ -12,10 +12,11 @@ from pathlib import Path
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.server import SAID, Kind
 from trtllm_deploy.backends.triton.server import TRITON
+from trtllm_deploy.backends.trtllm_serve.server import TRTLLM_SERVE
 from trtllm_deploy.backends.vllm.server import VLLM
 from trtllm_deploy.machine.json_files import read_json_object
 
-KINDS: Mapping[str, Kind] = {each.name: each for each in (TRITON, VLLM)}
+KINDS: Mapping[str, Kind] = {each.name: each for each in (TRITON, VLLM, TRTLLM_SERVE)}
 
 
 def kind_of(folder: Path) -> Kind:

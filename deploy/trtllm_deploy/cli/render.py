@@ -7,7 +7,7 @@ They print, or write one file; what they print comes from :mod:`trtllm_deploy.se
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from llm_perf.errors import UserError
 from llm_perf.screen import plain
 from trtllm_deploy.cli.options import deployment_file, planned, workspace_folder
 from trtllm_deploy.machine.console import console
+from trtllm_deploy.spec.schema import BACKEND_NAMES
+
+_WITH_OPTIONS = [name for name, what in BACKEND_NAMES.items() if what.get("options")]
 
 TOOLS = ("trtllm-bench", "genai-perf", "perf-analyzer", "vllm-bench", "aiperf")
 """What study/tools.yaml has."""
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["slurm", "kubernetes", *TOOLS]))
+@click.argument("kind", type=click.Choice(["slurm", "kubernetes", *_WITH_OPTIONS, *TOOLS]))
 @deployment_file
 @click.argument("cell")
 @workspace_folder
@@ -63,7 +66,8 @@ def render(
 
     For Slurm a script for sbatch, in a container by pyxis. For Kubernetes a Deployment, or a
     LeaderWorkerSet for several nodes, with Service and PodMonitor. The workspace has to be on every
-    node, or in the claim, and gets the path that it has here. Nothing is submitted.
+    node, or in the claim, and gets the path that it has here. Nothing is submitted. For a server
+    with options of its own its command, and the file of options.
 
     For a tool a folder with its command (run.sh), in the words of its version of today, for each
     load of FILE's measure: block, and with the prompts that 'run' asks in the tool's form.
@@ -77,12 +81,18 @@ def render(
     if kind in TOOLS:
         _render_tool(kind, file, cell, workspace, output, given)
         return
-    renderer = manifests.slurm if kind == "slurm" else manifests.kubernetes
+    renderers: dict[str, Callable[..., str]] = {
+        "slurm": manifests.slurm,
+        "kubernetes": manifests.kubernetes,
+    }
+    renderer: Callable[..., str] = renderers.get(kind) or manifests.server
     if others := given.keys() - inspect.signature(renderer).parameters.keys():
         raise UserError(f"--{min(others).replace('_', '-')} isn't for {kind}", fix="leave it out")
     asked = planned(file, workspace, offline_ok=True)
     spec = asked.file.deployment
     chosen = find_plan(asked.plans, asked.file, cell).cell
+    if kind in _WITH_OPTIONS and kind != chosen.backend:
+        raise UserError(f"{cell} isn't of {kind}, but of {chosen.backend}", where=file)
     job = manifests.ClusterJob(
         chosen,
         BACKENDS[chosen.backend].cluster(spec.release, chosen),
@@ -91,6 +101,9 @@ def render(
         image=image,
         environment=spec.env,
     )
+    if kind in _WITH_OPTIONS:
+        own = asked.facts.file_for(chosen, asked.file)
+        given["options"] = BACKENDS[kind].serving(own, chosen)["options"]
     text = renderer(job, **given)
     if output is None:
         click.echo(text, nl=False)

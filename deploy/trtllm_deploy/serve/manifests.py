@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.repository import template
 from trtllm_deploy.backends.server import Cluster
@@ -128,6 +130,15 @@ def slurm(
     )
     values = {"image": enroot, "options": options, "address": address, "listens": listens}
     return _rendered("slurm.sh", job, ports=ports, **values, **options)
+
+
+def server(job: ClusterJob, *, options: Mapping[str, Any], address: str = "127.0.0.1") -> str:
+    """The command of a server as a shell has it, and the file that it is told to read."""
+    _check(address=address)
+    ports = {name: str(port) for name, port in asdict(DEFAULT_PORTS).items()}
+    command = job.server.script(job.folder, address, ports).removeprefix("exec ")
+    text = yaml.safe_dump(dict(options), sort_keys=False)
+    return f"# {command}# its file:\n{text}"
 
 
 def kubernetes(
