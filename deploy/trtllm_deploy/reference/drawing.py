@@ -18,7 +18,7 @@ BOUNDS_SHORT = {
     "kv_cache": "KV cache",
     "static_batch": "batch ends",
 }
-_ROWS, _COLUMNS = 60, 240  # drawn at most
+_ROWS, _COLUMNS = 40, 120  # drawn at most
 _CELL, _ROW, _LEFT, _TOP, _BAR = 26, 18, 64, 34, 56
 _COLOURS = {
     "context": "#2f6fb3",

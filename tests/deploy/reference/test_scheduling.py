@@ -18,7 +18,7 @@ from trtllm_deploy.reference.drawing import schedule_svg, strip
 from trtllm_deploy.reference.generation import Request
 from trtllm_deploy.reference.iterations import apart, compare, predicted, read_iterations
 from trtllm_deploy.reference.limits import CacheSettings
-from trtllm_deploy.reference.scheduling import POLICIES, Budget
+from trtllm_deploy.reference.scheduling import POLICIES, Budget, Job, Shares, share_out
 from trtllm_deploy.reference.simulation import Asked, Iteration, simulate
 
 # the documented example: 1 and 2 have prompts of 5; 3 and 4 fit together, each longer than 2
@@ -79,6 +79,20 @@ def test_what_never_runs_is_refused_by_number() -> None:
         list(simulate([Asked(5, 1), Asked(13, 1)], Budget(4, 12, 1)))
     with pytest.raises(UserError, match=r"request 1 .*needs 4 KV blocks, of 3"):
         list(simulate([Asked(5, 3)], Budget(4, 12, 2, blocks=3)))
+
+
+def test_a_long_queue_is_not_gone_through_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+
+    def counted(jobs: Sequence[Job], *limits: Any) -> Shares:
+        nonlocal most
+        most = max(most, len(jobs))
+        return share_out(jobs, *limits)
+
+    monkeypatch.setattr("trtllm_deploy.reference.simulation.share_out", counted)
+    first, *_ = simulate([Asked(5, 2)] * 500, Budget(4, 12, 1))
+    assert most <= 2 * 4 + 1
+    assert (first.queued, len(first.waiting)) == (498, 64)
 
 
 asked = st.lists(st.builds(Asked, st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=14)
