@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 from llm_perf.duration import spell_duration
 from llm_perf.results.screen_table import print_table
 from llm_perf.screen import plain
-from llm_perf.search.probe import Probe
+from llm_perf.search.probe import Probe, keeps
 from llm_perf.search.question import Answer, Question
 from llm_perf.search.seen import Criterion
 
@@ -34,6 +34,14 @@ def sentence(answer: Answer) -> str:
         return f"{kept}: at least {_load(low.value, asked)} {unit}; {answer.ended}"
     if high:
         return f"{kept}: less than {_load(high.value, asked)} {unit}; {answer.ended}"
+    single = [value for value, seen in answer.rough if keeps(seen, asked.criteria)]
+    broken = [value for value, seen in answer.rough if not keeps(seen, asked.criteria)]
+    single = [value for value in single if value < min(broken, default=math.inf)]
+    if single:
+        ends = f"{_load(max(single), asked)} {unit}"
+        if broken:
+            ends += f" and less than {_load(min(broken), asked)}"
+        return f"{kept}: perhaps {ends}, by single runs, which prove nothing; {answer.ended}"
     return f"{kept}: nothing was shown; {answer.ended}"
 
 
@@ -161,7 +169,7 @@ def _foot(answer: Answer) -> Iterator[str]:
             f"{low.attainment:.1%} of the requests within, goodput {low.goodput:.3g}/s"
         )
     elif answer.rough:
-        yield "Single runs, which prove nothing: " + ", ".join(
+        yield "Single runs: " + ", ".join(
             f"{_load(value, asked)} ({seen.attainment:.0%} within)" for value, seen in answer.rough
         )
     if answer.changing and answer.high:

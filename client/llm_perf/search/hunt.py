@@ -20,6 +20,7 @@ from llm_perf.search.seen import Seen
 
 _TAIL: Final = 10  # requests beyond a percentile that a run should have
 _ALONE: Final = 16  # requests one at a time
+_LEAST: Final = 100  # requests of a single run
 _FIRST_LOOP: Final = 8  # requests in flight, doubled while throughput grows
 _MOST_LOOP: Final = 1024
 _GROWS: Final = 1.1
@@ -50,6 +51,7 @@ class _Hunter:
     lengths: list[int] = field(default_factory=list)  # of each probe, as ``longer`` was
     rough: list[tuple[float, Seen]] = field(default_factory=list)
     capacity: float | None = None
+    alone: float = 0.0  # requests a second, one at a time
     asked: int = 0
     requests: int = 0
     spent_s: float = 0.0
@@ -67,7 +69,7 @@ class _Hunter:
             if alone.attainment < 0.5:
                 self.ended = "one request at a time doesn't keep the limits either"
             else:
-                self.capacity = alone.throughput
+                self.capacity = self.alone = alone.throughput
                 kept = keeps(alone, self.question.criteria)
                 self.slowest = alone.throughput * (_RARE if kept else 1.0)
                 middle = yield from self._bracket()
@@ -136,9 +138,14 @@ class _Hunter:
         return seen
 
     def _expected_s(self, vary: Vary, value: float, requests: int) -> float:
+        """How long a run takes at least, as far as anybody knows."""
+        return requests / self._speed(vary, value)
+
+    def _speed(self, vary: Vary, value: float) -> float:
+        """Requests a second that are answered at a load at most."""
         if vary == "request_rate":
-            return requests / min(value, self.capacity or math.inf)
-        return requests / self.capacity if self.capacity else 0.0
+            return min(value, self.capacity or math.inf)
+        return self.alone * value or math.inf
 
     def _length(self) -> int:
         """Requests of a run: enough beyond the percentile, and turns of what is in flight."""
@@ -163,8 +170,10 @@ class _Hunter:
         return probe
 
     def _try(self, value: float) -> Generator[Ask, Seen, None]:
-        """One run, half as long."""
-        seen = yield from self._ask(value, math.ceil(self._length() / 2), "rough")
+        """One run, half as long, and of a budget the tenth part at most."""
+        vary, budget_s = self.question.vary, self.question.budget_s
+        length = max(min(self._length() / 2, budget_s * self._speed(vary, value) / 10), _LEAST)
+        seen = yield from self._ask(value, math.ceil(length), "rough")
         self.rough.append((value, seen))
         if keeps(seen, self.question.criteria):
             self.in_flight = min(max(self.in_flight, seen.in_flight), self.loop)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import parse_limit
 from llm_perf.load.progress import Progress
-from llm_perf.search.drawn import print_answer
+from llm_perf.search.drawn import print_answer, sentence
 from llm_perf.search.hopeless import Hopeless
 from llm_perf.search.hunt import hunt
 from llm_perf.search.probe import Probe, keeps
@@ -87,6 +87,15 @@ def test_a_budget_is_kept_and_ends_in_an_answer(budget_s: float, seed: int, vary
     assert answer.spent_s <= budget_s + max(first_loop_s, longest)
     if answer.interval is None:
         assert answer.ended == "the budget is spent"
+
+
+def test_a_small_budget_still_tells_what_single_runs_bracket() -> None:
+    rate = Question(criteria("ttft.p95<1s"), budget_s=500)
+    for asked in (rate, replace(rate, vary="concurrency", budget_s=250)):
+        answer = solve(SERVER, asked)
+        assert answer.low is answer.high is None and len(answer.rough) >= 2
+        assert "perhaps " in sentence(answer) and "the budget is spent" in sentence(answer)
+        assert max(seen.duration_s for _, seen in answer.rough) <= 100
 
 
 def test_every_run_has_arrivals_of_its_own_and_the_same_search_asks_the_same() -> None:
