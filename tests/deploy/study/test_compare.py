@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from llm_perf import Concurrency, Endpoint, Target, load_workload
 from llm_perf.errors import UserError
 from llm_perf.ledger.ledger import read_measurements
 from tests.deploy.study.token_server import TokenServer, token_servers
 from trtllm_deploy.cli.compare import compare
+from trtllm_deploy.study.blocks import Offer, Study, Subject
+from trtllm_deploy.study.compare import compare as compare_subjects
+from trtllm_deploy.study.up import Up
 
 PROMPTS = [f"prompt {number}" for number in range(16)]
 
@@ -112,3 +119,29 @@ def test_the_table_fits_80_columns(
     table = [line for line in came.stdout.splitlines() if line[:1] in "┏┃┡│└"]
     assert len(table) > 20 and max(map(len, table)) <= 80
     assert "ttft.p99" in came.stdout and "%" in table[1]
+
+
+def test_servers_that_do_not_fit_at_once_are_up_one_at_a_time_and_twice_each(data: Path) -> None:
+    ups: list[str] = []
+    with token_servers(3, 4) as servers:
+
+        @contextmanager
+        def up(server: TokenServer, gpus: Sequence[str]) -> Iterator[Up]:
+            assert not gpus and len(ups) % 2 == 0  # nobody else is up
+            ups.append(f"{server.name} starts")
+            yield Up(Endpoint(server.url, "openai", "m"))
+            ups.append(f"{server.name} ends")
+
+        prompts = load_workload(data, None, max_tokens=8)
+        subjects = []
+        for each in servers:
+            target = Target(each.name, each.url, "openai", "m")
+            subjects.append(Subject(each.name, target, prompts, partial(up, each), gpus=1))
+        study = Study("s", data.parent / "r", lambda _: None)
+        seen = compare_subjects(subjects, Offer(Concurrency(1), 2), 4, study, ["0"])
+    starts = [each for each in ups if each.endswith("starts")]
+    assert starts == ["A starts", "B starts", "B starts", "A starts"]
+    assert ups[1::2] == [each.replace("starts", "ends") for each in starts]
+    assert [len(each) for each in seen.measurements.values()] == [2, 2]
+    assert all(x["requests_ok"] == 4 for each in seen.measurements.values() for x in each)
+    assert "don't fit here at once" in seen.remarks[0] and seen.pairs[0].blocks == 2
