@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _FILES: Final = (".yaml", ".yml")
 _PLACE: Final = re.compile(r"[\w.+-]+://.+|[^\s/]+:\d+(#.*)?")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_GREEDY: Final = {"openai": {"temperature": 0.0}}  # by protocol: servers' own defaults differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def subjects_of(asked: Sequence[Asked], given: dict[str, Any], blocks: int) -> l
             endpoint = api.find_endpoint(each.url)
             target = api.Target(each.url, endpoint.url, endpoint.protocol, endpoint.model)
             up = partial(_there, endpoint, api.find_metrics(None, endpoint))
-        workload = _workload(asked, given, blocks, tokenizer, most, target.protocol)
+        workload = _workload(asked, given, blocks, tokenizer, most)
         if any(other.target.identity == target.identity for other in found):
             raise UserError(f"{target.name} is named twice", fix="compare it with another one")
         name = _LETTERS[place] if place < len(_LETTERS) else str(place)
@@ -138,7 +137,6 @@ def _workload(
     blocks: int,
     tokenizer: Path | None,
     max_tokens: int | None,
-    protocol: str,
 ) -> api.Workload:
     from llm_perf import api
 
@@ -150,19 +148,12 @@ def _workload(
             api.parse_lengths(given["isl"], "--isl"),
             api.parse_lengths(given["osl"], "--osl"),
             given["requests"] * blocks,
-            sampling=_GREEDY.get(protocol),
             seed=given["seed"],
         )
     data = given["data"] or _measured_data(asked)
     osl = None if given["osl"] is None else api.parse_lengths(given["osl"], "--osl")
     limit = None if osl else max_tokens
-    workload = api.load_workload(data, tokenizer, limit, output_tokens=osl, seed=given["seed"])
-    if any(prompt.sampling for prompt in workload.prompts) or protocol not in _GREEDY:
-        return workload
-    sampling = _GREEDY[protocol]
-    return api.load_workload(
-        data, tokenizer, limit, output_tokens=osl, seed=given["seed"], sampling=sampling
-    )
+    return api.load_workload(data, tokenizer, limit, output_tokens=osl, seed=given["seed"])
 
 
 def _measured_data(asked: Sequence[Asked]) -> Path:
