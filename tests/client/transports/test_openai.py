@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,11 @@ def test_an_end_without_an_answer_is_an_empty_answer(
     )
     assert record.status is status
     assert (record.error is None) is record.ok
+
+
+def test_a_default_is_sent_where_a_prompt_says_nothing() -> None:
+    dialect = OpenAI("m", chat=False, defaults={"temperature": 0})
+    prompt = Prompt(0, "p", 1, 4)
+    assert json.loads(dialect.request(prompt, "r"))["temperature"] == 0
+    own = replace(prompt, sampling={"temperature": 0.7})
+    assert json.loads(dialect.request(own, "r"))["temperature"] == 0.7

@@ -1,0 +1,13 @@
+"""What every server of a study is told alike."""
+
+import pytest
+
+from llm_perf.api import Endpoint
+from trtllm_deploy.study.up import Up
+
+
+@pytest.mark.parametrize(("protocol", "sent"), [("grpc", 1), ("openai", 0)])
+def test_the_temperature_is_said_so_that_each_server_takes_the_likeliest_token(
+    protocol: str, sent: int
+) -> None:
+    assert Up(Endpoint("localhost:1", protocol, "m")).greedy == {"temperature": sent}
