@@ -224,8 +224,8 @@ def _distribution(values: array[float]) -> Metric:
     data = np.frombuffer(values)
     with np.errstate(invalid="ignore"):  # infinity less infinity
         plain = [data.mean(), data.min(), data.max(), data.std()]
-        spread = np.percentile(
-            data, PERCENTILES, overwrite_input=True
-        )  # the last that is asked of it
+        spread = np.percentile(data, PERCENTILES, overwrite_input=True)
+        if np.isnan(spread).any():  # between two infinities, or at the last value before one
+            spread = np.fmax(spread, np.percentile(data, PERCENTILES, method="lower"))
     figures = (spelt(float(each)) for each in (*plain, *spread))
     return {"count": len(values), **dict(zip(names, figures, strict=True))}

@@ -42,7 +42,7 @@ class Verdict:
 
 _SAID: Final = {
     "broken": "FAILED: {}",
-    "unsure": "not sure: {}: more prompts would tell",
+    "unsure": "not sure: {}: more measurements would tell",
     "kept": "passed: {}",
 }
 

@@ -52,7 +52,8 @@ def print_plan(
     console.print(table)
     wanted = Counter(stage.kind for stage in distinct(plans))
     missing = Counter(stage.kind for stage in distinct(plans) if not there[stage.key])
-    counts = ", ".join(f"{kind} {missing[kind]} of {wanted[kind]}" for kind in get_args(StageKind))
+    asked = [kind for kind in get_args(StageKind) if wanted[kind]]
+    counts = ", ".join(f"{kind} {missing[kind]} of {wanted[kind]}" for kind in asked)
     console.print(f"{len(plans)} cells; to make: {counts}")
     verdicts = Counter(each.verdict for each in (memory or {}).values() if each.tokens is not None)
     if verdicts:

@@ -85,6 +85,13 @@ def test_an_answer_in_one_piece_has_no_itl() -> None:
     assert metrics["output_token_throughput_per_user"]["count"] == 0
 
 
+def test_percentiles_among_infinite_paces_are_infinite_and_not_unknown() -> None:
+    at_once = [record(0, (10, 10), tokens=2) for _ in range(2)]
+    pace = compute_metrics([record(0, (10, 20), tokens=2), *at_once])
+    per_user = pace["output_token_throughput_per_user"]
+    assert (per_user["min"], per_user["p75"], per_user["p99"]) == (pytest.approx(100), "inf", "inf")
+
+
 def test_failed_requests_stay_out_of_the_figures_but_in_the_window() -> None:
     good = record(0, (10, 100), tokens=9)
     failed = record(0, (10, 200), tokens=5, status=Status.CUT)
