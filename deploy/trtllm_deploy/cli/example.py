@@ -23,8 +23,10 @@ def example(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in _PARTS:
         source = packaged("examples") / part
-        copy = shutil.copytree if source.is_dir() else shutil.copyfile
-        copy(source, folder / part)
+        if source.is_dir():  # pip compiles what it installs, examples too
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, folder / part)
         click.echo(f"wrote {folder / part}")
     click.echo(f"next: trtllm-deploy run {folder / _PARTS[0]}")
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from llm_perf.errors import UserError
+from trtllm_deploy.cli import example
 from trtllm_deploy.cli import main as cli
 from trtllm_deploy.spec.deployment_file import load_deployment
 
@@ -26,3 +28,15 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     assert isinstance(done.exception, UserError)
     assert "number-words" in str(done.exception)
     assert not (tmp_path / "quickstart.yaml").exists()
+
+
+def test_what_pip_compiled_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "examples"
+    (source / "number-words" / "__pycache__").mkdir(parents=True)
+    (source / "number-words" / "__pycache__" / "words.pyc").touch()
+    (source / "number-words" / "words.py").touch()
+    (source / "quickstart.yaml").touch()
+    monkeypatch.setattr(example, "packaged", lambda folder: tmp_path / folder)
+    done = CliRunner().invoke(cli.command, ["example", str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "new" / "number-words").iterdir()] == ["words.py"]
