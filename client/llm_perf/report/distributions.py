@@ -45,16 +45,17 @@ def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | No
         Axis("Share of answered requests", [0, 1], top=1.0),
     )
     one = len({point.target for point, *_ in curves}) == 1
-    for at, (_, values, curve) in enumerate(curves):
+    colours = [f"s{at}" if one else view.styles[p.target].css for at, (p, *_) in enumerate(curves)]
+    for (_, values, curve), css in zip(curves, colours, strict=True):
         start = float((values <= 0).mean())
-        plot.line([(curve[0][0], start), *curve], f"s{at}")
+        plot.line([(curve[0][0], start), *curve], css)
     for limit in limits:
         plot.limit(f"{limit.statistic} {limit_words(limit, name=False)}", x=limit.value)
     for at, (point, _, curve) in enumerate(curves):
         middle = len(curve) * (2 + at % 3) // 6  # names at different heights
         name = point.load if one else f"{view.styles[point.target].name}, {point.load}"
         spots = [*curve[middle:], *curve[:middle][::-1]]
-        plot.label_along(spots, name.replace("concurrency ", "conc. "), f"s{at}")
+        plot.label_along(spots, name.replace("concurrency ", "conc. "), colours[at])
     return Chart(
         plot.name,
         f"Distribution of {LATENCIES[metric]}",

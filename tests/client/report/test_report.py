@@ -25,6 +25,7 @@ from llm_perf.figures.limits import parse_limits
 from llm_perf.load.load import Concurrency
 from llm_perf.report.charts import against_load, throughput
 from llm_perf.report.decision import decide
+from llm_perf.report.distributions import distribution
 from llm_perf.report.draw import Axis, number, scale
 from llm_perf.report.page import build
 from llm_perf.report.points import Form, Line, Point, points_of
@@ -166,6 +167,17 @@ def test_the_axis_has_the_form_that_the_limit_speaks_of() -> None:
     chart = throughput(view)
     assert chart and "Tokens/s per user (1/mean TPOT)" in chart.svg and "feasible" in chart.svg
     assert points[0].per_user(Form("inter_token_latency")) == 250
+
+
+def test_a_target_has_the_same_colour_in_every_chart(tmp_path: Path) -> None:
+    points = points_of(read_results([str(study(tmp_path, n=30, loads=(4,)))]))
+    view = view_of(points, (), (), None)
+    for drawn in (points, points[::-1]):
+        chart = distribution(view, "time_to_first_token", drawn)
+        assert chart is not None
+        for style in view.styles.values():
+            named = rf'class="label {style.css}"[^>]*>{re.escape(style.name)}, '
+            assert re.search(named, chart.svg)
 
 
 def test_the_crossing_lies_between_the_loads_measured() -> None:
