@@ -258,7 +258,8 @@ def stop(cell: str | None, workspace: Path) -> None:
         click.echo(f"ended what a killed command left: {_told(each)}")
     if not chosen and (cell or not left):
         what = f"{cell} isn't" if cell else "nothing is"
-        raise UserError(f"{what} served from {workspace}", fix="see trtllm-deploy ps")
+        fix = "see trtllm-deploy ps; servers of another folder need its --workspace"
+        raise UserError(f"{what} served from {workspace}", fix=fix)
     for server in chosen:
         click.echo(f"stopping {server.cell}; requests in flight get {server.exit_seconds} s")
         end(server)

@@ -64,7 +64,8 @@ def check_ports(ports: Ports, address: str = "127.0.0.1", used: Sequence[str] = 
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UserError(
-                    f"port {port} is already in use on {address}", fix=f"set another with {flag}"
+                    f"port {port} is already in use on {address}",
+                    fix=f"see trtllm-deploy ps, or set another with {flag}",
                 ) from None
             raise UserError(
                 f"can't listen on {address}:{port}: {error.strerror}",
