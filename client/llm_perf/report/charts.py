@@ -86,7 +86,7 @@ def _row(view: View, point: Point, x: float, y: float, *, expected: bool) -> tup
 
 
 def _how_to_read(view: View, known: _Known, shaded: bool, expected: bool) -> Iterator[str]:
-    yield "Up is more throughput, right is faster for each user. The axis has the"
+    yield "Up is more throughput, right is faster for each user. The axis is"
     yield f"{view.form.name}; other forms differ from it by the spread of users."
     if shaded:
         yield "The shaded side keeps the limit."
