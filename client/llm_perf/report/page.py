@@ -38,6 +38,11 @@ _CURVES: Final = 6  # distributions in one chart
 _ASSETS: Final = files(__package__) / "assets"
 _TEXT: Final = frozenset({"Target", "Load", "Precision", "Why", "Failure", "Status"})
 
+_STANDS_IN: Final = (
+    "The reference backend served here, in place of TensorRT-LLM: its answers count, its speed "
+    "says nothing about a GPU."
+)
+
 
 def build(
     lines: Sequence[Line],
@@ -55,6 +60,10 @@ def build(
     if found := answers(named):  # fresh runs that agree: surer than the points by themselves
         best, *others = (f"{target}: {sentence(answer)}." for target, answer in found)
         decision = replace(decision, sentence=best, notes=tuple(others))
+    if any(
+        (line.record["target"].get("cell") or {}).get("backend") == "reference" for line in lines
+    ):
+        decision = replace(decision, notes=(*decision.notes, _STANDS_IN))
     first = [each.target for each in (decision.best, decision.baseline) if each is not None]
     view = view_of(points, limits, first, gpus)
     charts = list(_charts(view, decision))

@@ -329,9 +329,7 @@ def test_a_sweep_beside_its_loads_counts_once_and_names_are_taken(tmp_path: Path
         ("fp8", 2),
         ("fp8", 4),
     ]
-    (named,) = (
-        read_results([f"a=b={written[0]}"]) if False else read_results([f"mine={written[0]}"])
-    )
+    (named,) = read_results([f"mine={written[0]}"])
     assert named.record["target"]["name"] == "mine" and named.columns is not None
     (tmp_path / "fp8_concurrency2.jsonl").unlink()
     page, *_ = build(read_results([str(written[0])]), ())
@@ -446,6 +444,16 @@ def test_a_report_of_trtllm_bench_is_drawn_with_what_differs(tmp_path: Path) -> 
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     with pytest.raises(UserError, match="is no report of trtllm-bench that is known"):
         read_results([str(tmp_path / "broken.json")])
+
+
+def test_what_the_reference_backend_served_says_so_at_its_head(tmp_path: Path) -> None:
+    lines = read_results([str(study(tmp_path, n=20, loads=(1, 4)))])
+    for at, line in enumerate(lines):
+        line.record["target"]["cell"]["backend"] = "reference" if at else "tensorrt"
+    _, _, decision = build(lines[:1], ())
+    assert "reference backend" not in " ".join(decision.notes)
+    _, _, decision = build(lines, ())
+    assert "reference backend" in decision.notes[-1]
 
 
 def test_a_report_without_streaming_has_no_latencies_per_token(tmp_path: Path) -> None:
