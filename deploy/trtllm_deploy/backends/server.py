@@ -7,11 +7,14 @@ for a scheduler. Which kinds there are stands in :mod:`trtllm_deploy.backends.se
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from llm_perf.errors import UserError
 from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.ports import Ports
@@ -37,6 +40,19 @@ class Chosen:
     oversubscribe: bool = False
     hostfile: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def program(self, name: str, fix: str) -> str:
+        """The absolute path of what was chosen, of ``name`` on PATH, or beside this interpreter.
+
+        Raises UserError with ``fix``: there is none.
+        """
+        own = self.executable
+        beside = Path(sys.executable).with_name(name)  # an environment that no shell activated
+        if found := shutil.which(own or name) or (None if own else shutil.which(beside)):
+            return str(Path(found).absolute())
+        if own:
+            raise UserError("is no program that can be started", where=own)
+        raise UserError(f"there is no {name} on this machine", fix=fix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from llm_perf.errors import UserError
 from trtllm_deploy.backends.server import SAID, Chosen, Cluster, Kind, Launch, Server
 from trtllm_deploy.backends.trtllm_serve.options import has, mistakes
 from trtllm_deploy.machine import supervise
@@ -29,6 +27,10 @@ from trtllm_deploy.releases.release import Release, load_release
 CONFIG = "trtllm-serve.yaml"
 _SCHEMA = "schemas/trtllm-serve-config.schema.json"
 _LAUNCHER = "trtllm-llmapi-launch"  # one task for each rank; the first runs the server
+_FIX = (
+    "run in the TensorRT-LLM container, or name one: --executable PATH, or 'executable:"
+    " {trtllm-serve: PATH}' in the deployment file"
+)
 
 
 def trtllm_serve(launch: Launch) -> Server:
@@ -48,7 +50,7 @@ def trtllm_serve(launch: Launch) -> Server:
     if spread:
         environment["OMPI_MCA_orte_tmpdir_base"] = str(supervise.scratch(launch.name))
     words = _words(launch.folder, str(said["model"]), launch.address, str(launch.ports.http))
-    program = [_program(chosen.executable), *words]
+    program = [chosen.program("trtllm-serve", _FIX), *words]
     release = load_release(str(said["release"]))
     return Server(
         command=tuple([*_mpirun(chosen, ranks), _LAUNCHER, *program] if spread else program),
@@ -69,19 +71,6 @@ def trtllm_serve(launch: Launch) -> Server:
 def _metrics(release: Release) -> str:
     """Prometheus' page came with ``return_perf_metrics``; before there were iterations only."""
     return "/prometheus/metrics" if has(release, "return_perf_metrics") else "/metrics"
-
-
-def _program(chosen: str | None) -> str:
-    found = shutil.which(chosen or "trtllm-serve")
-    if found:
-        return str(Path(found).absolute())
-    if chosen:
-        raise UserError("is no program that can be started", where=chosen)
-    raise UserError(
-        "there is no trtllm-serve on this machine",
-        fix="run in the TensorRT-LLM container, or name one: --executable PATH, or 'executable:"
-        " {trtllm-serve: PATH}' in the deployment file",
-    )
 
 
 def _passed_on(name: str) -> bool:

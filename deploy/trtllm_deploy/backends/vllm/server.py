@@ -9,15 +9,12 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llm_perf.errors import UserError
 from trtllm_deploy.backends.server import SAID, Chosen, Cluster, Kind, Launch, Server
 from trtllm_deploy.machine.data import load_data
 from trtllm_deploy.machine.environment import is_secret
@@ -29,12 +26,16 @@ CONFIG = "vllm.yaml"
 _IMAGE = "vllm/vllm-openai:v0.32.0"
 _OWN = "vLLM starts its processes itself, on this host"
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # else it reports to its makers
+_FIX = (
+    "pip install 'trtllm-deploy[vllm]', or name one: --executable PATH, or 'executable:"
+    " {vllm: PATH}' in the deployment file"
+)
 
 
 def vllm(launch: Launch) -> Server:
     """One ``vllm serve``. Raises UserError: there is no vLLM here, or the folder isn't whole."""
     said = read_json_object(launch.folder / SAID)
-    program = _program(launch.chosen.executable)
+    program = launch.chosen.program("vllm", _FIX)
     environment = {
         **_QUIET,
         **{name: value for name, value in os.environ.items() if _passed_on(name)},
@@ -55,21 +56,6 @@ def vllm(launch: Launch) -> Server:
         metrics="http",
         zero=1,  # so it ends when its engine was killed
         idle=tuple((flag, _OWN) for flag in _idle(launch.chosen)),
-    )
-
-
-def _program(chosen: str | None) -> str:
-    """The one that was chosen, on PATH, or beside this interpreter, where no shell found it."""
-    beside = Path(sys.executable).with_name("vllm")
-    found = shutil.which(chosen or "vllm") or (None if chosen else shutil.which(beside))
-    if found:
-        return str(Path(found).absolute())
-    if chosen:
-        raise UserError("is no program that can be started", where=chosen)
-    raise UserError(
-        "there is no vllm on this machine",
-        fix="pip install 'trtllm-deploy[vllm]', or name one: --executable PATH, or 'executable:"
-        " {vllm: PATH}' in the deployment file",
     )
 
 
