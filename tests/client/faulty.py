@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from tests.client.ports import own_port
 from tests.client.scripted import ENSEMBLE, FINAL, Say, response
 
 WORDS = ("one", " two", " three")
@@ -172,6 +173,7 @@ class FaultyServer:
     def __enter__(self) -> FaultyServer:
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.port = own_port(self)
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,))
         self._thread.start()
@@ -184,9 +186,8 @@ class FaultyServer:
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        self.port = 0
-        self._loop.run_until_complete(self.listen())
         self.url = f"127.0.0.1:{self.port}"
+        self._loop.run_until_complete(self.listen())
         started.set()
         self._loop.run_forever()
         self.stop_listening()
@@ -198,8 +199,9 @@ class FaultyServer:
         self._loop.close()
 
     async def listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, reuse_port=True
+        )
 
     async def listen_anew(self) -> None:
         self.stop_listening()

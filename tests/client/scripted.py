@@ -16,6 +16,8 @@ import grpc
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from tests.client.ports import own_port
+
 ENSEMBLE = """
 name: "ensemble" platform: "ensemble" max_batch_size: 8
 input { name: "text_input" data_type: TYPE_STRING dims: [-1] }
@@ -144,12 +146,11 @@ class ScriptedTriton:
         }
         self._server = grpc.server(ThreadPoolExecutor(max_workers=64))
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        place = "127.0.0.1:0"
+        self.url = f"127.0.0.1:{own_port(self)}"
         if self.credentials is None:
-            port = self._server.add_insecure_port(place)
+            self._server.add_insecure_port(self.url)
         else:
-            port = self._server.add_secure_port(place, self.credentials)
-        self.url = f"127.0.0.1:{port}"
+            self._server.add_secure_port(self.url, self.credentials)
         self._server.start()
         return self
 
@@ -157,7 +158,7 @@ class ScriptedTriton:
         self.stop()
 
     def stop(self) -> None:
-        """Listen no more, and drop who is connected."""
+        """Listen no more, and drop who is connected; who comes is refused."""
         self._server.stop(None).wait()
 
     def _handlers(self) -> grpc.GenericRpcHandler:

@@ -293,7 +293,7 @@ def test_a_sweep_tells_of_the_loads_that_were_finished(llm_perf, tmp_path: Path)
         flags = ("--concurrency=1,2,4", "--repeat=1000", "--give-up-after=0.5")
         out, err = llm_perf(server, *flags).communicate(timeout=30)
     assert "Traceback" not in err
-    assert "nothing but refusals" in out
+    assert "nothing but refusals" in out, err
 
 
 def test_a_server_that_is_gone_before_the_second_load_costs_no_summary(
