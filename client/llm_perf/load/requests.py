@@ -136,11 +136,13 @@ class Requests:
         if limit is not None and self._broken >= limit:
             return f"{self._broken} requests failed"
         status, text = seen.failure or (None, "")
+        since = self._refused_since_ns or seen.end_ns
         if status is not Status.REFUSED:
-            # a timeout is no sign of life, nor one of death
-            self._refused_since_ns = self._refused_since_ns if status is Status.TIMEOUT else None
+            # a timeout is no sign of life, nor one of death; an answer is read after its end
+            if status is not Status.TIMEOUT and seen.end_ns >= since:
+                self._refused_since_ns = None
             return None
-        since = self._refused_since_ns = self._refused_since_ns or seen.end_ns
+        self._refused_since_ns = since
         if seen.end_ns - since < self._conditions.give_up_after_s * 1e9:
             return None
         return f"for {(seen.end_ns - since) / 1e9:.0f} s nothing but refusals: {text}"

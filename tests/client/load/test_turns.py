@@ -15,7 +15,7 @@ from llm_perf.load.load import ONCE, Concurrency, Conditions
 from llm_perf.load.requests import Requests
 from llm_perf.load.runner import _offer
 from llm_perf.load.turns import AT_ONCE, Turns
-from llm_perf.record import Chunk, Exchange
+from llm_perf.record import Chunk, Exchange, Status
 from llm_perf.workload.workload import Prompt
 from tests.client.listening import LOOPS
 
@@ -111,6 +111,46 @@ def test_a_fault_in_reading_ends_the_run_with_its_cause() -> None:
 
     with pytest.raises(ArithmeticError, match="odd"):
         asyncio.run(run())
+
+
+class Told(Lockstep):
+    """A transport whose requests end when and as they are told to, in turn."""
+
+    def __init__(self, *ends: tuple[float, Status | None]) -> None:
+        super().__init__()
+        self.ends = iter(ends)
+
+    async def stream(self, _request: bytes, seen: Exchange, _timeout_s: float) -> None:
+        end_s, status = next(self.ends)
+        seen.end_ns = int(end_s * 1e9)
+        seen.failure = status and (status, "nobody there")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stopped"),
+    [
+        ((1.0, None), (2.0, Status.REFUSED), True),  # the answer is read after the refusal
+        ((2.0, Status.REFUSED), (2.5, None), False),
+        ((2.0, Status.REFUSED), (2.5, Status.ERROR), False),
+        ((2.0, Status.REFUSED), (2.5, Status.TIMEOUT), True),
+    ],
+)
+def test_an_answer_that_ended_before_a_refusal_does_not_count_as_life_after_it(
+    first: tuple[float, Status | None], second: tuple[float, Status | None], stopped: bool
+) -> None:
+    transport = Told(first, second, (3.0, Status.REFUSED))
+
+    async def run() -> str | None:
+        stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        requests = Requests(transport, [Prompt(0, "p", 1, 1)], Conditions(give_up_after_s=1), stop)
+        await requests.ask(0, 0)
+        await requests.ask(1, 0)
+        await asyncio.sleep(0)  # answers are read
+        await requests.ask(2, 0)
+        return stop.result() if stop.done() else None
+
+    why = asyncio.run(run())
+    assert why == ("for 1 s nothing but refusals: nobody there" if stopped else None)
 
 
 def rounds(turns: Turns, steps: int, taken: list[int]) -> Coroutine[Any, Any, list[int]]:
