@@ -10,7 +10,6 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +30,7 @@ from llm_perf.report.requests import LATENCIES
 from llm_perf.report.searches import answers, limits_of
 from llm_perf.report.timeline import in_flight, packed, server_panels
 from llm_perf.report.view import Chart, Row, View, bounded, maybe, short_names, view_of
+from llm_perf.results.run import installed_version
 from llm_perf.screen import plain
 from llm_perf.search.drawn import sentence
 
@@ -138,7 +138,7 @@ def _page(
         explained=_EXPLAINED,
         failed=[tuple(map(plain, each)) for each in failed],
         targets=[told(name, mine) for name, mine in targets(view.points).items()],
-        version=version("trtllm-deploy"),
+        version=installed_version(),
         sources=", ".join(dict.fromkeys(plain(line.source) for line in lines)),
     )
 

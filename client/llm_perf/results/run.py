@@ -115,7 +115,7 @@ class Run:
             "server_metrics": dict(self.server_metrics),
             "started_at": self.started_at,
             "client": {
-                "llm_perf": _version(),
+                "llm_perf": installed_version(),
                 "python": platform.python_version(),
                 "host": platform.platform(),
                 "clock": "time.perf_counter_ns",
@@ -123,7 +123,8 @@ class Run:
         }
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Which release this is, or that it is none."""
     try:
         return version("trtllm-deploy")
     except PackageNotFoundError:  # a checkout, or its metadata went while the load ran

@@ -127,8 +127,9 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     measure.check()  # what is wrong there shows before the build
     outcome = build_cells(asked, fail_fast=fail_fast)
     out = console()
-    if searches := Searches.of(measure):
-        out.print(f"Search at each cell, {cost(searches.question)}", markup=False)
+    searches = Searches.of(measure)
+    for question in searches.questions:
+        out.print(f"Search at each cell, {cost(question)}", markup=False)
     with BuildProgress(out, "measurements") as progress:
         measured = measure_cells(
             outcome,
@@ -140,7 +141,7 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
         )
     print_summary(measured, asked.workspace.results, out)
     write_page(measured, asked.workspace.results, settings.limits, file.name, out)
-    found = [searches.show(plan) for plan in outcome.built] if searches else []
+    found = [searches.show(plan) for plan in outcome.built]
     if outcome.unbuilt:
         return 2
     return 0 if all(found) and all(each["status"] == "ok" for each in measured) else 1

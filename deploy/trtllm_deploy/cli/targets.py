@@ -158,6 +158,7 @@ def _workload(
 
 def _measured_data(asked: Sequence[Asked]) -> Path:
     for each in asked:
-        if each.of is not None and each.of.file.deployment.measure is not None:
-            return each.of.file.resolve(each.of.file.deployment.measure.data)
+        measure = each.of.file.deployment.measure if each.of else None
+        if each.of and measure and measure.data is not None:
+            return each.of.file.resolve(measure.data)
     raise UserError("there are no prompts", fix="give --data FILE.jsonl, or --isl and --osl")

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -158,7 +158,11 @@ def first_error(
     what, fix = detail["msg"].removeprefix("Value error, "), None
     if not detail["type"].startswith("value_error") and isinstance(detail["input"], _SCALARS):
         what = f"{what[0].lower()}{what[1:]}, not {detail['input']!r}"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("model_type", "dict_type"):
+        given = detail["input"]
+        shown = repr(given) if isinstance(given, _SCALARS) else "a list"
+        what = f"must be a block of keys, not {shown}"
+    elif detail["type"] == "extra_forbidden":
         siblings = _fields_at(schema, key[:-1])
         near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
         what = f"unknown key {str(key[-1])!r}"
@@ -197,12 +201,16 @@ def _fields_at(schema: type[BaseModel], path: KeyPath) -> list[str]:
     """The keys that the schema allows at a path."""
     block: Any = schema
     for step in path:
-        if isinstance(block, type) and issubclass(block, BaseModel):
+        if get_origin(block) is list and not isinstance(step, int):
+            (block,) = get_args(block)
+        if _is_block(block):
             field = block.model_fields.get(str(step))
             block = field.annotation if field else None
-        else:  # the value type of a dict
+        else:  # the type of what a dict or a list holds
             block = get_args(block)[-1]
         block = next((kind for kind in _flat(block) if _is_block(kind)), block)
+    if get_origin(block) is list:  # one entry may stand for a list of them
+        (block,) = get_args(block)
     return list(block.model_fields) if _is_block(block) else []
 
 

@@ -35,6 +35,11 @@ def _isl_osl(value: Any) -> Any:
     return tuple(parts)
 
 
+def _none_or_more(value: Any) -> Any:
+    """Blocks as a list: nothing, one, or a list of them."""
+    return [] if value is None else as_list(value)
+
+
 def _known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value not in names:
@@ -174,5 +179,5 @@ class Deployment(Block):
         default={}, description="environment of the server's processes, as NCCL_DEBUG: INFO"
     )
     measure: MeasureSpec | None = None
-    study: StudySpec | None = None
+    study: Annotated[list[StudySpec], BeforeValidator(_none_or_more)] = Field(default=[])
     tune: TuneSpec | None = None

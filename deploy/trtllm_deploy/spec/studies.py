@@ -68,7 +68,11 @@ class StudySpec(Block):
 class MeasureSpec(Block):
     """What ``run`` measures at each cell."""
 
-    data: str = Field(description="jsonl with text_input and, for a score, reference")
+    data: str | None = Field(
+        default=None,
+        description="jsonl with text_input and, for a score, reference; default: made up prompts of"
+        " the cell's ISL, whose answers have exactly its OSL",
+    )
     concurrency: Annotated[list[Count], BeforeValidator(as_list), AfterValidator(unique)] | None = (
         Field(
             default=None,
@@ -85,6 +89,9 @@ class MeasureSpec(Block):
     requests: Count | None = Field(
         default=None, description="requests of a load; default: each prompt once"
     )
+    duration: (
+        Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None
+    ) = Field(default=None, description="of a load, like 30s: nothing is sent later than that")
     warmup_requests: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=0, description="requests before each load that aren't measured"
     )

@@ -23,6 +23,8 @@ from trtllm_deploy.spec.studies import MeasureSpec
 from trtllm_deploy.study.up import target_of
 from trtllm_deploy.workspace.folder import Workspace
 
+_MADE_UP = 256  # prompts, where nothing says how many
+
 
 def gpu_facts(gpus: Sequence[Gpu], count: int) -> dict[str, Any] | None:
     """Of the first GPU what a ledger keeps, and how many a cell has; None without any."""
@@ -51,17 +53,19 @@ class Asked:
         own = (self.file, self.settings, self.workspace, self.gpus, self.shapes, self.sha256)
         return Asked, own
 
-    @property
-    def _data(self) -> Path:
-        return self.file.resolve(self.settings.data)
+    @cached_property
+    def _data(self) -> Path | None:
+        return None if self.settings.data is None else self.file.resolve(self.settings.data)
 
     @cached_property
     def made_up(self) -> bool:
-        """Whether the data only says how long prompts are: making them up takes the tokenizer."""
-        return not all(line.text for line in api.read_lines(self._data))
+        """Whether prompts are only known by their lengths: making them up takes the tokenizer."""
+        return self._data is None or not all(line.text for line in api.read_lines(self._data))
 
     def check(self) -> None:
         """Raises UserError: the prompts can't be read, or are too few to be dealt out."""
+        if self._data is None:
+            return
         loads = len(self.loads) * self.settings.repetitions
         have, wanted = len(api.read_lines(self._data)) // loads, self.settings.requests or 1
         if self.settings.fresh and have < wanted:
@@ -95,6 +99,7 @@ class Asked:
             "trtllm_deploy": __version__,
             "release": file.deployment.release,
         }
+        extent = api.Extent(settings.requests, settings.duration, settings.warmup_requests)
         planned = []
         for number, (repetition, load) in enumerate(turns):
             part = (number, len(turns)) if settings.fresh else (0, 1)
@@ -104,7 +109,7 @@ class Asked:
                     target,
                     api.Rate(load.per_s, seed=seed) if isinstance(load, api.Rate) else load,
                     self._workload(plan, part, counted=counted),
-                    api.Extent(settings.requests, warmup_requests=settings.warmup_requests),
+                    extent,
                     seed,
                     repetition,
                     study=file.path.stem,
@@ -138,7 +143,19 @@ class Asked:
     def _workload(self, plan: CellPlan, part: tuple[int, int], *, counted: bool) -> api.Workload:
         tokenizer = self.workspace.artifact(plan.fetch) if counted or self.made_up else None
         limit = self.settings.max_tokens or plan.cell.osl
-        key = (part, tokenizer, limit)
+        isl = plan.cell.isl if self._data is None else None
+        key = (part, tokenizer, limit, isl)
         if key not in self._known:
-            self._known[key] = api.load_workload(self._data, tokenizer, limit, part=part)
+            self._known[key] = (
+                api.load_workload(self._data, tokenizer, limit, part=part)
+                if self._data
+                else self._synthetic(tokenizer, plan.cell.isl, limit, part[0])
+            )
         return self._known[key]
+
+    def _synthetic(self, tokenizer: Path | None, isl: int, osl: int, turn: int) -> api.Workload:
+        lengths = [api.parse_lengths(str(each), "measure") for each in (isl, osl)]
+        count, seed = self.settings.requests or _MADE_UP, self.settings.seed
+        return api.synthetic_workload(
+            tokenizer, lengths[0], lengths[1], count, seed=seed, turn=str(turn)
+        )

@@ -53,8 +53,7 @@ def measure_cells(
     todo = {
         stage.key: plan
         for plan in outcome.built
-        if any(each.id not in had for each in planned[plan.cell.name])
-        or (searches and searches.answer(plan) is None)
+        if any(each.id not in had for each in planned[plan.cell.name]) or searches.left(plan)
         for stage in [_stage(plan)]
     }
     failed = {plan.cell.name: _why_unbuilt(plan, outcome.failures) for plan in outcome.unbuilt}
@@ -129,14 +128,14 @@ class Measurer:
             had = frozenset() if self.again else api.finished(measured)
             left = [each for each in asked.of(plan, counted=True) if each.id not in had]
             searches = Searches.of(asked)
-            searching = searches and searches.answer(plan) is None
-            while left or searching:
+            questions = searches.left(plan)
+            while left or questions:
                 on_line("starts its server")
                 with served(plan, asked.file, asked.workspace, gpus) as up:
                     left = self._offer(plan, up, left, on_line)
-                    if searches and searching and not left:
-                        searches.search(plan, up, on_line)
-                        searching = False
+                    while questions and not left:
+                        searches.search(questions[0], plan, up, on_line)
+                        del questions[0]
         return True
 
     def _offer(

@@ -1,4 +1,4 @@
-"""The ``study:`` block: up to which load each cell keeps limits. Cells in, answers out.
+"""The ``study:`` blocks: up to which load each cell keeps limits. Cells in, answers out.
 
 Every run stands in the study's ledger, so an answer is read from there once all are made.
 """
@@ -28,28 +28,31 @@ def question_of(study: StudySpec, seed: int) -> api.Question:
 
 @dataclass(frozen=True, slots=True)
 class Searches:
-    """The searches that a file asks for, one for each cell."""
+    """The searches that a file asks for, each at each cell; none where it has no ``study:``."""
 
     asked: Asked
-    question: api.Question
+    questions: tuple[api.Question, ...]
 
     @classmethod
-    def of(cls, asked: Asked) -> Searches | None:
-        """What the file asks for; None where it has no ``study:``."""
-        study = asked.file.deployment.study
-        return cls(asked, question_of(study, asked.settings.seed)) if study else None
+    def of(cls, asked: Asked) -> Searches:
+        """What the file asks for."""
+        seed = asked.settings.seed
+        return cls(asked, tuple(question_of(each, seed) for each in asked.file.deployment.study))
 
-    def answer(self, plan: CellPlan) -> api.Answer | None:
-        """What the ledger says of a cell; None where runs are left to make."""
-        return api.searched(self.question, self._site(plan, None, api.Conditions()))
+    def left(self, plan: CellPlan) -> list[api.Question]:
+        """Those of a cell that the ledger has no answer to."""
+        return [each for each in self.questions if self._answer(each, plan) is None]
 
     def show(self, plan: CellPlan) -> bool:
-        """Print a cell's answer; whether its search came to an end."""
-        if answer := self.answer(plan):
+        """Print a cell's answers; whether all its searches came to an end."""
+        answers = [self._answer(each, plan) for each in self.questions]
+        for answer in filter(None, answers):
             api.print_answer(answer, plan.cell.name)
-        return answer is not None
+        return all(answers)
 
-    def search(self, plan: CellPlan, up: Up, say: Callable[[str], None]) -> api.Answer:
+    def search(
+        self, question: api.Question, plan: CellPlan, up: Up, say: Callable[[str], None]
+    ) -> api.Answer:
         """Search at a cell that is up. Raises UserError: its server is gone."""
         title = "search"
 
@@ -63,7 +66,10 @@ class Searches:
         conditions = api.Conditions(
             self.asked.settings.request_timeout, watch, server_metrics_url=up.metrics_url
         )
-        return api.search_limits(self.question, self._site(plan, up, conditions), on_run)
+        return api.search_limits(question, self._site(plan, up, conditions), on_run)
+
+    def _answer(self, question: api.Question, plan: CellPlan) -> api.Answer | None:
+        return api.searched(question, self._site(plan, None, api.Conditions()))
 
     def _site(self, plan: CellPlan, up: Up | None, conditions: api.Conditions) -> api.Site:
         first = self.asked.of(plan, counted=up is not None)[0]

@@ -116,6 +116,27 @@ def test_data_that_only_says_how_long_prompts_are_waits_for_the_tokenizer(tmp_pa
     assert [each.id for each in pickle.loads(pickle.dumps(what)).of(cell)] == [planned.id]
 
 
+def test_without_data_prompts_have_the_lengths_that_each_cell_is_built_for(tmp_path: Path) -> None:
+    matrix = {"matrix": {"max_batch_size": [4], "isl_osl": ["16,4", "7,3"]}}
+    measure = {"requests": 3, "duration": "30s", "concurrency": [2], "fresh": True}
+    what, plans = given(tmp_path, others=matrix, **measure)
+    what = replace(what, settings=what.settings.model_copy(update={"data": None}))
+    what.check()
+    assert not what.knows(plans[0])
+    what.workspace.store.make(
+        "fetch",
+        plans[0].fetch.made_from,
+        lambda folder: copytree(MODEL, folder, dirs_exist_ok=True),
+    )
+    found = {}
+    for each in plans:
+        (planned,) = what.of(each)
+        lengths = {(e.input_tokens, e.min_tokens, e.max_tokens) for e in planned.workload.prompts}
+        found[each.cell.isl] = (lengths, len(planned.workload.prompts))
+        assert planned.extent == api.Extent(requests=3, duration_s=30)
+    assert found == {16: ({(16, 4, 4)}, 3), 7: ({(7, 3, 3)}, 3)}
+
+
 def test_a_target_says_how_the_cell_was_built_and_served(tmp_path: Path) -> None:
     varied = {"matrix": {**SPEC["matrix"], "enable_kv_cache_reuse": [True, False]}}  # type: ignore[dict-item]
     more = {"build": {"max_num_tokens": 2048}, "env": {"NCCL_DEBUG": "INFO"}, **varied}

@@ -163,7 +163,7 @@ def measurer(tmp_path: Path) -> measure.Measurer:
         of=lambda *_, **__: [api.Planned(CELL, api.Concurrency(n), WORKLOAD) for n in (1, 2, 3)],
         workspace=Workspace(tmp_path),
         settings=MeasureSpec(data="prompts"),
-        file=SimpleNamespace(deployment=SimpleNamespace(study=None)),
+        file=SimpleNamespace(deployment=SimpleNamespace(study=[])),
         predicted=lambda *_: None,
     )
     plan = SimpleNamespace(cell=SimpleNamespace(name="cell"))

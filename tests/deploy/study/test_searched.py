@@ -36,9 +36,10 @@ def test_a_cell_is_searched_after_its_loads_and_never_again(
             yield Up(api.Endpoint(server.url, "grpc", NULL))
 
     monkeypatch.setattr(measure, "served", served)
-    study = StudySpec.model_validate(
-        {"limits": "latency.p90<1ms", "vary": "concurrency", "budget": "1m30s"}
-    )
+    study = [
+        StudySpec.model_validate({"limits": limits, "vary": "concurrency", "budget": "1m30s"})
+        for limits in ("latency.p90<1ms", "ttft.avg<1us")
+    ]
     asked: Any = SimpleNamespace(
         of=lambda *_, **__: [api.Planned(CELL, api.Concurrency(2), WORKLOAD, study="mine")],
         workspace=Workspace(tmp_path),
@@ -49,15 +50,15 @@ def test_a_cell_is_searched_after_its_loads_and_never_again(
     plan: Any = SimpleNamespace(cell=SimpleNamespace(name="cell"))
     stage: Any = SimpleNamespace(key="key")
     searches = Searches.of(asked)
-    assert searches and (searches.question.budget_s, searches.question.vary) == (90, "concurrency")
-    assert searches.answer(plan) is None and not searches.show(plan)
+    assert [(e.budget_s, e.vary) for e in searches.questions] == [(90, "concurrency")] * 2
+    assert len(searches.left(plan)) == 2 and not searches.show(plan)
     for _ in range(2):
         measure.Measurer(asked, {"key": plan})(stage, print)
         kept = api.read_measurements(asked.workspace.results)
-        assert [each["kind"] for each in kept] == ["load", "probe"] and len(started) == 1
+        assert [each["kind"] for each in kept] == ["load", "probe", "probe"] and len(started) == 1
     assert {each["study"] for each in kept} == {"mine"} and kept[1]["load"]["requests"] == 16
     assert "search: " in capsys.readouterr().out
     assert searches.show(plan)
     told = capsys.readouterr().out
     assert "cell | indicative | up to which concurrency" in told
-    assert "one request at a time doesn't keep the limits either" in told
+    assert told.count("it ended because one request at a time doesn't keep the limits") == 2
