@@ -44,11 +44,11 @@ class Searches:
         return [each for each in self.questions if self._answer(each, plan) is None]
 
     def show(self, plan: CellPlan) -> bool:
-        """Print a cell's answers; whether all its searches came to an end."""
+        """Print a cell's answers; whether each shows a load that keeps the limits."""
         answers = [self._answer(each, plan) for each in self.questions]
         for answer in filter(None, answers):
             api.print_answer(answer, plan.cell.name)
-        return all(answers)
+        return all(answer and answer.low for answer in answers)
 
     def search(
         self, question: api.Question, plan: CellPlan, up: Up, say: Callable[[str], None]
