@@ -27,7 +27,7 @@ DOCS = Path(__file__).parent
 EXIT_CODES = {
     "0": "done, or stopped as it was told to",
     "1": "a server didn't come up, ended by itself or was stopped before it was ready; a measure"
-    "ment failed; `check` or `doctor` found an error; `llm_perf search` found no load "
+    "ment failed; `check` or `doctor` found an error; a search found no load "
     "within the limits",
     "2": "what a person can mend, said in one line; `build` and `run`: some cells aren't built",
     "3": "`--fail-if` or `--strict` says so, or `llm_perf compare` has nothing to compare",
