@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from math import isinf
 
+from llm_perf.errors import UserError
 from llm_perf.figures.accuracy import check_scorer, score_records
 from llm_perf.figures.limits import Limit, parse_limit
 from llm_perf.figures.metrics import compute_metrics
@@ -77,6 +78,7 @@ __all__ = [
     "Status",
     "Target",
     "Trace",
+    "UserError",
     "Verdict",
     "Workload",
     "append_measurement",
