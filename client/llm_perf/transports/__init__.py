@@ -238,7 +238,7 @@ async def connect(
     that may refuse some of it is tried with it, for one token of another text.
     Raises ``UserError`` when nothing answers there, or the model is unknown or unfit.
     """
-    from llm_perf.transports.masked import Mask, Masked
+    from llm_perf.transports.masked import Mask
 
     module = importlib.import_module(_MODULES[endpoint.protocol][endpoint.chosen])
     mask = Mask(extra_headers(endpoint))
@@ -246,5 +246,4 @@ async def connect(
         transport: Transport = await module.connect(endpoint, streams, defaults or {}, trial)
     except UserError as error:
         raise UserError(mask.hide_in(str(error))) from error
-    by_itself = endpoint.protocol != "grpc"  # HTTP masks before it reads
-    return transport if by_itself or not mask.secrets else Masked(transport, mask)
+    return transport

@@ -21,7 +21,7 @@ from llm_perf.transports import Endpoint, Headers, extra_headers
 from llm_perf.transports.frames import Fields, encode_fields
 from llm_perf.transports.http2 import Connection, open_connection
 from llm_perf.transports.triton import TritonModel
-from llm_perf.transports.triton_rpc import SERVICE, describe
+from llm_perf.transports.triton_rpc import SERVICE, MessageStream, describe
 from llm_perf.workload.workload import Prompt
 
 _STREAMS_PER_CONNECTION = 64  # a socket read then carries several answers, at one time of reading
@@ -30,13 +30,13 @@ _PREFIX = 5  # bytes before each message: compressed or not, and its length
 _STATUSES = {str(status.value[0]): status.name for status in grpc.StatusCode}
 
 
-class GrpcTransport:
+class GrpcTransport(MessageStream):
     """Streams over a few warm connections, in turn; a lost one is opened again when needed."""
 
     def __init__(
         self, dialect: TritonModel, url: str, connections: list[Connection], headers: Headers
     ) -> None:
-        self.dialect = dialect
+        super().__init__(dialect, headers)
         self._url = url
         self._connections = connections
         self._turn = 0
@@ -68,13 +68,6 @@ class GrpcTransport:
         finally:
             timer.cancel()
             call.hang_up()
-
-    def read(self, seen: Exchange) -> None:
-        """See ``Transport.read``: messages came as such."""
-
-    def so_far(self, seen: Exchange) -> list[bytes]:
-        """See ``Transport.so_far``."""
-        return [message for _, message in seen.messages]
 
     async def close(self) -> None:
         """See ``Transport.close``."""

@@ -22,19 +22,26 @@ from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, Headers, Transport, extra_headers
 from llm_perf.transports.triton import TritonModel
-from llm_perf.transports.triton_rpc import CHANNEL_OPTIONS, SERVICE, describe, fail, open_channel
+from llm_perf.transports.triton_rpc import (
+    CHANNEL_OPTIONS,
+    SERVICE,
+    MessageStream,
+    describe,
+    fail,
+    open_channel,
+)
 from llm_perf.workload.workload import Prompt
 
 _STREAMS_PER_CHANNEL = 32  # one HTTP/2 connection is one socket and one flow-control window
 
 
-class GrpcTransport:
+class GrpcTransport(MessageStream):
     """Streams over a few channels of ``grpc.aio``, in turn."""
 
     def __init__(
         self, dialect: TritonModel, channels: Sequence[grpc.aio.Channel], metadata: Headers
     ) -> None:
-        self.dialect = dialect
+        super().__init__(dialect, metadata)
         self._metadata = metadata
         self._channels = channels
         self._stubs = itertools.cycle(
@@ -65,24 +72,17 @@ class GrpcTransport:
         if code is not grpc.StatusCode.OK:
             fail(seen, code, await call.details() or "")
 
-    def read(self, seen: Exchange) -> None:
-        """See ``Transport.read``: messages came as such."""
-
-    def so_far(self, seen: Exchange) -> list[bytes]:
-        """See ``Transport.so_far``."""
-        return [message for _, message in seen.messages]
-
     async def close(self) -> None:
         """See ``Transport.close``."""
         for channel in self._channels:
             await channel.close()
 
 
-class StockTransport:
+class StockTransport(MessageStream):
     """Streams over a few of ``tritonclient``'s clients, in turn."""
 
     def __init__(self, dialect: TritonModel, clients: Sequence[Any], headers: Headers) -> None:
-        self.dialect = dialect
+        super().__init__(dialect, headers)
         self._clients = clients
         self._turn = itertools.cycle(clients)
         self._headers = dict(headers)
@@ -110,13 +110,6 @@ class StockTransport:
         seen.messages = [(at, _message(*answer)) for at, answer in answers]
         if failure is not None:
             fail(seen, *failure)
-
-    def read(self, seen: Exchange) -> None:
-        """See ``Transport.read``: messages came as such."""
-
-    def so_far(self, seen: Exchange) -> list[bytes]:
-        """See ``Transport.so_far``."""
-        return [message for _, message in seen.messages]
 
     async def close(self) -> None:
         """See ``Transport.close``."""

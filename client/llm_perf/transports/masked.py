@@ -7,12 +7,11 @@ as many bytes, so that what frames them stays right.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
 
-from llm_perf.record import Exchange
-from llm_perf.transports import SECRET, Dialect, Headers, Transport
+from llm_perf.transports import SECRET, Headers
 
 _SHORTEST = 6  # characters: what is shorter is a word of any text
 _STUMP = 4
@@ -44,35 +43,3 @@ class Mask:
             size = next((size for size in sizes if body.endswith(secret[:size])), 0)
             body = body[: len(body) - size] + b"*" * size
         return (body + data[len(body) :]).decode(errors="surrogateescape")
-
-
-class Masked:
-    """A ``Transport`` that tells nobody what the server repeats of ``mask``'s secrets."""
-
-    def __init__(self, inner: Transport, mask: Mask) -> None:
-        self._inner = inner
-        self._hide, self._hide_in = mask.hide, mask.hide_in
-
-    @property
-    def dialect(self) -> Dialect:
-        """See ``Transport.dialect``."""
-        return self._inner.dialect
-
-    async def stream(self, request: bytes, seen: Exchange, timeout_s: float) -> None:
-        """See ``Transport.stream``."""
-        await self._inner.stream(request, seen, timeout_s)
-
-    def read(self, seen: Exchange) -> None:
-        """See ``Transport.read``."""
-        self._inner.read(seen)
-        seen.messages = [(at, self._hide(message)) for at, message in seen.messages]
-        if seen.failure is not None:
-            seen.failure = seen.failure[0], self._hide_in(seen.failure[1])
-
-    def so_far(self, seen: Exchange) -> Sequence[bytes]:
-        """See ``Transport.so_far``."""
-        return [self._hide(message) for message in self._inner.so_far(seen)]
-
-    async def close(self) -> None:
-        """See ``Transport.close``."""
-        await self._inner.close()

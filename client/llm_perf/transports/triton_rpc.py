@@ -13,7 +13,8 @@ from tritonclient.grpc import service_pb2
 
 from llm_perf.errors import UserError
 from llm_perf.record import Exchange, Status
-from llm_perf.transports import Endpoint, Tls, extra_headers, no_model
+from llm_perf.transports import Endpoint, Headers, Tls, extra_headers, no_model
+from llm_perf.transports.masked import Mask
 from llm_perf.transports.triton import TritonModel, model_from_config
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -27,6 +28,25 @@ CHANNEL_OPTIONS = (
 _PATIENCE_S = 10.0
 # how gRPC's library words it: nobody listens, REFUSED_STREAM, GOAWAY before the stream was begun
 _REFUSALS = ("failed to connect", "error code 7", "goaway received")
+
+
+class MessageStream:
+    """What all of them read alike: messages came as such, and repeat none of our secrets."""
+
+    def __init__(self, dialect: TritonModel, headers: Headers) -> None:
+        self.dialect = dialect
+        self._mask = Mask(headers)
+
+    def read(self, seen: Exchange) -> None:
+        """See ``Transport.read``."""
+        if self._mask.secrets:
+            seen.messages = [(at, self._mask.hide(message)) for at, message in seen.messages]
+            if seen.failure is not None:
+                seen.failure = seen.failure[0], self._mask.hide_in(seen.failure[1])
+
+    def so_far(self, seen: Exchange) -> list[bytes]:
+        """See ``Transport.so_far``."""
+        return [self._mask.hide(message) for _, message in seen.messages]
 
 
 async def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
