@@ -29,7 +29,7 @@ from llm_perf.report.points import Line, Point, points_of, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.searches import answers, limits_of
 from llm_perf.report.timeline import in_flight, packed, server_panels
-from llm_perf.report.view import Chart, Row, View, bounded, maybe, short_names, view_of
+from llm_perf.report.view import Chart, View, bounded, maybe, short_names, view_of
 from llm_perf.results.run import installed_version
 from llm_perf.screen import plain
 from llm_perf.search.drawn import sentence
@@ -119,6 +119,7 @@ def _page(
         style += _asset("uPlot.min.css")
         script = _asset("uPlot.iife.min.js") + _asset("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["plain"] = plain
     failed = [
         (line.record["target"]["name"], load_words(line), line.record.get("error") or "")
         for line in lines
@@ -131,15 +132,14 @@ def _page(
         script=Markup(script),
         decision=decision,
         charts=charts,
-        svg=lambda chart: Markup(chart.svg),
-        table=_table,
+        texts=_TEXT,
         timeline=timeline,
         points=_points_table(view),
         explained=_EXPLAINED,
-        failed=[tuple(map(plain, each)) for each in failed],
+        failed=failed,
         targets=[told(name, mine) for name, mine in targets(view.points).items()],
         version=installed_version(),
-        sources=", ".join(dict.fromkeys(plain(line.source) for line in lines)),
+        sources=dict.fromkeys(line.source for line in lines),
     )
 
 
@@ -162,28 +162,6 @@ def _hash(text: str) -> str:
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text("utf-8")
-
-
-def _table(heads: Row, rows: Sequence[Row], what: str) -> Markup:
-    """A table that scrolls, with the keyboard too."""
-    kinds = [Markup(' class="text"') if head in _TEXT else "" for head in heads]
-    cells = Markup("").join(
-        Markup("<tr>{}</tr>\n").format(
-            Markup("").join(
-                Markup("<td{}>{}</td>").format(kind, plain(cell))
-                for kind, cell in zip(kinds, row, strict=True)
-            )
-        )
-        for row in rows
-    )
-    named = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(kind, head)
-        for kind, head in zip(kinds, heads, strict=True)
-    )
-    return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table: {}"><table>'
-        "<thead><tr>{}</tr></thead><tbody>\n{}</tbody></table></div>"
-    ).format(what, named, cells)
 
 
 def _points_table(view: View) -> dict[str, Any]:
