@@ -20,9 +20,10 @@ from llm_perf.report.requests import Requests
 from llm_perf.report.words import hundredths, percent
 
 RATE: Final = "request_throughput"
+TOKENS: Final = "output_token_throughput"
 _MANY: Final = 3  # times as much: more isn't told in per cent
 _COMPARED: Final = (
-    ("tokens/s", "output_token_throughput", "avg"),
+    ("tokens/s", TOKENS, "avg"),
     ("mean TTFT", "time_to_first_token", "avg"),
     ("TTFT p95", "time_to_first_token", "p95"),
     ("mean ITL", "inter_token_latency", "avg"),

@@ -15,8 +15,8 @@ from llm_perf.report.axes import Axis, number
 from llm_perf.report.draw import SERIES, Plot
 from llm_perf.report.points import Point, targets
 from llm_perf.report.requests import LATENCIES
-from llm_perf.report.view import Chart, View, bounded, maybe, wide
-from llm_perf.report.words import limit_words
+from llm_perf.report.view import Chart, View, wide
+from llm_perf.report.words import bounded, limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
@@ -175,7 +175,7 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
         + "Whiskers are 95 % intervals.",
         ("Target", "Load", "mean", *PERCENTILES),
         tuple(
-            (p.target, p.load, *(maybe(p.figure(metric, s)) for s in ("avg", *PERCENTILES)))
+            (p.target, p.load, *(bounded(p.figure(metric, s)) for s in ("avg", *PERCENTILES)))
             for ps in groups.values()
             for p in ps
         ),

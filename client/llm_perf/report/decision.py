@@ -12,7 +12,7 @@ from typing import Final
 
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import Limit
-from llm_perf.report.against import RATE, above, compared, score_change
+from llm_perf.report.against import RATE, TOKENS, above, compared, score_change
 from llm_perf.report.points import PER_USER, Form, Interval, Point, targets
 from llm_perf.report.words import limit_words, named, shown
 
@@ -84,7 +84,7 @@ def decide(points: Sequence[Point], limits: Sequence[Limit], baseline: str | Non
     if best is None:
         return Decision(*_none_keeps(judged, wanted), None, None)
     base = _most([each for each in kept if each.target == against], RATE)
-    sentence = f"{_rate_of(best)} with {wanted}"
+    sentence = f"{best.name}: {_told(best, RATE)} with {wanted}"
     notes = list(_open_ends(best, judged))
     if base is not None and base.target != best.target:
         sentence += above(best, base)
@@ -101,29 +101,23 @@ def _without_limits(points: Sequence[Point], baseline: Sequence[Point]) -> Decis
     """The most throughput, and the most at a pace that one reads: nothing is decided by them."""
     if told := compared(points):
         return Decision(told[0], told[1:], points[-1], points[0])
-    best = _most(points, "output_token_throughput")
+    best = _most(points, TOKENS)
     if best is None:
         return Decision("Nothing was answered: there is nothing to decide.", (), None, None)
-    figure = shown(
-        "output_token_throughput",
-        best.figure("output_token_throughput"),
-        best.interval("output_token_throughput"),
-    )
-    sentence = f"Most throughput: {best.name}, {figure}"
-    base = _most(baseline, "output_token_throughput")
+    sentence = f"Most throughput: {best.name}, {_told(best, TOKENS)}"
+    base = _most(baseline, TOKENS)
     if base is not None and base.target != best.target:
-        sentence += above(best, base, "output_token_throughput")
+        sentence += above(best, base, TOKENS)
         if apart := score_change(best, base):
             sentence += f"; score {apart}"
     notes = ["No limits were given, so no point is better than another: --limit says what counts."]
     form = Form(PER_USER)
     paced = [each for each in points if (each.per_user(form) or 0) >= FAST]
-    if (fluent := _most(paced, "output_token_throughput")) is not None:
-        rate = fluent.figure("output_token_throughput")
+    if (fluent := _most(paced, TOKENS)) is not None:
         notes.insert(
             0,
             f"With {FAST:g} tokens/s per user or more ({form.name}): {fluent.name}, "
-            f"{shown('output_token_throughput', rate, None)} in all.",
+            f"{shown(TOKENS, fluent.figure(TOKENS))} in all.",
         )
     return Decision(f"{sentence}.", (*notes, *_doubts(best)), best, base)
 
@@ -149,7 +143,7 @@ def _open_ends(best: Point, judged: Sequence[tuple[Point, list[Verdict]]]) -> It
     ]
     for point, verdicts in unclear[:_TOLD]:
         why = "; ".join(str(each) for each in verdicts if each.outcome == "undecided")
-        yield f"Undecided: {point.name} does more, {_rate(point)}, but {why}."
+        yield f"Undecided: {point.name} does more, {_told(point, RATE)}, but {why}."
     if (left := len(unclear) - _TOLD) > 0:
         yield f"So are {left} other points that do more."
     higher = [
@@ -184,9 +178,5 @@ def _most(points: Iterable[Point], metric: str) -> Point | None:
     return max(known, key=lambda each: each.figure(metric) or 0, default=None)
 
 
-def _rate(point: Point) -> str:
-    return shown(RATE, point.figure(RATE), point.interval(RATE))
-
-
-def _rate_of(point: Point) -> str:
-    return f"{point.name}: {_rate(point)}"
+def _told(point: Point, metric: str) -> str:
+    return shown(metric, point.figure(metric), point.interval(metric))

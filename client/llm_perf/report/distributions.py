@@ -12,8 +12,8 @@ from llm_perf.report.charts import PERCENTILES
 from llm_perf.report.draw import SERIES, Plot
 from llm_perf.report.points import Point, ecdf, targets
 from llm_perf.report.requests import LATENCIES, Numbers
-from llm_perf.report.view import Chart, Row, View, bounded
-from llm_perf.report.words import limit_words
+from llm_perf.report.view import Chart, Row, View
+from llm_perf.report.words import bounded, limit_words
 
 _BARS: Final = 16
 _COUNTS: Final = "nv_trt_llm_iteration_metrics"

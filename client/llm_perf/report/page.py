@@ -29,7 +29,8 @@ from llm_perf.report.points import Line, Point, points_of, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.searches import answers, limits_of
 from llm_perf.report.timeline import in_flight, packed, server_panels
-from llm_perf.report.view import Chart, View, bounded, maybe, short_names, view_of
+from llm_perf.report.view import Chart, View, short_names, view_of
+from llm_perf.report.words import bounded
 from llm_perf.results.run import installed_version
 from llm_perf.screen import plain
 from llm_perf.search.drawn import sentence
@@ -164,24 +165,28 @@ def _asset(name: str) -> str:
     return (_ASSETS / name).read_text("utf-8")
 
 
+_FIGURES: Final = {
+    **{("time_to_first_token", each): f"TTFT {each}" for each in PERCENTILES},
+    ("inter_token_latency", "avg"): "ITL mean",
+    ("inter_token_latency", "p95"): "ITL p95",
+    ("request_latency", "p95"): "latency p95",
+    ("requests_in_flight", "avg"): "in flight",
+}
+
+
 def _points_table(view: View) -> dict[str, Any]:
     """Every point with the figures that people ask for."""
     heads = (
         *("Target", "Load", "requests/s", view.rate_name, f"tokens/s per user ({view.form.name})"),
-        *(f"TTFT {each}" for each in PERCENTILES),
-        *("ITL mean", "ITL p95", "latency p95", "in flight", "score", "ok / failed", "runs"),
+        *_FIGURES.values(),
+        *("score", "ok / failed", "runs"),
     )
     rows = [
         (
             *(p.target, p.load),
             bounded(p.figure("request_throughput"), _known(view, p, "request_throughput")),
-            maybe(view.rate(p)),
-            maybe(p.per_user(view.form)),
-            *(maybe(p.figure("time_to_first_token", each)) for each in PERCENTILES),
-            maybe(p.figure("inter_token_latency")),
-            maybe(p.figure("inter_token_latency", "p95")),
-            maybe(p.figure("request_latency", "p95")),
-            maybe(p.figure("requests_in_flight")),
+            *(bounded(each) for each in (view.rate(p), p.per_user(view.form))),
+            *(bounded(p.figure(*each)) for each in _FIGURES),
             "-" if (score := p.figure("score")) is None else f"{score:.4f}",
             f"{_sum(p, 'requests_ok')} / {_sum(p, 'requests_failed')}",
             str(len(p.lines)),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from llm_perf.figures.limits import Limit
-from llm_perf.report.axes import number
 from llm_perf.report.decision import judge, outcome
 from llm_perf.report.draw import SERIES
 from llm_perf.report.points import E2E, PER_USER, Form, Interval, Point, targets
@@ -151,14 +150,3 @@ def wide(values: Sequence[float]) -> bool:
     """Whether an axis of these is better logarithmic."""
     known = [each for each in values if each > 0]
     return len(known) == len(values) and bool(known) and max(known) > _FAR * min(known)
-
-
-def bounded(value: float | None, interval: Interval | None) -> str:
-    """A figure with its interval."""
-    bounds = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-    return f"{maybe(value)}{bounds}"
-
-
-def maybe(value: float | None) -> str:
-    """A figure, or a dash."""
-    return "-" if value is None else number(value)

@@ -35,13 +35,17 @@ def limit_words(limit: Limit, *, name: bool = True) -> str:
     return f"{named(limit)} {sign} {amount}" if name else f"{sign} {amount}"
 
 
-def shown(metric: str, value: float | None, interval: Interval | None) -> str:
-    """A figure with its unit and interval."""
+def bounded(value: float | None, interval: Interval | None = None, unit: str = "") -> str:
+    """A figure with its interval, or a dash."""
     if value is None:
-        return "unknown"
-    unit = _UNITS.get(metric, "")
+        return "-"
     bounds = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
     return f"{number(value)}{unit}{bounds}"
+
+
+def shown(metric: str, value: float | None, interval: Interval | None = None) -> str:
+    """The same in the unit of its metric."""
+    return "unknown" if value is None else bounded(value, interval, _UNITS.get(metric, ""))
 
 
 def hundredths(share: float) -> str:
