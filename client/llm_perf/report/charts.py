@@ -6,13 +6,14 @@ What has a name has a colour, the rest is grey; an open mark doesn't surely keep
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 from typing import Final, TypeAlias
 
 from llm_perf.figures.limits import Limit
 from llm_perf.report.axes import Axis, number
-from llm_perf.report.draw import SERIES, Plot
+from llm_perf.report.draw import SERIES, XY, Plot
 from llm_perf.report.points import Point, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.view import Chart, View, wide
@@ -136,107 +137,105 @@ def _predicted(view: View, known: _Known) -> list[tuple[float, float]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A statistic of a target over its loads; the ``main`` one has intervals and crosses limits."""
+
+    statistic: str
+    css: str
+    shape: int
+    name: str | None
+    main: bool
+    points: Sequence[Point]
+    at: Sequence[XY]  # load, ms
+
+
 def against_load(view: View, metric: str, kind: str) -> Chart | None:
     """A latency against the load: percentiles of one target, or one statistic of each."""
     points = [p for p in view.points if p.kind == kind and p.value is not None]
-    groups = {t: ps for t, ps in targets(points).items() if len(ps) > 1}
+    groups = [each for each in targets(points).values() if len(each) > 1]
+    groups.sort(key=lambda each: view.styles[each[0].target].depth)
     limits = [each for each in view.limits if each.metric == metric]
     main = (limits[0].statistic if limits else None) or "p95"
     alone = len(groups) == 1
-    statistics = tuple(dict.fromkeys(["p50", "p90", main, "p99"])) if alone else (main,)
-    figures = [p.figure(metric, each) for ps in groups.values() for p in ps for each in statistics]
-    values = [each for each in figures if each is not None]
-    shown = [p for t, ps in groups.items() if view.styles[t].shown for p in ps]
-    values += [each for p in shown for each in p.interval(metric, main) or ()]
-    if not values:
+    lines = [line for each in groups for line in _lines(view, each, metric, main, alone)]
+    ys = [y for line in lines for _, y in line.at]
+    mine = [p for line in lines if line.main for p in line.points]
+    ys += [y for p in mine for y in p.interval(metric, main) or ()]
+    if not ys:
         return None
-    names = [view.styles[t].name for t in groups if view.styles[t].shown]
+    xs, ys = [p.value or 0 for p in points], [*ys, *(each.value for each in limits)]
     short = LATENCIES[metric]
-    label = f"{short} (ms)" if alone else f"{short} {main} (ms)"
     load = "Requests in flight (concurrency)" if kind == "concurrency" else "Requests/s offered"
-    xs, ys = [p.value or 0 for p in points], [*values, *(each.value for each in limits)]
     plot = Plot(
         f"{metric}-{kind}".replace("_", "-"),
         Axis(load, xs, log=wide(xs), zero=min(xs) < max(xs) / 2),
-        Axis(label, ys, log=wide(ys)),
-        right=_ROOM + _LETTER * max(map(len, statistics if alone else names)),
+        Axis(f"{short} (ms)" if alone else f"{short} {main} (ms)", ys, log=wide(ys)),
+        right=_ROOM + _LETTER * max(len(line.name or "") for line in lines),
     )
-    crossings = _lines(plot, view, groups, metric, statistics, main, limits)
+    for line in lines:
+        _draw(plot, line, metric)
+    for limit in limits:
+        plot.limit(limit_words(limit, name=False), y=limit.value)
+    plot.ends((line.at[-1][1], line.name, line.css) for line in lines if line.name and line.at)
+    crossings = [
+        (line, x)
+        for line in lines
+        if limits and line.main
+        for x in _crossings(line.at, limits[0].value)
+    ][-_CROSSINGS:]
+    for line, x in crossings:
+        plot.label(x, limits[0].value, f"≈ {number(x)}", line.css)
     told = "; ".join(
-        f"{t} crosses {limit_words(limits[0], name=False)[2:]} at about {number(x)}"
-        for t, x in crossings
+        f"{line.points[0].target} crosses {limit_words(limits[0], name=False)[2:]} "
+        f"at about {number(x)}"
+        for line, x in crossings
     )
     return Chart(
         plot.name,
         f"{short} against {'load' if kind == 'concurrency' else 'the rate'}",
         plot.svg(f"{short} against load", told or f"{main} of {len(groups)} targets"),
         (f"{told}: interpolated between the loads measured. " if told else "")
-        + (f"{next(iter(groups))}. " if alone and not told else "")
+        + (f"{groups[0][0].target}. " if alone and not told else "")
         + "Whiskers are 95 % intervals.",
         ("Target", "Load", "mean", *PERCENTILES),
         tuple(
             (p.target, p.load, *(bounded(p.figure(metric, s)) for s in ("avg", *PERCENTILES)))
-            for ps in groups.values()
-            for p in ps
+            for p in points
+            if any(p in each for each in groups)
         ),
     )
 
 
 def _lines(
-    plot: Plot,
-    view: View,
-    groups: dict[str, list[Point]],
-    metric: str,
-    statistics: Sequence[str],
-    main: str,
-    limits: Sequence[Limit],
-) -> list[tuple[str, float]]:
-    """Draw the lines, limits and names; gives (target, load) where the main one crosses."""
-    ends: list[tuple[float, str, str]] = []
-    crossings: list[tuple[str, float, str]] = []
-    alone = len(groups) == 1
-    for target, points in sorted(groups.items(), key=lambda each: view.styles[each[0]].depth):
-        style = view.styles[target]
-        for at, statistic in enumerate(statistics):
-            css, shape = (f"s{at % SERIES}", at) if alone else (style.css, style.shape)
-            intervals = style.shown and statistic == main
-            line = _line(plot, points, metric, statistic, css, shape, intervals)
-            if line and style.shown:
-                ends.append((line[-1][1], statistic if alone else style.name, css))
-            if style.shown and statistic == main:
-                told = [(p.value or 0.0, p.predicted(metric)) for p in points]
-                plot.line([(x, y) for x, y in told if y], f"{css} predicted")
-            if limits and statistic == main and style.shown:
-                crossings += [(target, x, css) for x in _crossings(line, limits[0].value)]
-    for limit in limits:
-        plot.limit(limit_words(limit, name=False), y=limit.value)
-    plot.ends(ends)
-    for _, x, css in crossings[-_CROSSINGS:]:
-        plot.label(x, limits[0].value, f"≈ {number(x)}", css)
-    return [(target, x) for target, x, _ in crossings[-_CROSSINGS:]]
+    view: View, points: Sequence[Point], metric: str, main: str, alone: bool
+) -> Iterator[_Line]:
+    """A target's lines: alone it has percentiles, each in a colour of its own."""
+    style = view.styles[points[0].target]
+    for at, statistic in enumerate(dict.fromkeys(["p50", "p90", main, "p99"] if alone else [main])):
+        known = [(p, y) for p in points if (y := p.figure(metric, statistic)) is not None]
+        yield _Line(
+            statistic,
+            f"s{at % SERIES}" if alone else style.css,
+            at if alone else style.shape,
+            (statistic if alone else style.name) if style.shown else None,
+            style.shown and statistic == main,
+            [p for p, _ in known],
+            [(p.value or 0.0, y) for p, y in known],
+        )
 
 
-def _line(
-    plot: Plot,
-    points: Sequence[Point],
-    metric: str,
-    statistic: str,
-    css: str,
-    shape: int,
-    intervals: bool,
-) -> list[tuple[float, float]]:
-    """One line with its marks; gives its points."""
-    line = []
-    for point in points:
-        x, y = point.value or 0.0, point.figure(metric, statistic)
-        if y is None:
-            continue
-        line.append((x, y))
-        if intervals and (bounds := point.interval(metric, statistic)):
-            plot.whisker((x, bounds[0]), (x, bounds[1]), css)
-        plot.mark(x, y, css, shape, f"{point.name}: {statistic} {number(y)} ms")
-    plot.line(line, css)
-    return line
+def _draw(plot: Plot, line: _Line, metric: str) -> None:
+    """Draw a line with its marks, intervals and what was predicted."""
+    for point, (x, y) in zip(line.points, line.at, strict=True):
+        if line.main and (bounds := point.interval(metric, line.statistic)):
+            plot.whisker((x, bounds[0]), (x, bounds[1]), line.css)
+        tip = f"{point.name}: {line.statistic} {number(y)} ms"
+        plot.mark(x, y, line.css, line.shape, tip)
+    plot.line(line.at, line.css)
+    if line.main:
+        told = [(p.value or 0.0, p.predicted(metric)) for p in line.points]
+        plot.line([(x, y) for x, y in told if y], f"{line.css} predicted")
 
 
 def _crossings(line: Sequence[tuple[float, float]], limit: float) -> Iterator[float]:
