@@ -140,7 +140,7 @@ def measure(
         "unique_prefix": conditions.unique_prefix or None,
         "server": (server := asyncio.run(identify(endpoint))),
     }
-    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     url = conditions.server_metrics_url
     scraper = Scraper(url, conditions.server_metrics_every_s) if url else None
     with scraper or nullcontext():

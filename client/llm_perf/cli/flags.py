@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from llm_perf.cli.options import DEFAULT_PROMPTS
+from llm_perf.cli.options import DEFAULT_EXPORT, DEFAULT_PROMPTS
 from llm_perf.errors import UserError
 
 if TYPE_CHECKING:
-    from llm_perf.api import Conditions, Endpoint, Extent, Load, Workload
+    from llm_perf.api import Conditions, Endpoint, Extent, Load, Planned, Target, Workload
 
 Flags = dict[str, Any]
 _AS_THEY_ARE: Final = (
@@ -171,6 +171,42 @@ def read_conditions(
         goodput=parse_goodput(flags["goodput"]) if flags["goodput"] else None,
         server_metrics_url=metrics_url,
     )
+
+
+def read_planned(
+    flags: Flags,
+    endpoint: Endpoint,
+    workload: Workload,
+    load: Load,
+    extent: Extent,
+    repetition: int,
+) -> Planned:
+    """Say what a load's line in the ledger is; each repetition has arrivals of its own.
+
+    The server is called as the results' file is, by its URL where the user named none.
+    """
+    from llm_perf.api import Planned, Rate
+
+    file: Path = flags["profile_export_file"]
+    seed = flags["seed"] + repetition
+    return Planned(
+        read_target(endpoint, None if file == DEFAULT_EXPORT else file.stem),
+        replace(load, seed=seed) if isinstance(load, Rate) else load,
+        workload,
+        extent,
+        seed,
+        repetition,
+        unique_prefix=flags["unique_prefix"],
+        study=file.stem,
+    )
+
+
+def read_target(endpoint: Endpoint, name: str | None = None) -> Target:
+    """Say who is measured, as the ledger knows a server that was there: by its URL, or by name."""
+    from llm_perf.api import Target
+
+    place = (endpoint.url, endpoint.protocol, endpoint.model)
+    return Target(name or endpoint.url, *place, transport=endpoint.transport)
 
 
 def read_ids(flags: Flags) -> dict[str, int]:

@@ -25,7 +25,7 @@ from llm_perf.cli.options import THEMES, ThemedCommand
 from llm_perf.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from llm_perf.api import Conditions, Endpoint, Extent, Load, Run, Workload
+    from llm_perf.api import Conditions, Endpoint, Load, Planned, Run
 
 SUBCOMMANDS: Final = {
     "ask": "llm_perf.cli.ask:ask_command",
@@ -86,72 +86,62 @@ def _measure_all(
 ) -> int:
     """Measure one load after the other; gives the exit code."""
     from llm_perf import api
+    from llm_perf.ledger.ledger import results_of
     from llm_perf.results import export
     from llm_perf.server import scrape
 
     workload = asked.read_workload(flags, loads[0].name)
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
+    turns = [(number, load) for number in range(flags["repetitions"]) for load in loads]
+    before = api.read_measurements(export_file.parent) if flags["resume"] else []
+    kept = {each["id"]: each for each in before if each["status"] == "ok"}
     runs: list[Run] = []
     done: list[Path] = []
     try:
-        for load in loads:
-            if flags["isl"] is not None and load is not loads[0]:
-                workload = asked.read_workload(flags, load.name)
-            path = export.export_path(export_file, load.name, several=len(loads) > 1)
-            asked_now = {"sha256": workload.sha256, "unique_prefix": flags["unique_prefix"]}
-            if flags["resume"] and _is_finished(path, endpoint, asked_now, load, extent):
+        for number, load in turns:
+            name = f"{load.name}_{number + 1}" if number else load.name
+            if flags["isl"] is not None and name != loads[0].name:
+                workload = asked.read_workload(flags, name)
+            planned = asked.read_planned(flags, endpoint, workload, load, extent, number)
+            path = export.export_path(export_file, name, several=len(turns) > 1)
+            journal = path.with_suffix(".journal.jsonl")
+            if planned.id in kept and results_of(kept[planned.id], path.parent) == path:
                 click.echo(f"Kept {path}: it was finished before\n")
+                journal.unlink(missing_ok=True)  # a kill came first
                 done.append(path)
                 continue
             if runs:
                 time.sleep(flags["measurement_interval"])
-            journal = path.with_suffix(".journal.jsonl")
             conditions = asked.read_conditions(flags, extent, journal, metrics_url)
-            runs.append(_measure(endpoint, workload, load, conditions, path, flags))
+            runs.append(_measure(endpoint, planned, conditions, path, flags))
             done.append(path)
             if runs[-1].stopped:
                 break
     finally:  # what was finished is told, whatever ends the others
         try:
-            if len(loads) > 1 and runs:
+            if len(turns) > 1 and runs:
                 api.print_summary(runs)
         finally:  # the terminal may be gone
-            if len(loads) > 1 and done:
+            if len(turns) > 1 and done:
                 export.write_sweep(done, export_file)
                 click.echo(f"Wrote {export_file} with all {len(done)} loads")
     return _exit_code(runs, flags)
 
 
-def _is_finished(
-    path: Path, endpoint: Endpoint, workload: dict[str, Any], load: Load, extent: Extent
-) -> bool:
-    """Whether an earlier run has written all of this load's results, from this endpoint."""
-    import json
-
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        same = workload.items() <= document["workload"].items()
-        same = same and document["load"] == {**load.to_json(), **extent.to_json()}
-        there = document["endpoint"]
-        same = same and all(there[key] == getattr(endpoint, key) for key in there)
-        return bool(same and document["stopped"] is None)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _measure(
     endpoint: Endpoint,
-    workload: Workload,
-    load: Load,
+    planned: Planned,
     conditions: Conditions,
     path: Path,
     flags: dict[str, Any],
 ) -> Run:
     from llm_perf import api
+    from llm_perf.ledger.ledger import NAME
     from llm_perf.load import estimate
     from llm_perf.load.progress import show_progress
 
+    load, workload = planned.load, planned.workload
     if said := estimate.warning_before(load, conditions.extent, workload.prompts):
         click.echo(said, err=True)
     timed = conditions.extent.duration_s is not None
@@ -161,8 +151,10 @@ def _measure(
         api.print_run(run, explain=flags["explain"])
     finally:  # the terminal may be gone
         written = api.write_run(run, path, asked.read_extras(flags))
+        files = {"requests": written[1].name}
+        api.append_measurement(path.parent, planned.measured(run, files))
     beside = ", ".join(str(each.relative_to(path.parent)) for each in written[1:])
-    click.echo(f"Wrote {written[0]} and {beside}")
+    click.echo(f"Wrote {written[0]} and {beside}, and a line of {NAME}")
     if run.stopped and conditions.journal:
         click.echo(f"Kept {conditions.journal}: the same command with --resume finishes the run")
     elif conditions.journal:

@@ -156,6 +156,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--repeat", "The data set K times.", _COUNT, metavar="K"),
         _option("--duration", "Send for TIME, repeating the data set, then wait for what is "
                 "in flight.", str, callback=_some_time, metavar="TIME"),
+        _option("--repetitions", "All loads so many times over, with fresh arrivals each time, and "
+                "fresh prompts where they are made up.", _COUNT, default=1, metavar="N"),
         _option("--measurement-interval", "Pause between two loads.", str,
                 callback=_time, default=0.0, metavar="TIME"),
         _option("--max-in-flight", "Open loop: what is due beyond so many waits; times from the "
@@ -178,7 +180,8 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
         _option("--max-answer-bytes", "Kept of one answer, beside 1 KiB for each token asked for; "
                 "a longer one is cut there and counted as overlong.", _COUNT, default=2**20,
                 metavar="N"),
-        _option("--resume", "Finish a cut run: ask only what the journal beside the export lacks.",
+        _option("--resume", "Finish what was cut: measure the loads that ledger.jsonl beside the "
+                "export lacks, and of one in its midst ask what its journal lacks.",
                 is_flag=True),
         _option("--resume-anyway", "The same where the server is another than before the cut: the "
                 "figures mix both, and the result says so.", is_flag=True),
@@ -187,8 +190,9 @@ THEMES: Final[dict[str, list[click.Parameter]]] = {
     ],
     "Results": [
         _option("--profile-export-file", "The JSON to write, with a line per request in a .jsonl "
-                "beside it; with several loads one of each per load, NAME_concurrencyN.json, "
-                "and all of them in NAME.json.",
+                "beside it and a line of figures in ledger.jsonl, where NAME is the server's; with "
+                "several loads one of each per load, NAME_concurrencyN.json, and all of them in "
+                "NAME.json.",
                 _FILE, default=DEFAULT_EXPORT),
         _option("--export", "What is written besides: NAME_answers.jsonl for graders; a folder "
                 "NAME with perf_analyzer's profile_export.json and genai-perf's JSON and CSV.",

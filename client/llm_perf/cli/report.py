@@ -39,7 +39,7 @@ def report_command(
 ) -> int:
     """Draw what was measured, the decision first, as one page that loads nothing.
 
-    RESULTS are JSON files that llm_perf or trtllm-bench wrote, or folders of them or with a study's
+    RESULTS are JSON files that llm_perf or trtllm-bench wrote, or folders of them, or with a
     ledger.jsonl; NAME=RESULT names what was measured there. Prompts and answers stay out of the
     page.
     """

@@ -123,7 +123,7 @@ def _site(question: Question, flags: dict[str, Any]) -> Site:
     conditions = asked.read_conditions(flags | _UNASKED, Extent(), Path(), metrics_url)
     return api.Site(
         endpoint,
-        api.Target(endpoint.url, endpoint.url, endpoint.protocol, endpoint.model),
+        asked.read_target(endpoint),
         workload,
         ledger,
         conditions,

@@ -82,6 +82,22 @@ def finished(measurements: Iterable[Measurement]) -> frozenset[str]:
     return frozenset(each["id"] for each in measurements if each["status"] == "ok")
 
 
+def results_of(measurement: Mapping[str, Any], folder: Path) -> Path | None:
+    """The JSON of a measurement in the ledger in ``folder``; ``None`` where it isn't there.
+
+    Nor is it where another run was written in its place since.
+    """
+    requests = (measurement.get("files") or {}).get("requests")
+    if requests is None:
+        return None
+    path = (folder / requests).with_suffix(".json")
+    try:
+        began = json.loads(path.read_text(encoding="utf-8"))["started_at"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return path if began == measurement["started_at"] else None
+
+
 def _measurement(line: bytes, path: Path, number: int) -> Measurement:
     try:
         read: Any = json.loads(line)

@@ -64,7 +64,8 @@ class Target:
 
     ``cell`` are its build and serving settings, ``artifacts`` the content keys of what it serves;
     both None for a server that is known by its ``url`` alone. ``gpus`` is how many it takes, None
-    where nobody knows; ``server`` what kind it is, as ``triton``.
+    where nobody knows; ``server`` what kind it is, as ``triton``; ``transport`` how it is asked, as
+    ``chat``, where that was said.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Target:
     cell: Mapping[str, Any] | None = None
     artifacts: Mapping[str, str] | None = None
     deployment_sha256: str | None = None
+    transport: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Target:
         told = {
             "deployment_sha256",
             *(("url", "protocol", "model") if self.artifacts is not None else ()),
+            *(("transport",) if self.transport is None else ()),
         }
         return {name: value for name, value in asdict(self).items() if name not in told}
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from llm_perf.errors import UserError
-from llm_perf.ledger.ledger import NAME, read_measurements
+from llm_perf.ledger.ledger import NAME, read_measurements, results_of
 from llm_perf.report.bench import bench_record, is_bench
 from llm_perf.report.points import Line
 
 _NAMED: Final = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
-_LOAD: Final = re.compile(r"[_-]?(concurrency\d+|rate[\d.]+(e[+-]?\d+)?|rateinf|trace)$")
+_LOAD: Final = re.compile(r"[_-]?(concurrency\d+|rate[\d.]+(e[+-]?\d+)?|rateinf|trace)(_\d+)?$")
 _FIX: Final = "give results of llm_perf, or a folder with them or with a ledger.jsonl"
 _NO_METRIC: Final = ("score", "endpoint", "load", "health", "workload", "server", "client")
 
@@ -40,21 +42,26 @@ def read_results(words: Sequence[str]) -> list[Line]:
 
 def _read(path: Path) -> Iterator[Line]:
     if path.is_dir():
-        if (path / NAME).exists():
-            yield from lines_of(read_measurements(path), path)
-            return
+        lines = list(_of_ledger(path))
+        yield from lines
+        told = {line.requests for line in lines}
         for each in sorted(path.rglob("*.json")):
-            document = _load_json(each)
-            if _is_result(document):
-                yield from _result(document, each)
+            if each.with_suffix(".jsonl") not in told and _is_result(document := _load_json(each)):
+                yield from (line for line in _result(document, each) if line.requests not in told)
         return
     if path.name == NAME:
-        yield from lines_of(read_measurements(path.parent), path.parent)
+        yield from _of_ledger(path.parent)
         return
     document = _load_json(path)
     if not _is_result(document):
         raise UserError("is no result of llm_perf", where=path, fix=_FIX)
     yield from _result(document, path)
+
+
+def _of_ledger(folder: Path) -> Iterator[Line]:
+    for line in lines_of(read_measurements(folder), folder):
+        target = {**line.record["target"], "folder": folder.resolve().name}
+        yield replace(line, record={**line.record, "target": target})
 
 
 def _load_json(path: Path) -> Any:
@@ -125,12 +132,19 @@ def _record(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def lines_of(measurements: Iterable[Mapping[str, Any]], folder: Path) -> list[Line]:
-    """Measurements of the ledger in ``folder``, with where their requests are."""
-    return [
-        Line(each, folder / files["requests"] if "requests" in files else None, str(folder / NAME))
-        for each in measurements
-        for files in [each.get("files") or {}]
-    ]
+    """Measurements of the ledger in ``folder``, with where their requests are.
+
+    Those whose results another run was written over are left out, as they would be of results
+    alone: one name may have stood for other prompts, or another server, each time.
+    """
+    lines = []
+    for each in measurements:
+        name = (each.get("files") or {}).get("requests")
+        requests = None if name is None else folder / name
+        over = requests is not None and requests.with_suffix(".json").exists()
+        if not over or results_of(each, folder):
+            lines.append(Line(each, requests, str(folder / NAME)))
+    return lines
 
 
 def _check(line: Line) -> None:
@@ -164,11 +178,8 @@ def _once(found: list[tuple[str | None, Line]]) -> list[tuple[str | None, Line]]
     kept = []
     for name, line in found:
         record = line.record
-        key = record.get("id") or json.dumps(
-            [record["target"], record["load"], record.get("started_at"), record["workload"]],
-            sort_keys=True,
-            default=str,
-        )
+        told = record.get("id") or (record["target"], record["load"], record["workload"])
+        key = json.dumps([told, record.get("started_at")], sort_keys=True, default=str)
         if (key, name) not in seen:
             seen.add((key, name))
             kept.append((name, line))
@@ -176,19 +187,22 @@ def _once(found: list[tuple[str | None, Line]]) -> list[tuple[str | None, Line]]
 
 
 def _named(found: list[tuple[str | None, Line]]) -> list[Line]:
-    """Give names that tell targets apart: those given, else of files, or of their folders."""
-    folders: dict[str, set[str]] = {}
+    """Give names that tell targets apart: those given, else of files or ledgers, or of folders.
+
+    Where several are in what has one name, each keeps its own behind it.
+    """
+    places, within = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for name, line in found:
-        target = line.record["target"]
-        if name is None and "folder" in target:
-            folders.setdefault(target["name"], set()).add(target["folder"])
+        own, folder = line.record["target"]["name"], line.record["target"]["folder"]
+        within[name or folder].add(own)
+        if name is None:
+            places[own].add(folder)
     lines = []
     for name, line in found:
         target = dict(line.record["target"])
-        folder = target.pop("folder", None)
-        if name is not None:  # of a study each target keeps its own behind it
-            target["name"] = f"{name}/{target['name']}" if folder is None else name
-        elif folder and len(folders[target["name"]]) > 1:
-            target["name"] = folder
-        lines.append(Line({**line.record, "target": target}, line.requests, line.source))
+        folder, own = target.pop("folder"), target["name"]
+        if name is not None or len(places[own]) > 1:
+            place = name or folder
+            target["name"] = place if len(within[place]) == 1 else f"{place}/{own}"
+        lines.append(replace(line, record={**line.record, "target": target}))
     return lines

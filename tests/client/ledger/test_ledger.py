@@ -146,6 +146,7 @@ def test_an_identity_is_of_what_is_measured_and_not_of_the_day() -> None:
         replace(PLANNED, target=replace(CELL, cell={"precision": "fp16"})),
         replace(PLANNED, target=server),
         replace(PLANNED, target=replace(server, url="127.0.0.1:2")),
+        replace(PLANNED, target=replace(server, transport="chat")),
     ]
     assert len({each.id for each in (PLANNED, *others)}) == 1 + len(others)
 

@@ -225,6 +225,8 @@ def test_a_killed_run_has_its_finished_requests_on_disk(llm_perf, tmp_path: Path
         assert third.returncode == 0
         assert server.asked == [] and out.count("it was finished before") == 2
     assert not journal.exists()
+    lines = (tmp_path / "artifacts" / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["requests_ok"] for line in lines] == [12, 12]
 
 
 @pytest.mark.parametrize(("ending", "workers"), [(signal.SIGTERM, "1"), (signal.SIGHUP, "2")])
