@@ -162,7 +162,8 @@ def _intervals(
     return dict(zip(["avg", *percents], zip(low, high, strict=True), strict=True))
 
 
-def _load(side: Side) -> dict[str, object]:
+def load_of(side: Side) -> dict[str, object]:
+    """What two runs have to have in common to be under one load."""
     known = side.document.get("load") or {}
     return {key: value for key, value in known.items() if key not in _NO_LOAD}
 
@@ -180,10 +181,10 @@ def _refuse(a: Side, b: Side) -> None:
             f"({hashes[0][:12]} and {hashes[1][:12]})",
             fix="compare runs of the same prompts and limits, or insist with --force",
         )
-    if _load(a) != _load(b):
+    if load_of(a) != load_of(b):
         raise UserError(
             f"{a.path} and {b.path} are runs under different loads "
-            f"({_told(_load(a))} and {_told(_load(b))})",
+            f"({told_load(load_of(a))} and {told_load(load_of(b))})",
             fix="compare runs under the same load, or insist with --force",
         )
     if a.answered and b.answered and abs(_failed(a) - _failed(b)) > _FAILED_APART:
@@ -194,14 +195,17 @@ def _refuse(a: Side, b: Side) -> None:
         )
 
 
-def _told(load: dict[str, object]) -> str:
-    return " ".join(f"{key} {value}" for key, value in load.items() if value)
+def told_load(load: dict[str, object]) -> str:
+    """A load in a line."""
+    rest = {key: value for key, value in load.items() if value and key not in ("kind", "value")}
+    told = (f"{load.get('kind')} {load.get('value')}", *(f"{k} {v}" for k, v in rest.items()))
+    return " ".join(told)
 
 
 def _warnings(a: Side, b: Side) -> Iterator[str]:
     """Say what a reader must know of how the runs differ, or of what ails one."""
-    if _load(a) != _load(b):
-        yield f"the loads differ: {_told(_load(a))} in A, {_told(_load(b))} in B"
+    if load_of(a) != load_of(b):
+        yield f"the loads differ: {told_load(load_of(a))} in A, {told_load(load_of(b))} in B"
     for key, what in (
         ("requests", "requests asked for"),
         ("duration_s", "seconds"),

@@ -1,24 +1,25 @@
 """The command ``llm_perf compare A.json B.json``: what changed from A to B, and how surely.
 
-Two runs that ``llm_perf.results.export`` wrote come in; changes and verdicts go out, for the eye,
-for CI and as JSON.
+Two runs or sweeps that ``llm_perf.results.export`` wrote come in; changes and verdicts go out, for
+the eye, for CI and as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import click
 
+from llm_perf.errors import UserError
 from llm_perf.figures.limits import parse_limit
-from llm_perf.results.change import Comparison, compare, pairs
+from llm_perf.results.change import Comparison, compare, load_of, pairs, told_load
 from llm_perf.results.change_table import print_changes
 from llm_perf.results.rule import judge
-from llm_perf.results.written import Side, read_side
+from llm_perf.results.written import Side, read_sides
 
 CHECK_FAILED: Final = 3  # exit code
 _SHOWN: Final = 3  # changed answers
@@ -47,28 +48,58 @@ _SIDE: Final = click.Path(path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_json: bool) -> int:
-    """Compare two runs of one workload, request by request.
+    """Compare two runs of one workload, or two sweeps load by load, request by request.
 
     A and B are JSON files that llm_perf wrote, each with its jsonl beside it. Intervals are paired
     bootstrap (95 %) over the prompts that both runs answered. Where they answered none in common,
     the exit code is 3 too.
     """
     checks = [parse_limit(rule, "--fail-if", "change") for rule in rules]
-    before, after = read_side(a), read_side(b)
-    seen = compare(before, after, force=force)
-    both = pairs(before, after)
-    verdicts = [judge(check, before, after, both) for check in checks] if both else []
-    failed = [each.rule for each in verdicts if each.outcome == "broken"]
-    if not both:
-        failed = [_nothing(before, after), *rules]
+    sides = read_sides(a), read_sides(b)
+    met = _met(*sides)
+    compared = []
+    for before, after in met:
+        seen = compare(before, after, force=force)
+        both = pairs(before, after)
+        verdicts = [judge(check, before, after, both) for check in checks] if both else []
+        failed = [each.rule for each in verdicts if each.outcome == "broken"]
+        if not both:
+            failed = [_nothing(before, after), *rules]
+        judged = {"failed": failed, "rules": [asdict(each) for each in verdicts]}
+        compared.append({**asdict(seen), **judged})
+        if not as_json:
+            said = map(str, verdicts) if both else (f"FAILED: {each}" for each in failed)
+            title = f"llm_perf compare | A {before.path} | B {after.path}"
+            print_changes(title, seen.changes, (*_foot(seen, before, after), *said))
     if as_json:
-        told = {"failed": failed, "rules": [asdict(each) for each in verdicts]}
-        click.echo(json.dumps({**asdict(seen), **told}, ensure_ascii=False, indent=2))
-    else:
-        said = map(str, verdicts) if both else (f"FAILED: {each}" for each in failed)
-        title = f"llm_perf compare | A {a} | B {b}"
-        print_changes(title, seen.changes, (*_foot(seen, before, after), *said))
-    return CHECK_FAILED if failed else 0
+        named = [
+            {"a": str(x.path), "b": str(y.path), **each}
+            for (x, y), each in zip(met, compared, strict=True)
+        ]
+        told = compared[0] if max(map(len, sides)) == 1 else {"loads": named}
+        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    return CHECK_FAILED if any(each["failed"] for each in compared) else 0
+
+
+def _met(a: Sequence[Side], b: Sequence[Side]) -> list[tuple[Side, Side]]:
+    """The runs of both, of sweeps those under one load; what only one has is told on stderr."""
+    if len(a) == len(b) == 1:
+        return [(a[0], b[0])]
+    left, met, alone = list(b), [], []
+    for side in a:
+        other = next((each for each in left if load_of(each) == load_of(side)), None)
+        if other is None:
+            alone.append(side)
+        else:
+            left.remove(other)
+            met.append((side, other))
+    if not met:
+        raise UserError("A and B have no load in common", fix="compare runs under the same load")
+    for name, sides in (("A", alone), ("B", left)):
+        if sides:
+            loads = ", ".join(told_load(load_of(each)) for each in sides)
+            click.echo(f"Only in {name}: {loads}", err=True)
+    return met
 
 
 def _nothing(a: Side, b: Side) -> str:

@@ -38,13 +38,23 @@ class Side:
         return None if value is None else float(value)
 
 
+def read_sides(path: Path) -> list[Side]:
+    """Read a run, or of a sweep's JSON the run of each load; raises ``UserError`` for another."""
+    try:
+        loads = json.loads(path.read_text(encoding="utf-8"))["loads"]
+        files = [path.with_name(each["file"]) for each in loads]
+    except (OSError, ValueError, LookupError, TypeError):
+        files = []
+    return [read_side(each) for each in files or [path]]
+
+
 def read_side(path: str | Path) -> Side:
     """Read a run's JSON and the jsonl beside it; raises ``UserError`` when either isn't one."""
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if "loads" in document:
-            raise ValueError("it has several loads: give the file of one")
+            raise ValueError("it tells of loads whose files it doesn't name")
         text = path.with_suffix(".jsonl").read_text(encoding="utf-8")
         lines = tuple(json.loads(line) for line in text.split("\n") if line)
         lacking = {"workload", "requests_failed"} - document.keys()

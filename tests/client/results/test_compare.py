@@ -14,7 +14,7 @@ from llm_perf.load.load import Concurrency, Extent
 from llm_perf.record import Record, Status
 from llm_perf.results.change import Change, compare, pairs
 from llm_perf.results.compare import compare_command
-from llm_perf.results.export import write_run
+from llm_perf.results.export import write_run, write_sweep
 from llm_perf.results.rule import judge
 from llm_perf.results.written import Side, read_side
 from tests.client.runs import asked, make_run
@@ -235,7 +235,7 @@ def test_other_loads_and_other_failures_are_refused_or_said(written: Written) ->
     bad = [asked(each.prompt.index, status=Status.CUT) for each in fine[:3]] + fine[3:]
     a = read_side(written("a", fine, max_in_flight_seen=4))
     faster = read_side(written("b", fine, load=Concurrency(8), max_in_flight_seen=8))
-    with pytest.raises(UserError, match=r"different loads \(kind concurrency value 4 .*value 8\)"):
+    with pytest.raises(UserError, match=r"different loads \(concurrency 4 and concurrency 8\)"):
         compare(a, faster)
     assert any("loads differ" in each for each in compare(a, faster, force=True).warnings)
     broken = read_side(written("c", bad, max_in_flight_seen=4))
@@ -291,7 +291,7 @@ def test_another_file_is_no_run(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"x\.json: is no run of llm_perf"):
         read_side(tmp_path / "x.json")
     (tmp_path / "sweep.json").write_text('{"loads": []}')
-    with pytest.raises(UserError, match=r"sweep\.json: .*several loads: give the file of one"):
+    with pytest.raises(UserError, match=r"sweep\.json: .* loads whose files it doesn't name"):
         read_side(tmp_path / "sweep.json")
     with pytest.raises(UserError, match=r"y\.json: can't be read"):
         read_side(tmp_path / "y.json")
@@ -315,6 +315,31 @@ def test_the_command_prints_and_its_exit_code_says_what_failed(written: Written)
         "FAILED: time_to_first_token.p99 > +5%: the change is +10 %, 95 % interval" in worse.stdout
     )
     assert "not sure: score.avg < 0: the change is -0.25, 95 % interval" in worse.stdout
+
+
+def test_sweeps_are_compared_load_by_load(written: Written, tmp_path: Path) -> None:
+    def sweep(name: str, ttfts: dict[int, int]) -> Path:
+        runs = [
+            written(f"{name}_{n}", answered([ttft] * 4), load=Concurrency(n))
+            for n, ttft in ttfts.items()
+        ]
+        write_sweep(runs, tmp_path / f"{name}.json")
+        return tmp_path / f"{name}.json"
+
+    a, b = sweep("a", {1: 100, 4: 200, 8: 400}), sweep("b", {2: 0, 4: 230, 1: 101})
+    done = invoke(a, b, "--fail-if", "ttft.avg > +10%")
+    assert done.return_value == 3
+    said = ("FAILED", "passed", "a_1.json", "b_4.json")
+    assert [done.stdout.count(each) for each in said] == [1] * 4
+    assert done.stderr == "Only in A: concurrency 8\nOnly in B: concurrency 2\n"
+    loads = json.loads(invoke(a, b, "--json", "--fail-if", "ttft.avg > +10%").stdout)["loads"]
+    assert [(Path(each["b"]).name, bool(each["failed"])) for each in loads] == [
+        ("b_1.json", False),
+        ("b_4.json", True),
+    ]
+    one = json.loads(invoke(tmp_path / "a_4.json", b, "--json").stdout)["loads"]
+    assert [(each["pairs"], Path(each["a"]).name) for each in one] == [(4, "a_4.json")]
+    assert "no load in common" in str(invoke(a, sweep("c", {16: 1, 32: 1})).exception)
 
 
 def test_the_command_speaks_json(written: Written) -> None:
