@@ -5,10 +5,8 @@ Requests as columns in; a drawing, and packed numbers for ``assets/report.js``, 
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -82,10 +80,10 @@ def phases(columns: Requests) -> tuple[Numbers, Numbers, Numbers, Numbers]:
 
 
 def packed(columns: Requests) -> dict[str, Any]:
-    """The requests for the script: base64 of variable-length numbers, four each, in ``unit_s``.
+    """The requests for the script: whole numbers, four each, in ``unit_s``.
 
     Time since the one before was sent, queue, time to the first token (doubled, odd where it
-    failed), time from there to the end: some nine bytes a request.
+    failed), time from there to the end: some fifteen bytes a request.
     """
     length = float(columns.end_s.max())
     unit = max(_FINEST_S, 10 ** math.floor(math.log10(max(length, 1e-9) / 2**20)))
@@ -99,32 +97,21 @@ def packed(columns: Requests) -> dict[str, Any]:
         ],
         axis=1,
     )
-    text = base64.b64encode(_varints(rows.ravel().tolist())).decode()
-    return {"unit_s": unit, "length_s": length, "requests": text}
-
-
-def _varints(values: Iterable[int]) -> bytes:
-    """Numbers from 0 as in protocol buffers: seven bits a byte, the lowest first."""
-    found = bytearray()
-    for value in values:
-        while value > 127:
-            found.append(value & 127 | 128)
-            value >>= 7
-        found.append(value)
-    return bytes(found)
+    return {"unit_s": unit, "length_s": length, "requests": rows.ravel().tolist()}
 
 
 def server_panels(series: Mapping[str, Any] | None, origin_ns: int) -> list[dict[str, Any]]:
-    """Server metrics over time for the script: those that moved most, a panel for each name."""
+    """Server metrics over time for the script, a panel for each name, in the order they came."""
     if not series:
         return []
     at = [round((each - origin_ns) * 1e-9, 3) for each in series["at_ns"]]
-    panels: dict[tuple[bool, str], list[Mapping[str, Any]]] = {}
+    panels: dict[str, list[Mapping[str, Any]]] = {}
     for each in series["series"]:
-        panels.setdefault((each.get("kind") == "counter", each["name"]), []).append(each)
+        rate = " per second" if each.get("kind") == "counter" else ""
+        panels.setdefault(each["name"] + rate, []).append(each)
     return [
         {
-            "name": f"{name} per second" if rate else name,
+            "name": name,
             "at_s": at,
             "lines": [
                 {
@@ -134,7 +121,7 @@ def server_panels(series: Mapping[str, Any] | None, origin_ns: int) -> list[dict
                 for label, each in zip(_labels(lines), lines[:_LINES], strict=False)
             ],
         }
-        for (rate, name), lines in sorted(panels.items(), key=_worth)[:_PANELS]
+        for name, lines in list(panels.items())[:_PANELS]
     ]
 
 
@@ -146,21 +133,3 @@ def _labels(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         " ".join(str(value) for key, value in each if (key, value) not in common) or "value"
         for each in pairs
     ]
-
-
-def _worth(panel: tuple[tuple[bool, str], Sequence[Mapping[str, Any]]]) -> tuple[bool, float]:
-    """States before rates and what only ever rises, which say little; then what moved most."""
-    (rate, _), lines = panel
-    rises = all(
-        all(a <= b for a, b in pairwise(v for v in each["values"] if v is not None))
-        for each in lines
-    )
-    return rate or rises, -_moved(lines)
-
-
-def _moved(lines: Sequence[Mapping[str, Any]]) -> float:
-    """How much of its own size a metric moved."""
-    known = [[v for v in line["values"] if v is not None] for line in lines]
-    return max(
-        ((max(v) - min(v)) / (max(map(abs, v)) or 1.0) for v in known if len(v) > 1), default=0.0
-    )

@@ -18,7 +18,8 @@ def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
     """Give what moved, over time: gauges as they were, counters by their increase per second.
 
     ``pages`` are ``n`` times (ns, the requests' clock) and texts; ``_LOOKS`` of them are kept, and
-    of the series ``_LINES``: gauges first, then what moved most against its own size.
+    of the series ``_LINES``: gauges first, then counters and what only ever rises, which say
+    little; of each what moved most against its own size.
     """
     step = -(-n // _LOOKS)
     at_ns: list[int] = []
@@ -37,11 +38,12 @@ def over_time(pages: Iterable[tuple[int, str]], n: int) -> dict[str, Any]:
             values_of = _per_second(at_ns, values_of)
         seen = [each for each in values_of if each is not None]
         if len(seen) > 1 and (moved := max(seen) - min(seen)):
-            found.append((rate, -moved / max(map(abs, seen)), series, values_of))
+            rises = all(was <= now for was, now in pairwise(seen))
+            found.append((rate or rises, -moved / max(map(abs, seen)), rate, series, values_of))
     found.sort(key=lambda each: each[:2])
     lines = [
         {**named(series), "kind": "counter" if rate else "gauge", "values": values}
-        for rate, _, series, values in found[:_LINES]
+        for *_, rate, series, values in found[:_LINES]
     ]
     return {"at_ns": at_ns, "series": lines}
 

@@ -82,6 +82,16 @@ def test_what_moved_is_kept_over_time_and_counters_as_rates() -> None:
     assert not lines  # what stood still says nothing
 
 
+def test_what_moved_most_comes_first_and_what_only_rises_last() -> None:
+    pages = [
+        f"# TYPE nv_gpu_a gauge\nnv_gpu_a {a}\n# TYPE nv_gpu_b gauge\nnv_gpu_b {b}\n"
+        f"# TYPE nv_gpu_c counter\nnv_gpu_c {c}\n# TYPE nv_gpu_d gauge\nnv_gpu_d {d}\n"
+        for a, b, c, d in ((1, 10, 1, 10), (2, 9, 9, 1), (30, 10, 10, 10))
+    ]
+    seen = over_time([(at * 10**9, page) for at, page in enumerate(pages)], 3)["series"]
+    assert [each["name"][-1] for each in seen] == ["d", "b", "a", "c"]
+
+
 def test_a_long_run_is_kept_in_few_looks_the_last_among_them() -> None:
     pages = [(n, TRITON.format(done=n, queued=n, used=n, blocks=n)) for n in range(1000)]
     at = over_time(pages, len(pages))["at_ns"]

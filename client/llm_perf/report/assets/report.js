@@ -9,18 +9,12 @@
   const plots = [];
   let zooming = false;
 
-  function unpack(text, unit) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  function unpack(numbers, unit) {
     const found = [];
-    let at = 0, sent = 0;
-    const next = () => {
-      let value = 0, scale = 1, byte;
-      do { byte = bytes[at++]; value += (byte & 127) * scale; scale *= 128; } while (byte & 128);
-      return value;
-    };
-    while (at < bytes.length) {
-      sent += next();
-      const queue = next(), wait = next(), flow = next();
+    let sent = 0;
+    for (let at = 0; at < numbers.length; at += 4) {
+      const [since, queue, wait, flow] = numbers.slice(at, at + 4);
+      sent += since;
       const first = sent + (wait >> 1);
       found.push({ sent: sent * unit, queued: (sent + queue) * unit, first: first * unit,
         end: (first + flow) * unit, failed: wait & 1, lane: 0 });
