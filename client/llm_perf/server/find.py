@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
 from llm_perf.server.identity import identify
@@ -53,8 +55,9 @@ async def _guess(place: str, model: str, *, sure: bool) -> Endpoint:
     if (await identify(as_http)).get("name") == "triton":
         return as_http
     as_openai = replace(as_http, protocol="openai")
-    if sure or await _models(as_openai):
-        return as_openai
+    with suppress(UserError):
+        if sure or await _models(as_openai):
+            return as_openai
     return replace(as_http, protocol="grpc")
 
 
@@ -74,33 +77,23 @@ async def _only_model(endpoint: Endpoint) -> str:
 
 
 async def _models(endpoint: Endpoint) -> list[str]:
-    """Ask for the names of what it serves; none where it doesn't answer that."""
+    """Ask for the names of what it serves; none where it doesn't tell them.
+
+    Raises ``UserError`` when nothing answers.
+    """
     if endpoint.protocol == "grpc":
-        from grpc.aio import AioRpcError
+        from llm_perf.transports import triton_rpc
 
-        from llm_perf.transports.triton_rpc import call, open_channel
+        index = await triton_rpc.ask_once(endpoint, "RepositoryIndex")
+        return [each.name for each in index.models] if index else []
+    from llm_perf.transports import http
 
-        async with await open_channel(endpoint) as channel:
-            try:
-                return [
-                    each.name for each in (await call(channel, endpoint, "RepositoryIndex")).models
-                ]
-            except AioRpcError:
-                return []
-    from llm_perf.transports.http import Server
-
-    server = Server(endpoint)
-    try:
-        if endpoint.protocol == "http":
-            _, answer = await server.ask(endpoint.target("/v2/repository/index"), "POST")
-            return _names(answer, "name")
-        version = "" if endpoint.base.partition("://")[2].partition("/")[2] else "/v1"
-        _, answer = await server.ask(endpoint.target(f"{version}/models"))
-        return _names(answer.get("data") if isinstance(answer, dict) else answer, "id")
-    except UserError:
-        return []
-    finally:
-        server.pool.close()
+    if endpoint.protocol == "http":
+        _, answer = await http.ask_once(endpoint, endpoint.target("/v2/repository/index"), "POST")
+        return _names(answer, "name")
+    version = "" if urlsplit(endpoint.base).path else "/v1"
+    _, answer = await http.ask_once(endpoint, endpoint.target(f"{version}/models"))
+    return _names(answer.get("data") if isinstance(answer, dict) else answer, "id")
 
 
 def _names(answer: Any, key: str) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llm_perf.errors import UserError
 from llm_perf.transports import Endpoint
 
 _PATHS = {"http": "/v2", "openai": "/version"}
+_TOLD = ("name", "version")
 
 
 async def identify(endpoint: Endpoint) -> dict[str, str]:
@@ -16,32 +15,17 @@ async def identify(endpoint: Endpoint) -> dict[str, str]:
     Gives what there is of ``name`` and ``version``: a server may keep both to itself.
     """
     try:
-        answer = await (_by_grpc(endpoint) if endpoint.protocol == "grpc" else _by_http(endpoint))
+        if endpoint.protocol == "grpc":
+            from llm_perf.transports import triton_rpc
+
+            told = await triton_rpc.ask_once(endpoint, "ServerMetadata")
+            known = {key: getattr(told, key, "") for key in _TOLD}
+        else:
+            from llm_perf.transports import http
+
+            target = endpoint.target(_PATHS[endpoint.protocol], root=True)
+            status, answer = await http.ask_once(endpoint, target)
+            known = answer if status == 200 and isinstance(answer, dict) else {}
     except UserError:
         return {}
-    known = answer if isinstance(answer, dict) else {}
-    return {key: str(known[key]) for key in ("name", "version") if known.get(key)}
-
-
-async def _by_grpc(endpoint: Endpoint) -> Any:
-    from grpc.aio import AioRpcError
-
-    from llm_perf.transports.triton_rpc import call, open_channel
-
-    async with await open_channel(endpoint) as channel:
-        try:
-            answer = await call(channel, endpoint, "ServerMetadata")
-        except AioRpcError:  # servers may forbid it
-            return {}
-    return {"name": answer.name, "version": answer.version}
-
-
-async def _by_http(endpoint: Endpoint) -> Any:
-    from llm_perf.transports.http import Server
-
-    server = Server(endpoint)
-    try:
-        status, answer = await server.ask(endpoint.target(_PATHS[endpoint.protocol], root=True))
-    finally:
-        server.pool.close()
-    return answer if status == 200 else {}
+    return {key: str(known[key]) for key in _TOLD if known.get(key)}

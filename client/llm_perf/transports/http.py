@@ -92,6 +92,15 @@ class HttpTransport:
         self._pool.close()
 
 
+async def ask_once(endpoint: Endpoint, target: str, method: str = "GET") -> tuple[int, Any]:
+    """Ask as ``Server.ask`` does, on a connection of its own."""
+    server = Server(endpoint)
+    try:
+        return await server.ask(target, method)
+    finally:
+        server.pool.close()
+
+
 def retry_after(answer: Answer) -> float | None:
     """Seconds that a 429 or 503 asks to wait (RFC 9110 §10.2.3); a date is none: clocks differ."""
     if answer.status not in (429, 503):

@@ -16,20 +16,10 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from llm_perf.errors import UserError
 from llm_perf.record import Chunk
+from llm_perf.workload.fields import SAMPLING
 from llm_perf.workload.workload import Prompt
 
-_SAMPLING: Final = (
-    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "seed", "end_id", "pad_id"),
-    *(
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "length_penalty",
-        "beam_width",
-        "stop_words",
-        "bad_words",
-    ),
-)
+_SAMPLING: Final = ("max_tokens", "min_tokens", *SAMPLING)
 # Input tensors of all releases (inflight_batcher_llm ensemble 0.11 … 1.2; sampling_param_*: the
 # llmapi model) and the parameter that fills them, or …
 _PARAMETERS: Final = {

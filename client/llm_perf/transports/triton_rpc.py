@@ -83,6 +83,18 @@ async def call(channel: grpc.aio.Channel, endpoint: Endpoint, method: str, **fie
     return await stub(request_type(**fields), timeout=_PATIENCE_S, metadata=extra_headers(endpoint))
 
 
+async def ask_once(endpoint: Endpoint, method: str) -> Any | None:
+    """Make one call on a channel of its own; ``None`` where the server forbids it.
+
+    Raises ``UserError`` when no Triton answers.
+    """
+    async with await open_channel(endpoint) as channel:
+        try:
+            return await call(channel, endpoint, method)
+        except grpc.aio.AioRpcError:
+            return None
+
+
 async def describe(endpoint: Endpoint, defaults: Mapping[str, int]) -> TritonModel:
     """Find out how to ask ``endpoint.model``; ``defaults`` as in ``transports.connect``.
 
