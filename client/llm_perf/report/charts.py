@@ -21,6 +21,7 @@ from llm_perf.report.words import bounded, limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
+_CROSS: Final = 5  # of the shapes of marks
 _ROOM, _LETTER = 16, 8.3  # for names at the ends of lines
 _Known: TypeAlias = list[tuple[Point, float, float]]
 
@@ -51,6 +52,9 @@ def throughput(view: View) -> Chart | None:
     _trails(plot, view, known)
     for limit, x in edges.items():
         plot.limit(limit_words(limit), x=x)
+    passed = [
+        each for each in view.limits if each not in edges and _passed(plot, view, known, each)
+    ]
     for target, style in view.styles.items():
         mine = [(x, y) for point, x, y in known if point.target == target]
         if mine and style.shown:
@@ -63,7 +67,7 @@ def throughput(view: View) -> Chart | None:
             f"{len(known)} points of {len(view.styles)} targets. "
             + "; ".join(f"{p.name}: {number(y)} against {number(x)}" for p, x, y in known[:12]),
         ),
-        " ".join(_how_to_read(view, known, bool(edges), bool(expected))),
+        " ".join(_how_to_read(view, known, bool(edges), bool(expected), passed)),
         (
             "Target",
             "Load",
@@ -86,11 +90,16 @@ def _row(view: View, point: Point, x: float, y: float, *, expected: bool) -> tup
     return (point.target, point.load, *known, *off)
 
 
-def _how_to_read(view: View, known: _Known, shaded: bool, expected: bool) -> Iterator[str]:
+def _how_to_read(
+    view: View, known: _Known, shaded: bool, expected: bool, passed: Sequence[Limit]
+) -> Iterator[str]:
     yield "Up is more throughput, right is faster for each user. The axis is"
     yield f"{view.form.name}; other forms differ from it by the spread of users."
     if shaded:
         yield "The shaded side keeps the limit."
+    if passed:
+        told = " or ".join(map(limit_words, passed))
+        yield f"A cross is where a line leaves {told}, interpolated between the loads measured."
     if view.limits:
         yield "Open marks don't surely keep all limits."
     if expected:
@@ -125,6 +134,23 @@ def _trails(plot: Plot, view: View, known: _Known) -> None:
             tip = f"{point.name}: {number(y)} tokens/s, {number(x)} tokens/s per user"
             opened = "" if view.kept(point) else " open"
             plot.mark(x, y, style.css + opened, style.shape, tip)
+
+
+def _passed(plot: Plot, view: View, known: _Known, limit: Limit) -> bool:
+    """Cross each named line where it leaves a limit that is none of the axes', as of TTFT."""
+    at = []
+    for (one, x, y), (other, to_x, to_y) in pairwise(known):
+        if (one.target, one.kind) == (other.target, other.kind) and view.styles[one.target].shown:
+            was, now = (p.figure(limit.metric, limit.statistic or "avg") for p in (one, other))
+            if was and now and (share := _share(was, now, limit.value)) is not None:
+                at.append((x + share * (to_x - x), y + share * (to_y - y)))
+                tip = (
+                    f"{one.target} leaves {limit_words(limit)} between {one.load} and {other.load}"
+                )
+                plot.mark(*at[-1], "limit-text", _CROSS, tip)
+    if at:
+        plot.note(f"+ {limit_words(limit)}", "limit-text")
+    return bool(at)
 
 
 def _predicted(view: View, known: _Known) -> list[tuple[float, float]]:
@@ -241,6 +267,12 @@ def _draw(plot: Plot, line: _Line, metric: str) -> None:
 def _crossings(line: Sequence[tuple[float, float]], limit: float) -> Iterator[float]:
     """Where a line crosses a limit, between points on a straight line of logarithms."""
     for (x, y), (to_x, to_y) in pairwise(line):
-        if (y <= limit) != (to_y <= limit) and min(x, y, to_x, to_y) > 0:
-            share = log(limit / y) / log(to_y / y)
+        if min(x, to_x) > 0 and (share := _share(y, to_y, limit)) is not None:
             yield exp(log(x) + share * log(to_x / x))
+
+
+def _share(was: float, now: float, limit: float) -> float | None:
+    """Which share of the way, in logarithms, lies before the limit; ``None`` if both are beside."""
+    if (was <= limit) == (now <= limit) or min(was, now) <= 0:
+        return None
+    return log(limit / was) / log(now / was)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import Any, Final
 
 from llm_perf.report.points import Line, Point
 from llm_perf.screen import plain
+
+_PARTS: Final = {  # of a record: what they are called before each of their keys
+    **{each: each for each in ("workload", "server", "gpu")},
+    "versions": "version",
+}
+
+
+def bare(value: Any) -> Any:
+    """The name of a file that is given by its place: whoever gets the page needn't know that."""
+    absolute = isinstance(value, str) and PurePath(value).is_absolute()
+    return PurePath(value).name if absolute else value
 
 
 def told(name: str, points: Sequence[Point]) -> dict[str, Any]:
     """A target's configuration, hashes, commands and notes."""
     record = points[0].first
-    facts: list[tuple[str, str]] = []
-    known = dict(record["target"])
-    cell, artifacts = known.pop("cell", None) or {}, known.pop("artifacts", None) or {}
-    parts: list[Mapping[str, Any]] = [
-        known,
-        cell,
-        {f"artifact {k}": v for k, v in artifacts.items()},
-    ]
-    parts += [{f"workload {k}": v for k, v in (record.get("workload") or {}).items()}]
-    parts += [{f"server {k}": v for k, v in (record.get("server") or {}).items()}]
-    parts += [{f"gpu {k}": v for k, v in (record.get("gpu") or {}).items()}]
-    parts += [{f"version {k}": v for k, v in (record.get("versions") or {}).items()}]
-    for part in parts:
-        facts += [(plain(k), plain(v)) for k, v in part.items() if v not in (None, "", {})]
+    target = dict(record["target"])
+    cell, artifacts = target.pop("cell", None) or {}, target.pop("artifacts", None) or {}
+    facts = [*target.items(), *cell.items()]
+    facts += [(f"artifact {key}", value) for key, value in artifacts.items()]
+    for part, called in _PARTS.items():
+        facts += [(f"{called} {k}", bare(v)) for k, v in (record.get(part) or {}).items()]
     notes = dict.fromkeys(
         f"{point.load}: {plain(note)}"
         for point in points
@@ -34,7 +38,8 @@ def told(name: str, points: Sequence[Point]) -> dict[str, Any]:
         for note in (*(line.record.get("notes") or ()), *_failures(line))
     )
     commands = "\n".join(dict.fromkeys(filter(None, map(_command, points))))
-    return {"name": plain(name), "facts": facts, "commands": plain(commands, "\n"),
+    known = [(plain(key), plain(value)) for key, value in facts if value not in (None, "", {})]
+    return {"name": plain(name), "facts": known, "commands": plain(commands, "\n"),
             "notes": list(notes)}  # fmt: skip
 
 
@@ -51,7 +56,7 @@ def _command(point: Point) -> str | None:
     if not target.get("url") or not workload.get("source"):
         return None
     words = ["llm_perf", "--url", target["url"], "--model", target["model"]]
-    words += ["--protocol", target["protocol"], "--input-data", workload["source"]]
+    words += ["--protocol", target["protocol"], "--input-data", bare(workload["source"])]
     words += {"trace": ["--trace-replay"]}.get(
         point.kind,
         [f"--{point.kind.replace('_', '-')}", "inf" if point.value is None else f"{point.value:g}"],

@@ -21,7 +21,7 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 WIDTH: Final = 500
 HEIGHT: Final = 340
 SERIES: Final = 6  # classes s0 to s5; what goes beyond is "other"
-_LEFT, _TOP, _BOTTOM = 62, 14, 48
+_LEFT, _TOP, _BOTTOM = 68, 20, 48
 _GLYPH: Final = 8.8  # width of a bold character at 12 px, on average and a little more
 _LINE: Final = 16
 _NARROW: Final = 60
@@ -97,14 +97,14 @@ class Plot:
         )
 
     def limit(self, text: str, *, x: float | None = None, y: float | None = None) -> None:
-        """A limit's line with its words."""
+        """A limit's line with its words: of an upright one above it, where nothing is drawn."""
         across, up = self.across, self.up
         if x is not None:
             ends = [(across(x), up.start), (across(x), up.end)]
-            spots = [(across(x), _TOP + 10.0 + down) for down in range(0, 200, 20)]
+            spots = [(across(x), _TOP - 11.0 + down) for down in range(0, 240, 20)]
         else:
             ends = [(across.start, up(y or 0)), (across.end, up(y or 0))]
-            spots = [(float(_LEFT), up(y or 0))]
+            spots = [(float(at), up(y or 0)) for at in range(_LEFT, WIDTH, 40)]
         self._parts.append(f'<path class="limit" d="{_path(ends)}"/>')
         self._taken += _boxes(ends)
         self._place(spots, text, "limit-text")
@@ -121,7 +121,7 @@ class Plot:
         """Write where the words meet nothing; else where they meet no other words, or anywhere."""
         wide = len(text) * _GLYPH
         named = self.right > _NARROW  # there the names of lines stand
-        frame = (_LEFT, _TOP - 6, WIDTH - (self.right if named else 2), self.up.start)
+        frame = (_LEFT, 0, WIDTH - (self.right if named else 2), self.up.start)
         inside: list[tuple[float, float, str, Box]] = []
         for at, to in spots:
             for dy in (4, -9, 18, -22, 32, -36, 46):
@@ -163,11 +163,16 @@ class Plot:
         """Words above a bar."""
         self._write(_LEFT, self.up(y) - 14, text, "plain", "start")
 
+    def note(self, text: str, css: str) -> None:
+        """Words of no place of their own: above the plot, or where it is empty."""
+        spots = [(x, y) for y in range(_TOP - 11, 200, 20) for x in range(_LEFT - 8, WIDTH, 40)]
+        self._place(spots, text, css)
+
     def legend(self, names: Iterable[tuple[str, str]]) -> None:
         """Names and classes, in a row at the top."""
         at = float(_LEFT)
         for text, css in names:
-            self._write(at, _TOP - 2, text, css, "start")
+            self._write(at, _TOP - 8, text, css, "start")
             at += len(text) * _GLYPH + 18
 
     def svg(self, title: str, description: str) -> str:

@@ -21,7 +21,7 @@ from llm_perf.errors import UserError
 from llm_perf.figures.limits import Limit
 from llm_perf.files import write_whole
 from llm_perf.report.charts import PERCENTILES, against_load, throughput
-from llm_perf.report.configuration import load_words, told
+from llm_perf.report.configuration import bare, load_words, told
 from llm_perf.report.decision import Decision, decide
 from llm_perf.report.distributions import accuracy, distribution, iterations
 from llm_perf.report.draw import standalone
@@ -140,7 +140,7 @@ def _page(
         failed=failed,
         targets=[told(name, mine) for name, mine in targets(view.points).items()],
         version=installed_version(),
-        sources=dict.fromkeys(line.source for line in lines),
+        sources=dict.fromkeys(bare(line.source) for line in lines),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
@@ -185,6 +186,43 @@ def test_the_crossing_lies_between_the_loads_measured() -> None:
     chart = against_load(view, "time_to_first_token", "concurrency")
     # log 2 / log 4 of the way from 10 to 40
     assert chart and "a crosses 200 ms at about 20:" in chart.caption
+
+
+def test_where_a_line_leaves_a_limit_of_ttft_is_crossed_on_the_chart_of_throughput() -> None:
+    points = points_of([line("a", 10, 3, 100), line("a", 40, 9, 400), line("b", 10, 5, 50)])
+    limits = parse_limits("ttft.p95<200ms", "x")
+    chart = throughput(view_of(points, limits, [], None))
+    assert chart and "A cross is where a line leaves TTFT p95 < 200 ms" in chart.caption
+    # log 2 / log 4 of the way from (100, 300) to (25, 900)
+    mark = r'class="mark {}" transform="translate\(([\d.]+),([\d.]+)\)"'
+    crossed = re.findall(mark.format("limit-text"), chart.svg)
+    kept = re.findall(mark.format(r"s\d[ a-z]*"), chart.svg)
+    places = {tuple(map(float, each)) for each in kept}
+    (x, y), (low, high) = map(float, crossed[0]), zip(*places, strict=True)
+    assert len(crossed) == 1 and x == pytest.approx((min(low) + max(low)) / 2, abs=0.1)
+    assert y == pytest.approx((min(high) + max(high)) / 2, abs=0.1)
+    kept_by_all = throughput(view_of(points, parse_limits("ttft.p95<9s", "x"), [], None))
+    assert kept_by_all and "cross" not in kept_by_all.caption
+
+
+def test_what_an_upright_limit_says_stands_above_the_curves(tmp_path: Path) -> None:
+    points = points_of(read_results([str(study(tmp_path, n=60, loads=(4, 16)))]))
+    view = view_of(points, parse_limits("ttft.p95<40ms,itl.avg<11ms", "x"), (), None)
+    for metric in ("time_to_first_token", "inter_token_latency"):
+        chart = distribution(view, metric, points)
+        assert chart
+        (told,) = re.findall(r'class="label limit-text" x="[\d.]+" y="([\d.]+)"', chart.svg)
+        top = min(map(float, re.findall(r'class="grid" d="M[\d.]+,([\d.]+)H', chart.svg)))
+        assert float(told) < top
+
+
+def test_where_files_are_on_the_machine_that_measured_stays_there(tmp_path: Path) -> None:
+    run = make_run(records(20, 4, 9.0), Concurrency(4))
+    run = replace(run, workload=replace(run.workload, source=str(tmp_path / "prompts.jsonl")))
+    api.write_run(run, tmp_path / "x.json")
+    page, *_ = build(read_results([str(tmp_path / "x.json")]), ())
+    assert "--input-data prompts.jsonl" in page and "<dd>prompts.jsonl</dd>" in page
+    assert str(tmp_path) not in page and "/examples/number-words" not in page
 
 
 def test_what_was_predicted_is_dashed_and_its_error_told() -> None:
