@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from llm_perf.cli import flags as asked
-from llm_perf.cli.options import THEMES
-from llm_perf.duration import parse_duration
+from llm_perf.cli.options import THEMES, option, some_time
 from llm_perf.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,56 +26,28 @@ _UNASKED: Final = {
     **dict.fromkeys(("stop_after_failures", "ray", "goodput")),
     **dict.fromkeys(("resume", "resume_anyway"), False),
 }
-_FOLDER: Final = Path("artifacts/search")
-
-
-def _budget(_ctx: click.Context, parameter: click.Parameter, word: str | None) -> float:
-    if word is None:
-        return math.inf
-    try:
-        return parse_duration(word)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param=parameter) from error
+# fmt: off
+_OWN: Final = (
+    option("--limit limits", "To be kept, like 'ttft.p95<1s', 'itl.avg<20ms' or ttft.p95=1s; an "
+           "average or a percentile of what each request has. Can be repeated.",
+           multiple=True, required=True, metavar="LIMIT"),
+    option("--vary", "What is raised until a limit breaks.",
+           click.Choice(["request-rate", "concurrency"]), default="request-rate"),
+    option("--confirmed", "Both ends held by 5 runs each that all agree, of 1,000 requests or "
+           "more: hours. [default: 3 of 500, wider]", is_flag=True),
+    option("--budget budget_s", "End after so much load, with what is known then.", str,
+           callback=some_time, metavar="TIME"),
+    option("--ledger", "Folder that keeps every run; the same command goes on with those it has.",
+           click.Path(path_type=Path, file_okay=False), default=Path("artifacts/search")),
+    option("--json as_json", "Print JSON instead.", is_flag=True),
+)
+# fmt: on
 
 
 @click.command(
     name="search",
     params=[
-        click.Option(
-            ["--limit", "limits"],
-            multiple=True,
-            required=True,
-            metavar="LIMIT",
-            help="To be kept, like 'ttft.p95<1s', 'itl.avg<20ms' or ttft.p95=1s; an average or a "
-            "percentile of what each request has. Can be repeated.",
-        ),
-        click.Option(
-            ["--vary"],
-            type=click.Choice(["request-rate", "concurrency"]),
-            default="request-rate",
-            show_default=True,
-            help="What is raised until a limit breaks.",
-        ),
-        click.Option(
-            ["--confirmed"],
-            is_flag=True,
-            help="Both ends held by 5 runs each that all agree, of 1,000 requests or more: hours. "
-            "[default: 3 of 500, wider]",
-        ),
-        click.Option(
-            ["--budget", "budget_s"],
-            callback=_budget,
-            metavar="TIME",
-            help="End after so much load, with what is known then.",
-        ),
-        click.Option(
-            ["--ledger"],
-            type=click.Path(path_type=Path, file_okay=False),
-            default=_FOLDER,
-            show_default=True,
-            help="Folder that keeps every run; the same command goes on with those it has.",
-        ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON instead."),
+        *_OWN,
         *(each for options in THEMES.values() for each in options if each.name in _SHARED),
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -96,7 +67,7 @@ def search_command(
         "concurrency" if vary == "concurrency" else "request_rate",
         api.CONFIRMED if confirmed else api.INDICATIVE,
         flags["seed"],
-        flags["budget_s"],
+        flags["budget_s"] or math.inf,
     )
     answer = _search(question, _site(question, flags))
     if as_json:
