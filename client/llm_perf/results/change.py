@@ -6,6 +6,7 @@ asked, so intervals draw prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -34,7 +35,8 @@ class Change:
     """A figure in both runs; ``low`` and ``high`` bound B − A at 95 %, over ``n`` pairs.
 
     Figures are of each whole run, the interval is of the pairs that both runs answered; there is
-    none for figures that have no value per request, and for those of a single prompt.
+    none for figures that have no value per request, for those of a single prompt, and where it has
+    no end.
     """
 
     metric: str
@@ -53,7 +55,8 @@ class Change:
     @property
     def percent(self) -> float | None:
         """B − A in per cent of A."""
-        return 100 * self.difference / abs(self.a) if self.a else None
+        known = self.a and math.isfinite(self.difference)
+        return 100 * self.difference / abs(self.a) if known else None
 
     @property
     def sure(self) -> bool:
@@ -156,10 +159,12 @@ def _intervals(
         quantiles = np.percentile(drawn, [int(name[1:]) for name in percents], axis=-1)
         return np.vstack([drawn.mean(axis=-1), quantiles]).T
 
-    bounds = bootstrap(columns, lambda drawn: of(drawn[:, 1]) - of(drawn[:, 0]), prompts)
-    noise = _NOISE * max(map(abs, columns[0] + columns[1]))
+    with np.errstate(invalid="ignore"):  # of a pace that is infinite
+        bounds = bootstrap(columns, lambda drawn: of(drawn[:, 1]) - of(drawn[:, 0]), prompts)
+    noise = _NOISE * max(filter(math.isfinite, map(abs, columns[0] + columns[1])), default=0.0)
     low, high = ([0.0 if abs(each) <= noise else each for each in side] for side in bounds)
-    return dict(zip(["avg", *percents], zip(low, high, strict=True), strict=True))
+    known = zip(["avg", *percents], zip(low, high, strict=True), strict=True)
+    return {name: each for name, each in known if all(map(math.isfinite, each))}
 
 
 def load_of(side: Side) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -68,7 +69,8 @@ def _brief(value: float) -> str:
 
 def _row(change: Change) -> tuple[str, ...]:
     percent = "-" if change.percent is None else f"{change.percent:+.1f}"
-    figures = (f"{change.a:,.3f}", f"{change.b:,.3f}", _signed(change.difference))
+    apart = "-" if math.isnan(change.difference) else _signed(change.difference)
+    figures = (f"{change.a:,.3f}", f"{change.b:,.3f}", apart)
     few = change.statistic == "p99" and 0 < change.n < ENOUGH_FOR_P99
     name = f"{change.metric}.{change.statistic}{FEW if few else ''}"
     return (name, *figures, percent, _interval(change), str(change.n) if change.n else "-")

@@ -6,7 +6,6 @@ the eye, for CI and as JSON.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import parse_limit
+from llm_perf.json_text import json_text
 from llm_perf.results.change import Comparison, compare, load_of, pairs, told_load
 from llm_perf.results.change_table import print_changes
 from llm_perf.results.rule import judge
@@ -77,7 +77,7 @@ def compare_command(a: Path, b: Path, rules: tuple[str, ...], force: bool, as_js
             for (x, y), each in zip(met, compared, strict=True)
         ]
         told = compared[0] if max(map(len, sides)) == 1 else {"loads": named}
-        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        click.echo(json_text(told, indent=2))
     return CHECK_FAILED if any(each["failed"] for each in compared) else 0
 
 

@@ -284,6 +284,26 @@ def test_what_is_the_same_is_not_an_interval_of_zeros(written: Written) -> None:
     assert score.low is not None and score.low < -0.3  # two equal answers prove little
 
 
+def test_an_infinite_pace_leaves_the_other_statistics_their_intervals(written: Written) -> None:
+    """Tokens that come at once have an infinite pace: no mean, but a median like any."""
+
+    def paced(by_ms: int, at_once: int) -> list[Record]:
+        gaps = [0] * at_once + [by_ms + index % 3 for index in range(20 - at_once)]
+        return [asked(index, chunks_ms=(150, 150 + gap)) for index, gap in enumerate(gaps)]
+
+    a, b = written("a", paced(40, 0)), written("b", paced(80, 1))
+    seen = compare(read_side(a), read_side(b))
+    mean, median = (
+        change(seen.changes, f"output_token_throughput_per_user.{each}") for each in ("avg", "p50")
+    )
+    assert (mean.b, mean.low, mean.percent) == (float("inf"), None, None)
+    assert median.low is not None and median.low < median.difference < 0 and median.sure
+    assert "nan" not in invoke(a, b).stdout
+    told = json.loads(invoke(a, b, "--json").stdout, parse_constant=pytest.fail)
+    assert any(each["b"] == "inf" for each in told["changes"])
+    assert "nan" not in invoke(b, b).stdout  # infinity less itself
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"workload": {}}'])
 def test_another_file_is_no_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
