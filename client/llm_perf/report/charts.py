@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from llm_perf.figures.limits import Limit
 from llm_perf.report.axes import Axis, number
-from llm_perf.report.draw import SERIES, XY, Plot
+from llm_perf.report.draw import SERIES, XY, Plot, room
 from llm_perf.report.points import Point, targets
 from llm_perf.report.requests import LATENCIES
 from llm_perf.report.view import Chart, View, wide
@@ -22,7 +22,6 @@ from llm_perf.report.words import bounded, limit_words
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
 _CROSS: Final = 5  # of the shapes of marks
-_ROOM, _LETTER = 16, 8.3  # for names at the ends of lines
 _Known: TypeAlias = list[tuple[Point, float, float]]
 
 
@@ -197,7 +196,7 @@ def against_load(view: View, metric: str, kind: str) -> Chart | None:
         f"{metric}-{kind}".replace("_", "-"),
         Axis(load, xs, log=wide(xs), zero=min(xs) < max(xs) / 2),
         Axis(f"{short} (ms)" if alone else f"{short} {main} (ms)", ys, log=wide(ys)),
-        right=_ROOM + _LETTER * max(len(line.name or "") for line in lines),
+        right=room([line.name or "" for line in lines]),
     )
     for line in lines:
         _draw(plot, line, metric)

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_perf.report.axes import Axis, number
 from llm_perf.report.charts import PERCENTILES
-from llm_perf.report.draw import SERIES, Plot
+from llm_perf.report.draw import SERIES, Plot, room
 from llm_perf.report.points import Point, ecdf, targets
 from llm_perf.report.requests import LATENCIES, Numbers
 from llm_perf.report.view import Chart, Row, View
@@ -39,23 +39,23 @@ def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | No
     short = LATENCIES[metric].replace("request latency", "Request latency")
     limits = [each for each in view.limits if each.metric == metric]
     xs = [x for _, _, line in curves for x in (line[0][0], line[-1][0])]
+    one = len({point.target for point, *_ in curves}) == 1
+    names = [p.load if one else view.styles[p.target].name for p, *_ in curves]
     plot = Plot(
         f"ecdf-{metric}".replace("_", "-"),
         Axis(f"{short} (ms)", [*xs, *(each.value for each in limits)], log=True),
         Axis("Share of answered requests", [0, 1], top=1.0),
+        right=room(names),
     )
-    one = len({point.target for point, *_ in curves}) == 1
     colours = [f"s{at}" if one else view.styles[p.target].css for at, (p, *_) in enumerate(curves)]
     for (_, values, curve), css in zip(curves, colours, strict=True):
         start = float((values <= 0).mean())
         plot.line([(curve[0][0], start), *curve], css)
     for limit in limits:
         plot.limit(f"{limit.statistic} {limit_words(limit, name=False)}", x=limit.value)
-    for at, (point, _, curve) in enumerate(curves):
-        middle = len(curve) * (2 + at % 3) // 6  # names at different heights
-        name = point.load if one else f"{view.styles[point.target].name}, {point.load}"
-        spots = [*curve[middle:], *curve[:middle][::-1]]
-        plot.label_along(spots, name.replace("concurrency ", "conc. "), colours[at])
+    medians = [float(np.median(values)) for _, values, _ in curves]
+    ranked = sorted(range(len(curves)), key=medians.__getitem__)  # in the order of the curves
+    plot.ends((0.9 - 0.1 * at, names[each], colours[each]) for at, each in enumerate(ranked))
     return Chart(
         plot.name,
         f"Distribution of {LATENCIES[metric]}",
@@ -63,7 +63,8 @@ def distribution(view: View, metric: str, chosen: Sequence[Point]) -> Chart | No
             f"Share of requests with a {LATENCIES[metric]} of at most so much",
             "; ".join(f"{p.name}: median {number(float(v[len(v) // 2]))} ms" for p, v, _ in curves),
         ),
-        f"Of {'each load' if one else 'the points named'}, first run; logarithmic.",
+        ("Of each load" if one else "; ".join(p.name for p, *_ in curves))
+        + ": first run; logarithmic.",
         ("Target", "Load", "n", "min", *PERCENTILES, "max"),
         tuple(_spread(point, values) for point, values, _ in curves),
     )

@@ -113,10 +113,6 @@ class Plot:
         """Words beside a point, where nothing is yet."""
         self._place([(self.across(x), self.up(y))], text, css)
 
-    def label_along(self, line: Sequence[XY], text: str, css: str) -> None:
-        """Words beside any point of a line, the first ones tried first."""
-        self._place([(self.across(x), self.up(y)) for x, y in line], text, css)
-
     def _place(self, spots: Iterable[XY], text: str, css: str) -> None:
         """Write where the words meet nothing; else where they meet no other words, or anywhere."""
         wide = len(text) * _GLYPH
@@ -207,6 +203,11 @@ class Plot:
 
     def _write(self, x: float, y: float, text: str, css: str, anchor: str) -> None:
         self._texts.append(_text(x, y, text, f"label {css}", anchor))
+
+
+def room(names: Iterable[str]) -> float:
+    """What names at the ends of lines take, in pixels."""
+    return 16 + 8.3 * max(map(len, names))
 
 
 def standalone(svg: str) -> str:

@@ -97,14 +97,14 @@ def _chosen(view: View, decision: Decision) -> list[Point]:
         loads = next(iter(groups.values()))
         step = max(1, -(-len(loads) // _CURVES))
         return loads[::-1][::step][::-1]
-    best = [each for each in (decision.best, decision.baseline) if each is not None]
     at = decision.best and decision.best.load
-    others = [
-        max(mine, key=lambda p: (view.kept(p), p.load == at, view.rate(p) or 0))
-        for target, mine in groups.items()
-        if view.styles[target].shown and all(target != each.target for each in best)
-    ]
-    return [*best, *others][:_CURVES]
+    chosen = {p.target: p for p in (decision.best, decision.baseline) if p is not None}
+    for target, mine in groups.items():
+        if view.styles[target].shown and target not in chosen:
+            chosen[target] = max(
+                mine, key=lambda p: (view.kept(p), p.load == at, view.rate(p) or 0)
+            )
+    return list(chosen.values())[:_CURVES]
 
 
 def _page(
