@@ -119,12 +119,12 @@ def _measure_all(
             if runs[-1].stopped:
                 break
     finally:  # what was finished is told, whatever ends the others
-        try:
-            if len(turns) > 1 and runs:
-                api.print_summary(runs)
-        finally:  # the terminal may be gone
-            if len(turns) > 1 and done:
-                export.write_sweep(done, export_file)
+        if len(turns) > 1 and done:
+            documents = export.read_sweep(done)
+            try:
+                api.print_summary(documents)
+            finally:  # the terminal may be gone
+                export.write_sweep(documents, export_file)
                 click.echo(f"Wrote {export_file} with all {len(done)} loads")
     return _exit_code(runs, flags)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
@@ -140,12 +140,16 @@ def write_run(run: Run, path: str | Path, extras: tuple[str, ...] = ()) -> tuple
     return tuple(texts)
 
 
-def write_sweep(written: Iterable[Path], path: Path) -> None:
+def read_sweep(written: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read the JSON of several loads, each with the name of its file."""
+    return [{"file": each.name, **json.loads(each.read_text("utf-8"))} for each in written]
+
+
+def write_sweep(documents: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the JSON of several loads as one: ``{"loads": […]}``, each as in its own file.
 
     Raises ``UserError`` when it can't be written.
     """
-    documents = [{"file": each.name, **json.loads(each.read_text("utf-8"))} for each in written]
     try:
         write_whole(path, lambda to: to.write(json_text({"loads": documents}, indent=2) + "\n"))
     except OSError as error:

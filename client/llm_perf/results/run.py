@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from llm_perf.figures.delivery import delivery_notes
 from llm_perf.figures.metrics import Metric
 from llm_perf.figures.notes import TokenCounts, answer_notes, count_tokens, failure_notes
 from llm_perf.load.health import Health
-from llm_perf.load.load import ONCE, Concurrency, Extent, Load
+from llm_perf.load.load import ONCE, Concurrency, Extent, Load, Rate, Trace
 from llm_perf.record import Record
 from llm_perf.transports import Endpoint
 from llm_perf.workload.workload import Workload
@@ -50,10 +51,7 @@ class Run:
     @property
     def title(self) -> str:
         """The load as it was: a closed loop that never had its number in flight says how many."""
-        most = self.max_in_flight_seen
-        if isinstance(self.load, Concurrency) and most is not None and most < self.load.n:
-            return f"{self.load.title} (at most {most} in flight)"
-        return self.load.title
+        return load_title(self.load.to_json(), self.max_in_flight_seen)
 
     @property
     def score(self) -> float | None:
@@ -129,3 +127,12 @@ def installed_version() -> str:
         return version("trtllm-deploy")
     except PackageNotFoundError:  # a checkout, or its metadata went while the load ran
         return "not installed"
+
+
+def load_title(load: Mapping[str, Any], most: int | None = None) -> str:
+    """A load for the eye, as it stands in exports, of which ``most`` were seen in flight."""
+    kind, value = load["kind"], load["value"]
+    if kind == "concurrency":
+        title = Concurrency(value).title
+        return title if most is None or most >= value else f"{title} (at most {most} in flight)"
+    return Rate(value or math.inf).title if kind == "request_rate" else Trace.title

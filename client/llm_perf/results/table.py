@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TextIO
 
 from llm_perf.figures.metrics import ADJUSTED, DEFINITIONS, Metric
-from llm_perf.results.run import Run
+from llm_perf.results.run import Run, load_title
 from llm_perf.results.screen_table import print_table
 from llm_perf.server.scrape import headline
 
@@ -73,27 +73,24 @@ def print_run(run: Run, file: TextIO | None = None, *, explain: bool = False) ->
     )
 
 
-def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
-    """Print one line per load: throughput against latency.
+def print_summary(documents: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """Print one line per load, of runs as they are written: throughput against latency.
 
     ``steady tokens/s`` is of the time in which the load was full, where that says something else.
     """
     shown = [
         (head, key, statistic)
         for head, key, statistic in _ACROSS
-        if any(
-            _steady(run.metrics[key]) if statistic == "steady" else key in run.metrics
-            for run in runs
-        )
+        if any(_steady(each[key]) if statistic == "steady" else key in each for each in documents)
     ]
     heads = ("load", *(head for head, _, _ in shown), "ok / failed")
     rows = [
         (
-            run.title,
-            *(_figure(run.metrics.get(key, {}), statistic) for _, key, statistic in shown),
-            f"{run.requests_ok} / {run.requests_failed}",
+            load_title(each["load"], each["max_in_flight_seen"]),
+            *(_figure(each.get(key, {}), statistic) for _, key, statistic in shown),
+            f"{each['requests_ok']} / {each['requests_failed']}",
         )
-        for run in runs
+        for each in documents
     ]
     marked = few_note(cell for row in rows for cell in row)
     print_table("llm_perf | all loads", heads, rows, marked, file, least=_LEAST_ACROSS)

@@ -55,6 +55,8 @@ def test_a_killed_sweep_goes_on_and_no_record_is_lost_or_doubled(
     assert len({each["id"] for each in lines(folder)}) == 3
     assert not list(folder.glob("*.journal.jsonl"))
     assert len(json.loads((folder / "profile_export.json").read_text())["loads"]) == 3
+    _, summary = done.stdout.split("llm_perf | all loads")
+    assert [summary.count(f"concurrency {n} ") for n in (1, 2, 3)] == [1, 1, 1]
     again = llm_perf(concurrency="1,2,3", resume=None)
     assert again.stdout.count("it was finished before") == len(lines(folder)) == 3
     assert len(server.asked) == 9

@@ -177,7 +177,7 @@ def test_the_table_says_what_differs_and_over_how_much() -> None:
 def test_a_sweeps_summary_has_the_steady_part_where_it_differs() -> None:
     def summary(*runs: Run) -> str:
         file = io.StringIO()
-        print_summary(runs, file)
+        print_summary([run.to_json() for run in runs], file)
         return file.getvalue()
 
     ramped, full = make_run(loop(4, 16, offset_ms=50)), make_run(loop(4, 20))

@@ -34,7 +34,7 @@ from llm_perf.report.requests import read_requests
 from llm_perf.report.searches import answers
 from llm_perf.report.timeline import packed
 from llm_perf.report.view import short_names, view_of
-from llm_perf.results.export import write_sweep
+from llm_perf.results.export import read_sweep, write_sweep
 from llm_perf.search.drawn import sentence
 from llm_perf.search.measured import search
 from llm_perf.search.question import Question
@@ -353,7 +353,7 @@ def test_a_sweep_beside_its_loads_counts_once_and_names_are_taken(tmp_path: Path
                       tmp_path / f"fp8_concurrency{n}.json")[0]
         for n in (2, 4)
     ]  # fmt: skip
-    write_sweep(written, tmp_path / "fp8.json")
+    write_sweep(read_sweep(written), tmp_path / "fp8.json")
     lines = read_results([str(tmp_path)])
     assert [(each.record["target"]["name"], each.record["load"]["value"]) for each in lines] == [
         ("fp8", 2),

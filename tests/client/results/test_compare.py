@@ -14,7 +14,7 @@ from llm_perf.load.load import Concurrency, Extent
 from llm_perf.record import Record, Status
 from llm_perf.results.change import Change, compare, pairs
 from llm_perf.results.compare import compare_command
-from llm_perf.results.export import write_run, write_sweep
+from llm_perf.results.export import read_sweep, write_run, write_sweep
 from llm_perf.results.rule import judge
 from llm_perf.results.written import Side, read_side
 from tests.client.runs import asked, make_run
@@ -343,7 +343,7 @@ def test_sweeps_are_compared_load_by_load(written: Written, tmp_path: Path) -> N
             written(f"{name}_{n}", answered([ttft] * 4), load=Concurrency(n))
             for n, ttft in ttfts.items()
         ]
-        write_sweep(runs, tmp_path / f"{name}.json")
+        write_sweep(read_sweep(runs), tmp_path / f"{name}.json")
         return tmp_path / f"{name}.json"
 
     a, b = sweep("a", {1: 100, 4: 200, 8: 400}), sweep("b", {2: 0, 4: 230, 1: 101})

@@ -80,7 +80,8 @@ def test_a_sweeps_summary_keeps_its_loads(columns: int, monkeypatch: pytest.Monk
         long_run(Concurrency(256), max_in_flight_seen=100),
         long_run(Rate(2.5)),
     ]
-    printed = lines(lambda file: print_summary(runs, file), columns, monkeypatch)
+    documents = [run.to_json() for run in runs]
+    printed = lines(lambda file: print_summary(documents, file), columns, monkeypatch)
     assert max(cell_len(line) for line in printed) <= columns
     loads = [row[0] for row in rows(printed)]
     assert loads == [

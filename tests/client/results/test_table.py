@@ -127,7 +127,8 @@ def test_every_figure_is_explained_on_request() -> None:
 def test_the_summary_has_a_row_per_load() -> None:
     file = io.StringIO()
     slow = [asked(0, chunks_ms=(350, 360, 390)), asked(1, status=Status.ERROR)]
-    print_summary([make_run([asked()]), make_run(slow, Concurrency(8))], file)
+    runs = make_run([asked()]), make_run(slow, Concurrency(8))
+    print_summary([run.to_json() for run in runs], file)
     head = row(file.getvalue(), "tokens/s")
     four, eight = (
         dict(zip(head, row(file.getvalue(), f"concurrency {n}"), strict=True)) for n in (4, 8)
