@@ -49,28 +49,17 @@ def _answer(question: Question, lines: Sequence[Line]) -> Answer:
         load, asked = line.record["load"], line.record["search"]
         if "seen" not in asked:
             continue
-        seen = Seen.from_json(asked["seen"])
+        value, seen = load["value"], Seen.from_json(asked["seen"])
         if asked["stage"] == "ends":
-            known = (load["value"], load.get("requests"))
-            open_loop = question.vary == "request_rate"
-            empty = Probe(load["value"], question.criteria, question.mode.runs, open_loop)
-            probes.setdefault(known, empty).seen.append(seen)
+            known = (value, load.get("requests"))
+            probes.setdefault(known, question.probe(value)).seen.append(seen)
         elif asked["stage"] == "rough":
-            rough.append((load["value"], seen))
-    failed = [each for each in probes.values() if each.verdict == "fail"]
-    high = min(failed, key=lambda each: each.value, default=None)
-    held = [
-        each
-        for each in probes.values()
-        if each.verdict == "pass" and (high is None or each.value < high.value)
-    ]
-    low = max(held, key=lambda each: each.value, default=None)
+            rough.append(question.probe(value, seen))
     return Answer(
         question,
-        low,
-        high,
         tuple(sorted(probes.values(), key=lambda each: each.value)),
         tuple(rough),
+        (),
         None,
         sum(line.record["requests_ok"] + line.record["requests_failed"] for line in lines),
         sum(line.record.get("duration_s") or 0.0 for line in lines),

@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 from llm_perf.duration import spell_duration
 from llm_perf.results.screen_table import print_table
 from llm_perf.screen import plain
-from llm_perf.search.probe import Probe, keeps
+from llm_perf.search.probe import Probe
 from llm_perf.search.question import Answer, Question
 from llm_perf.search.seen import Criterion
 
@@ -24,25 +24,23 @@ def sentence(answer: Answer) -> str:
     """What was found, in a line."""
     asked, unit = answer.question, _UNIT[answer.question.vary]
     kept = " and ".join(str(each.limit) for each in asked.criteria)
-    low, high = answer.low, answer.high
+    high = answer.high
     if answer.interval and answer.about is not None and answer.width is not None:
         ends = " to ".join(_load(each, asked) for each in answer.interval)
         return (
             f"{kept}: up to about {_load(answer.about, asked)} {unit} (±{answer.width:.0%}: {ends})"
         )
-    if low:
-        return f"{kept}: at least {_load(low.value, asked)} {unit}; {answer.ended}"
+    kept_once, broke_once = (each and _load(each, asked) for each in answer.single)
+    known: list[str] = []
+    if answer.least:
+        known.append(f"at least {_load(answer.least, asked)} {unit}")
     if high:
-        return f"{kept}: less than {_load(high.value, asked)} {unit}; {answer.ended}"
-    single = [value for value, seen in answer.rough if keeps(seen, asked.criteria)]
-    broken = [value for value, seen in answer.rough if not keeps(seen, asked.criteria)]
-    single = [value for value in single if value < min(broken, default=math.inf)]
-    if single:
-        ends = f"{_load(max(single), asked)} {unit}"
-        if broken:
-            ends += f" and less than {_load(min(broken), asked)}"
-        return f"{kept}: perhaps {ends}, by single runs, which prove nothing; {answer.ended}"
-    return f"{kept}: nothing was shown; {answer.ended}"
+        known.append(f"less than {_load(high.value, asked)} {unit}")
+    guess = [f"{kept_once} {unit}"] if kept_once else []
+    guess += [f"less than {broke_once}"] if broke_once else []
+    if guess:
+        known.append(f"perhaps {' and '.join(guess)}, by single runs, which prove nothing")
+    return f"{kept}: {'; '.join([*(known or ['nothing was shown']), answer.ended])}"
 
 
 def cost(question: Question, per_s: float | None = None, in_flight: float = 0.0) -> str:
@@ -84,8 +82,8 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "held_above_broken": answer.changing,
         "probes": [_probe_json(each) for each in answer.probes],
         "single_runs": [
-            {"value": value, "attainment": seen.attainment, "goodput": seen.goodput}
-            for value, seen in answer.rough
+            {"value": each.value, "attainment": each.attainment, "goodput": each.goodput}
+            for each in answer.rough
         ],
     }
 
@@ -170,12 +168,18 @@ def _foot(answer: Answer) -> Iterator[str]:
         )
     elif answer.rough:
         yield "Single runs: " + ", ".join(
-            f"{_load(value, asked)} ({seen.attainment:.0%} within)" for value, seen in answer.rough
+            f"{_load(each.value, asked)} ({each.attainment:.0%} within)" for each in answer.rough
         )
     if answer.changing and answer.high:
         yield (
             f"Warning: {_load(answer.changing, asked)} held, and {_load(answer.high.value, asked)} "
             "did not: the server isn't the same all the time, so the interval can be wrong"
+        )
+    runs = [seen for each in (*answer.probes, *answer.rough, *answer.loops) for seen in each.seen]
+    if bound := sum(seen.client_bound for seen in runs):
+        yield (
+            f"Warning: {bound} of {len(runs)} runs are CLIENT-BOUND: this machine was too busy to "
+            "take times exactly, so the answer is not the server's alone"
         )
     yield (
         f"{answer.requests:,} requests, {spell_duration(answer.spent_s)} of load; it ended because "
@@ -187,9 +191,9 @@ def _curve(answer: Answer) -> Iterator[str]:
     """The first limit's figure over the load; a line of dashes where the limit is."""
     criterion = answer.question.criteria[0]
     points = [
-        (value, criterion.told(seen.means[0]), "·")
-        for value, seen in answer.rough
-        if seen.blocks[0]
+        (each.value, criterion.told(each.seen[0].means[0]), "·")
+        for each in answer.rough
+        if each.seen[0].blocks[0]
     ]
     points += [
         (probe.value, criterion.told(probe.estimates[0].mean), _MARK[probe.verdict])

@@ -14,20 +14,27 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from llm_perf.search.probe import Probe, keeps
-from llm_perf.search.question import TURNS, Answer, Ask, Question, Stage, Vary
+import numpy as np
+
+from llm_perf.search.probe import Probe, ends
+from llm_perf.search.question import Answer, Ask, Question, Stage, Vary
 from llm_perf.search.seen import Seen
 
 _TAIL: Final = 10  # requests beyond a percentile that a run should have
-_ALONE: Final = 16  # requests one at a time
-_LEAST: Final = 100  # requests of a single run
+_SPARE: Final = 2  # runs that a budget leaves room for beside those that two ends take at least
+_ROUGHLY: Final = 0.4  # of a budget, after which no rough bracket is halved any more
+_ALONE: Final = 8  # requests one at a time
+_LEAST, _TURNS = 100, 5  # requests of a single run, and for each in flight
+_MARGIN: Final = 1.2  # for more in flight than was thought
 _FIRST_LOOP: Final = 8  # requests in flight, doubled while throughput grows
 _MOST_LOOP: Final = 1024
 _GROWS: Final = 1.1
 _ROUGH: Final = 1.12  # ratio of a bracket by single runs
 _BELOW, _ABOVE = 1.08, 1.06  # from its middle, where the ends are tried first
+_SAFE: Final = 1.15  # in place of _BELOW, where a budget pays for few tries
 _STEP: Final = 1.06  # outwards, each time further
 _RARE: Final = 0.25  # of the rate of requests one at a time: hardly two meet
+_FURTHER: Final = 1.25  # times a load by a single run that held, though it was the highest
 _FURTHEST: Final = 4.0  # times the capacity
 _CLOSE: Final = 1.1  # a gap beside an undecided load that isn't halved any more
 _LONGEST: Final = 4  # times as long as at first, where the gap stays too wide
@@ -49,14 +56,12 @@ class _Hunter:
     question: Question
     probes: list[Probe] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)  # of each probe, as ``longer`` was
-    rough: list[tuple[float, Seen]] = field(default_factory=list)
+    rough: list[Probe] = field(default_factory=list)  # of a single run each
     capacity: float | None = None
-    alone: float = 0.0  # requests a second, one at a time
     asked: int = 0
     requests: int = 0
     spent_s: float = 0.0
-    in_flight: float = 0.0
-    loop: int = _MOST_LOOP  # requests in flight, beyond which throughput doesn't grow
+    loops: list[Probe] = field(default_factory=list)  # closed ones, until throughput stops to grow
     longer: int = 1
     slowest: float = 0.0
     least: float = 1.0
@@ -69,21 +74,20 @@ class _Hunter:
             if alone.attainment < 0.5:
                 self.ended = "one request at a time doesn't keep the limits either"
             else:
-                self.capacity = self.alone = alone.throughput
-                kept = keeps(alone, self.question.criteria)
+                self.capacity = alone.throughput
+                self.loops.append(self.question.probe(1, alone))
+                kept = self.loops[0].kept
                 self.slowest = alone.throughput * (_RARE if kept else 1.0)
-                middle = yield from self._bracket()
-                yield from self._ends(middle)
+                low, high = yield from self._bracket()
+                yield from self._ends(low, high)
                 yield from self._narrow()
         except SpentError:
             self.ended = "the budget is spent"
-        low, high = self._low(), self._high()
         return Answer(
             self.question,
-            low,
-            high,
             tuple(sorted(self.probes, key=lambda each: each.value)),
             tuple(self.rough),
+            tuple(self.loops),
             self.capacity,
             self.requests,
             self.spent_s,
@@ -92,23 +96,9 @@ class _Hunter:
 
     # what is known
 
-    def _low(self) -> Probe | None:
-        """The highest load that held below every one that didn't."""
-        high = self._high()
-        held = [
-            each
-            for each in self.probes
-            if each.verdict == "pass" and (high is None or each.value < high.value)
-        ]
-        return max(held, key=lambda each: each.value, default=None)
-
-    def _high(self) -> Probe | None:
-        failed = (each for each in self.probes if each.verdict == "fail")
-        return min(failed, key=lambda each: each.value, default=None)
-
     def _between(self) -> list[float]:
         """Undecided loads between the ends."""
-        low, high = self._low(), self._high()
+        low, high = ends(self.probes)
         below = low.value if low else 0.0
         above = high.value if high else math.inf
         return sorted(
@@ -141,28 +131,54 @@ class _Hunter:
         """How long a run takes at least, as far as anybody knows."""
         return requests / self._speed(vary, value)
 
-    def _speed(self, vary: Vary, value: float) -> float:
-        """Requests a second that are answered at a load at most."""
-        if vary == "request_rate":
+    def _speed(self, vary: Vary | None, value: float) -> float:
+        """Requests a second that are answered at a load, as far as is known, and at most."""
+        if (vary or self.question.vary) == "request_rate":
             return min(value, self.capacity or math.inf)
-        return self.alone * value or math.inf
-
-    def _length(self) -> int:
-        """Requests of a run: enough beyond the percentile, and turns of what is in flight."""
-        tails = (
-            _TAIL / min(each.share, 1 - each.share)
-            for each in self.question.criteria
-            if each.share is not None
+        runs = (*self.loops, *(self.rough if self._whole else ()))
+        points = sorted((each.value, each.seen[0].throughput) for each in runs)
+        if not points:
+            return math.inf
+        most, speed = points[-1]
+        return (
+            speed * value / most if value > most else float(np.interp(value, *np.transpose(points)))
         )
-        turns = TURNS[self.question.vary] * self.in_flight
-        return math.ceil(self.longer * max(self.question.mode.requests, turns, *tails))
+
+    def _length(self, value: float) -> int:
+        """Requests of a run: enough beyond the percentile, and turns of what is in flight.
+
+        Of a budget no more than leaves time for the ends that aren't known, but enough for a
+        verdict.
+        """
+        mode, tails = self.question.mode, [0.0]
+        for each in self.question.criteria:
+            if each.share is not None:
+                tails.append(_TAIL / min(each.share, 1 - each.share))
+        in_flight = self._in_flight(value)
+        least = max(mode.requests, _MARGIN * self.question.least_turns * in_flight, *tails)
+        length = self.longer * max(least, self.question.turns * in_flight)
+        lacking = mode.runs * max(ends(self.probes).count(None), 1) + _SPARE
+        left_s = self.question.budget_s - self.spent_s
+        return math.ceil(max(least, min(length, left_s * self._speed(None, value) / lacking)))
+
+    def _in_flight(self, value: float) -> float:
+        """As many as at the highest load up to this one that kept the limits; where there is none,
+        as a closed loop has that gets through as much (Little's law).
+        """
+        if self.question.vary == "concurrency":
+            return value
+        runs = [each for each in (*self.rough, *self.probes) if each.kept and each.value <= value]
+        if runs:
+            nearest = max(runs, key=lambda each: each.value)
+            return min(nearest.in_flight, self.loops[-1].value)
+        points = sorted((each.seen[0].throughput, each.value) for each in self.loops)
+        return float(np.interp(value, *np.transpose(points)))
 
     def _probe(self, value: float) -> Generator[Ask, Seen, Probe]:
-        open_loop = self.question.vary == "request_rate"
-        probe = Probe(value, self.question.criteria, self.question.mode.runs, open_loop)
+        probe, length = self.question.probe(value), self._length(value)
         while not probe.finished:
             number = len(probe.seen)
-            seen = yield from self._ask(value, self._length(), "ends", number)
+            seen = yield from self._ask(value, length, "ends", number)
             probe.seen.append(seen)
             if number == 0:
                 self.probes.append(probe)
@@ -170,26 +186,26 @@ class _Hunter:
         return probe
 
     def _try(self, value: float) -> Generator[Ask, Seen, None]:
-        """One run, half as long, and of a budget the tenth part at most."""
-        vary, budget_s = self.question.vary, self.question.budget_s
-        length = max(min(self._length() / 2, budget_s * self._speed(vary, value) / 10), _LEAST)
+        """One run, half as long, and of a budget the twelfth part at most."""
+        affordable = self.question.budget_s * self._speed(None, value) / 12
+        least = max(_LEAST, _TURNS * self._in_flight(value))
+        length = max(min(self._length(value) / 2, affordable), least)
         seen = yield from self._ask(value, math.ceil(length), "rough")
-        self.rough.append((value, seen))
-        if keeps(seen, self.question.criteria):
-            self.in_flight = min(max(self.in_flight, seen.in_flight), self.loop)
+        self.rough.append(self.question.probe(value, seen))
 
     # the three parts
 
-    def _bracket(self) -> Generator[Ask, Seen, float]:
-        """The middle of a rough bracket."""
+    def _bracket(self) -> Generator[Ask, Seen, tuple[float, float]]:
+        """A rough bracket, by single runs."""
         low, high = 1.0, 2.0 * _FIRST_LOOP
         if self.question.vary == "request_rate":
             capacity = yield from self._measure_capacity()
             low, high = 0.5 * capacity, 1.05 * capacity
             self.least, self.most = min(self.slowest, low), high * _FURTHEST
         while True:
-            broke = min((v for v, kept in self._tried() if not kept), default=None)
-            kept = [v for v, kept in self._tried() if kept and (broke is None or v < broke)]
+            broke = min((each.value for each in self.rough if not each.kept), default=None)
+            kept = [each.value for each in self.rough if each.kept]
+            kept = [each for each in kept if broke is None or each < broke]
             if kept:
                 low = max(kept)
             elif broke is not None and broke <= low:
@@ -197,12 +213,13 @@ class _Hunter:
             if broke is not None:
                 high = broke
             elif kept and low >= high:
-                high = 2 * low
+                high = _FURTHER * low
             value = self._next(low, high, kept=bool(kept), broke=broke is not None)
-            if value is None:
-                return math.sqrt(low * high)
-            if not self.least <= value <= self.most or (value, False) in self._tried():
-                return min(value, self.most)
+            enough = kept and broke and self.spent_s > _ROUGHLY * self.question.budget_s
+            if value is None or enough:
+                return low, high
+            if not self.least <= value <= self.most or value == broke:
+                return (min(value, self.most),) * 2
             yield from self._try(value)
 
     def _next(self, low: float, high: float, *, kept: bool, broke: bool) -> float | None:
@@ -215,42 +232,44 @@ class _Hunter:
             return None
         return low if broke else high
 
-    def _tried(self) -> list[tuple[float, bool]]:
-        return [(value, keeps(seen, self.question.criteria)) for value, seen in self.rough]
-
     def _measure_capacity(self) -> Generator[Ask, Seen, float]:
         """Requests a second of a closed loop that more in flight don't raise."""
         most, n = 0.0, _FIRST_LOOP
         while n <= _MOST_LOOP:
-            seen = yield from self._ask(n, max(64, 4 * n), "capacity", vary="concurrency")
+            seen = yield from self._ask(n, max(64, 3 * n), "capacity", vary="concurrency")
+            self.loops.append(self.question.probe(n, seen))
             grows = seen.throughput > _GROWS * most
             most = self.capacity = max(most, seen.throughput)
             if not grows:
-                self.loop = n
                 break
             n *= 2
         return max(most, 1e-6)
 
-    def _ends(self, middle: float) -> Generator[Ask, Seen, None]:
-        """Move the ends outwards until fresh runs hold them."""
-        value, step = self._rounded(middle / _BELOW), _STEP
-        while self._low() is None and value >= self.least:
+    def _ends(self, low: float, high: float) -> Generator[Ask, Seen, None]:
+        """Move the ends of a rough bracket outwards until fresh runs hold them."""
+        middle = math.sqrt(low * high)
+        below = _BELOW if math.isinf(self.question.budget_s) else _SAFE
+        value, step = self._rounded(min(middle / below, low)), _STEP
+        while ends(self.probes)[0] is None and value >= self.least:
             yield from self._probe(value)
             value, step = self._lower(value, step), step**2
-        if self._low() is None:
+        if ends(self.probes)[0] is None:
             self.ended = "no load was shown to keep the limits"
             return
-        value, step = self._rounded(middle * _ABOVE), _STEP
-        while self._high() is None and value <= self.most:
+        value, step = self._rounded(max(middle * _ABOVE, high)), _STEP
+        while ends(self.probes)[1] is None and value <= self.most:
             if value > max(each.value for each in self.probes):
                 yield from self._probe(value)
             value, step = max(self._rounded(value * step), value + self._whole), step**2
-        if self._high() is None:
+        if ends(self.probes)[1] is None:
             self.ended = "no load was shown to break the limits"
 
     def _narrow(self) -> Generator[Ask, Seen, None]:
         mode = self.question.mode
-        while (low := self._low()) and (high := self._high()):
+        while True:
+            low, high = ends(self.probes)
+            if low is None or high is None:
+                return
             ratio = high.value / low.value
             if ratio <= mode.narrow or self._neighbours(low.value, high.value):
                 return

@@ -63,16 +63,18 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
     Raises ``UserError`` as measuring does, or when the server is gone in the middle, and
     ``KeyboardInterrupt``; the same call then goes on where it was.
     """
-    known = {each["id"]: each["search"] or {} for each in read_measurements(site.folder)}
+    known: dict[str, Mapping[str, Any]] = {
+        each["id"]: each for each in read_measurements(site.folder)
+    }
     hunting = hunt(question)
     spent_s = 0.0
     try:
         ask = next(hunting)
         while True:
             planned = _planned(question, site, ask)
-            before = _before(known.get(planned.id), question)
-            seen = before
-            if before is None and not _cut_before(known.get(planned.id), question):
+            read = known.get(planned.id, {})
+            seen = before = _before(read, planned)
+            if before is None and not _cut_before(read, question):
                 seen = _measured(question, site, planned, measure, question.budget_s - spent_s)
             if seen is None:
                 return _told_that_it_is_spent(hunting)
@@ -136,17 +138,20 @@ def _planned(question: Question, site: Site, ask: Ask) -> Planned:
     )
 
 
-def _before(read: Mapping[str, Any] | None, question: Question) -> Seen | None:
-    """What the ledger has of a run, if it was looked at for the same limits."""
-    limits = [str(each.limit) for each in question.criteria]
-    if read is None or "seen" not in read or read.get("limits") != limits:
+def _before(read: Mapping[str, Any], planned: Planned) -> Seen | None:
+    """What the ledger has of a run, if it was looked at for the same and is as long."""
+    known, asked = read.get("search") or {}, planned.search or {}
+    same = all(known.get(each) == asked[each] for each in ("limits", "stage"))
+    if not same or "seen" not in known:
         return None
-    return Seen.from_json(read["seen"])
+    long = read["load"]["requests"] >= (planned.extent.requests or 0)
+    return Seen.from_json(known["seen"]) if long else None
 
 
-def _cut_before(read: Mapping[str, Any] | None, question: Question) -> bool:
+def _cut_before(read: Mapping[str, Any], question: Question) -> bool:
     """Whether no larger budget than this ended the run in its middle."""
-    return bool(read and question.budget_s <= read.get("cut_by_budget_s", 0.0))
+    known = read.get("search") or {}
+    return question.budget_s <= float(known.get("cut_by_budget_s", -1.0))
 
 
 def _measured(
@@ -220,6 +225,7 @@ def look_at(question: Question, run: Run, duration_s: float, hopeless: str | Non
         in_flight=_number(run.metrics["requests_in_flight"]["avg"]),
         duration_s=duration_s,
         hopeless=hopeless,
+        client_bound=run.health is not None and run.health.client_bound,
     )
 
 

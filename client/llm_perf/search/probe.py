@@ -7,7 +7,7 @@ own, that all fall on one side do not (measured in benchmarks/search.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +29,7 @@ class Probe:
     runs: int
     open_loop: bool
     seen: list[Seen] = field(default_factory=list)
+    turns: float = 0.0  # requests for each in flight that a run needs to tell of a steady state
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
@@ -49,13 +50,27 @@ class Probe:
             found.verdict(each.least) == "pass"
             for found, each in zip(self.estimates, self.criteria, strict=True)
         )
-        return "pass" if sure and not self.unsteady else "undecided"
+        return "pass" if sure and not (self.short or self.unsteady) else "undecided"
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was seen so far, taken as it is, kept all limits in a steady state."""
+        return all(map(self._keeps, self.seen)) and not self.unsteady
 
     @property
     def finished(self) -> bool:
         """Whether another run could change nothing: decided, at odds, or enough of them."""
         sides = {self._keeps(each) for each in self.seen}
-        return self.verdict != "undecided" or len(sides) > 1 or len(self.seen) >= 2 * self.runs
+        over = len(sides) > 1 or len(self.seen) >= 2 * self.runs or bool(self.short)
+        return over or self.verdict != "undecided"
+
+    @property
+    def short(self) -> str | None:
+        """Why runs that kept the limits are too short for what was in flight, if they are."""
+        for each in self.seen:
+            if self._keeps(each) and each.requests < self.turns * each.in_flight:
+                return f"{each.requests} requests tell nothing with {each.in_flight:.0f} in flight"
+        return None
 
     @property
     def unsteady(self) -> str | None:
@@ -82,7 +97,7 @@ class Probe:
             return f"{kept} of {len(self.seen)} runs kept the limits"
         if len(self.seen) < self.runs:
             return f"{len(self.seen)} of {self.runs} runs were made"
-        return self.unsteady or "the interval over its blocks holds the limit"
+        return self.short or self.unsteady or "the interval over its blocks holds the limit"
 
     @property
     def attainment(self) -> float:
@@ -94,16 +109,31 @@ class Probe:
         """Requests within all limits a second, over all runs."""
         return float(np.mean([each.goodput for each in self.seen]))
 
+    @property
+    def in_flight(self) -> float:
+        """Requests in flight, over all runs."""
+        return float(np.mean([each.in_flight for each in self.seen]))
+
     def _keeps(self, seen: Seen) -> bool:
         return keeps(seen, self.criteria)
 
     def _surely_fails(self) -> bool:
-        if any(each.hopeless or _failed(each) for each in self.seen):
+        """Of runs that all broke the limits; where the queue still grows it gets only worse."""
+        if self.unsteady or any(each.hopeless or _failed(each) for each in self.seen):
             return True
         return any(
             found.verdict(each.least) == "fail"
             for found, each in zip(self.estimates, self.criteria, strict=True)
         )
+
+
+def ends(probes: Iterable[Probe]) -> tuple[Probe | None, Probe | None]:
+    """The highest load that held below every one that didn't, and the lowest of those."""
+    known = sorted(probes, key=lambda each: each.value)
+    high = next((each for each in known if each.verdict == "fail"), None)
+    held = [each for each in known if each.verdict == "pass"]
+    held = [each for each in held if high is None or each.value < high.value]
+    return held[-1] if held else None, high
 
 
 def keeps(seen: Seen, criteria: Sequence[Criterion]) -> bool:

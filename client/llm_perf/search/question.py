@@ -10,20 +10,22 @@ import zlib
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from llm_perf.search.probe import Probe, keeps
+from llm_perf.search.probe import Probe, ends
 from llm_perf.search.seen import Criterion, Seen
 
 Vary: TypeAlias = Literal["request_rate", "concurrency"]
 Stage: TypeAlias = Literal["capacity", "rough", "ends"]
 
-TURNS: Final = {"request_rate": 60, "concurrency": 20}  # of a run: requests for each in flight
+_TURNS: Final = 20  # of a closed loop's run: requests for each in flight
+_LEAST_TURNS: Final = 0.4  # of the turns, below which no run tells of a steady state
 _FAR: Final = 1.2  # times a load that broke the limits
 _HALVED, _PROBED = 5, 5  # loads by a single run, by several
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How much evidence: ``runs`` that agree, each of ``requests`` at least.
+    """How much evidence: ``runs`` that agree, each of ``requests`` at least, and of an open loop of
+    ``turns`` for each in flight.
 
     ``opened``: by how much of itself the lower end is taken down when the answer is told, for short
     runs look better than the steady state; benchmarks/search.py measures how often the interval
@@ -37,10 +39,11 @@ class Mode:
     opened: float
     promise: float
     narrow: float = 1.15
+    turns: int = 30
 
 
 INDICATIVE: Final = Mode("indicative", 3, 500, opened=0.10, promise=0.20)
-CONFIRMED: Final = Mode("confirmed", 5, 1000, opened=0.03, promise=0.15)
+CONFIRMED: Final = Mode("confirmed", 5, 1000, opened=0.03, promise=0.15, turns=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,24 @@ class Question:
         limits = (str(each.limit) for each in self.criteria)
         return self.seed + zlib.crc32(" ".join((self.mode.name, self.vary, *limits)).encode())
 
+    @property
+    def turns(self) -> int:
+        """Requests of a run for each in flight."""
+        return self.mode.turns if self.vary == "request_rate" else _TURNS
+
+    @property
+    def least_turns(self) -> float:
+        """Requests of a run for each in flight, below which it proves nothing."""
+        return _LEAST_TURNS * self.turns
+
+    def probe(self, value: float, *seen: Seen) -> Probe:
+        """A load with the runs that were made there."""
+        open_loop = self.vary == "request_rate"
+        return Probe(value, self.criteria, self.mode.runs, open_loop, list(seen), self.least_turns)
+
     def requests(self, in_flight: float = 0.0) -> int:
         """How many requests it takes as a rule, where so many are in flight at the limit."""
-        length = max(self.mode.requests, TURNS[self.vary] * in_flight)
+        length = max(self.mode.requests, self.turns * in_flight)
         return round(_HALVED * length / 2 + _PROBED * self.mode.runs * length)
 
 
@@ -85,21 +103,39 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known in the end: the limits hold at ``low`` and don't at ``high``, as probes showed.
+    """What is known in the end, ``probes`` by their load.
 
-    Either is ``None`` where no load was shown so. ``spent_s`` and ``requests`` are what it took;
+    ``rough`` are single runs, ``loops`` closed loops that told ``capacity``, requests a second.
+    ``spent_s`` and ``requests`` are what it took;
     ``ended`` says why there is no narrower one.
     """
 
     question: Question
-    low: Probe | None
-    high: Probe | None
     probes: tuple[Probe, ...]
-    rough: tuple[tuple[float, Seen], ...]
+    rough: tuple[Probe, ...]
+    loops: tuple[Probe, ...]
     capacity: float | None
     requests: int
     spent_s: float
     ended: str
+
+    @property
+    def low(self) -> Probe | None:
+        """Where the limits were shown to hold, as far up as they were."""
+        return ends(self.probes)[0]
+
+    @property
+    def high(self) -> Probe | None:
+        """Where they were shown to break."""
+        return ends(self.probes)[1]
+
+    @property
+    def least(self) -> float | None:
+        """The lower end as it is told: of a short run's good luck something is taken off."""
+        if self.low is None:
+            return None
+        low = self.low.value / (1 + self.question.mode.opened)
+        return max(math.floor(low), 1) if self.question.vary == "concurrency" else low
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -107,12 +143,24 @@ class Answer:
 
         Of a concurrency the upper end is the largest that may still hold.
         """
-        if self.low is None or self.high is None:
+        if self.least is None or self.high is None:
             return None
-        low, high = self.low.value / (1 + self.question.mode.opened), self.high.value
-        if self.question.vary == "concurrency":
-            return max(math.floor(low), 1), max(high - 1, 1)
-        return low, high
+        whole = self.question.vary == "concurrency"
+        return self.least, max(self.high.value - 1, 1) if whole else self.high.value
+
+    @property
+    def single(self) -> tuple[float | None, float | None]:
+        """The highest load that a single run kept and the lowest that one broke, of those that
+        tell more than the ends; a closed loop's throughput bounds the first.
+        """
+        low, high = self.low.value if self.low else 0.0, self.high.value if self.high else math.inf
+        broke = min((each.value for each in self.rough if not each.kept), default=math.inf)
+        kept = [each.value for each in self.rough if each.kept and each.value < min(broke, high)]
+        if self.question.vary == "request_rate":
+            kept += [each.seen[0].throughput for each in self.loops if each.kept]
+            kept = [min(each, self.capacity or math.inf) for each in kept]
+        most = max((each for each in kept if low < each < min(broke, high)), default=None)
+        return most, broke if low < broke < high else None
 
     @property
     def changing(self) -> float | None:
@@ -124,7 +172,7 @@ class Answer:
             return None
         held = [each.value for each in self.probes if each.verdict == "pass"]
         held = [value for value in held if value > self.high.value]
-        single = [value for value, seen in self.rough if keeps(seen, self.question.criteria)]
+        single = [each.value for each in self.rough if each.kept]
         held += [value for value in single if value > _FAR * self.high.value]
         return max(held, default=None)
 

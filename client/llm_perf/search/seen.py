@@ -103,7 +103,7 @@ class Seen:
     ``blocks`` has for each limit the block means of its scores, ``means`` those of the run;
     ``ttft_ms`` is a mean per block. ``attainment`` is the share of requests within all limits,
     ``goodput`` how many of them came a second, ``throughput`` how many were answered. ``hopeless``
-    says why the run was ended early.
+    says why the run was ended early, ``client_bound`` that its times aren't the server's alone.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -117,6 +117,7 @@ class Seen:
     failed: int
     duration_s: float
     hopeless: str | None = None
+    client_bound: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a ledger."""
@@ -139,6 +140,7 @@ def look(
     in_flight: float,
     duration_s: float,
     hopeless: str | None = None,
+    client_bound: bool = False,
 ) -> Seen:
     """Look at a run; of a closed loop the last ``drained`` requests are left out too.
 
@@ -174,4 +176,5 @@ def look(
         failed=int((~requests.ok).sum()),
         duration_s=duration_s,
         hopeless=hopeless,
+        client_bound=client_bound,
     )

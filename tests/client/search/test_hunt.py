@@ -89,13 +89,30 @@ def test_a_budget_is_kept_and_ends_in_an_answer(budget_s: float, seed: int, vary
         assert answer.ended == "the budget is spent"
 
 
-def test_a_small_budget_still_tells_what_single_runs_bracket() -> None:
-    rate = Question(criteria("ttft.p95<1s"), budget_s=500)
-    for asked in (rate, replace(rate, vary="concurrency", budget_s=250)):
-        answer = solve(SERVER, asked)
-        assert answer.low is answer.high is None and len(answer.rough) >= 2
-        assert "perhaps " in sentence(answer) and "the budget is spent" in sentence(answer)
-        assert max(seen.duration_s for _, seen in answer.rough) <= 100
+def test_a_budget_says_no_more_than_it_paid_for() -> None:
+    asked = Question(criteria("ttft.p95<1s"), seed=5)
+    for server, true_rate, budgets in (
+        (Server(slots=120, mean_s=3, spread=0.1), 38.58, (60, 180, 300)),
+        (Server(slots=16, mean_s=0.2), 77.7, (20, 40, 60)),
+    ):
+        for budget_s in budgets:
+            answer = solve(server, replace(asked, budget_s=budget_s))
+            text = sentence(answer)
+            assert "; the budget is spent" in text and answer.spent_s > 0.8 * budget_s
+            most, broke = answer.single
+            assert "perhaps " in text and most and most < 1.05 * true_rate
+            assert answer.high is None and (broke is None or broke > true_rate)
+            if answer.low:
+                assert answer.least and f"at least {answer.least:.3g} requests/s" in text
+                assert answer.least <= true_rate
+
+
+def test_runs_get_shorter_so_that_a_budget_decides_both_ends() -> None:
+    server = Server(slots=120, mean_s=3, spread=0.1)  # 60 turns of what is in flight: 3 minutes
+    for seed in range(3):
+        answer = solve(server, Question(criteria("ttft.p95<1s"), seed=seed, budget_s=900))
+        assert answer.interval and answer.interval[0] <= 38.58 <= answer.interval[1]
+        assert answer.width and answer.width < 0.25
 
 
 def test_every_run_has_arrivals_of_its_own_and_the_same_search_asks_the_same() -> None:
@@ -172,6 +189,16 @@ def test_a_probe_that_is_not_steady_is_undecided() -> None:
     assert over.verdict == "undecided" and over.why.startswith("not steady")
 
 
+def test_runs_that_are_short_for_what_is_in_flight_hold_nothing() -> None:
+    crowded = replace(GOOD, in_flight=40)
+    question = Question(criteria("ttft.p95<1s"))
+    found = question.probe(5, crowded, crowded, crowded)
+    assert (found.verdict, found.finished) == ("undecided", True)
+    assert found.why == "400 requests tell nothing with 40 in flight"
+    assert question.probe(5, *[replace(crowded, requests=1200)] * 3).verdict == "pass"
+    assert question.probe(5, *[replace(BAD, in_flight=40)] * 3).verdict == "fail"
+
+
 def test_a_load_that_holds_above_one_that_broke_is_a_warning() -> None:
     answer = solve(SERVER, Question(criteria("ttft.avg<1s"), mode=QUICK))
     assert answer.high and answer.changing is None
@@ -181,6 +208,10 @@ def test_a_load_that_holds_above_one_that_broke_is_a_warning() -> None:
     out = io.StringIO()
     print_answer(later, file=out)
     assert "Warning: " in out.getvalue() and "isn't the same all the time" in out.getvalue()
+    assert "CLIENT-BOUND" not in out.getvalue()
+    answer.probes[0].seen[0] = replace(answer.probes[0].seen[0], client_bound=True)
+    print_answer(answer, file=out)
+    assert "Warning: 1 of " in out.getvalue() and "runs are CLIENT-BOUND" in out.getvalue()
 
 
 def test_failed_requests_break_limits() -> None:
