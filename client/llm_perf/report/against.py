@@ -7,17 +7,15 @@ make one.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from llm_perf.figures.blocks import Difference, paired
-from llm_perf.figures.confidence import bootstrap, paired_shares
-from llm_perf.report.points import Interval, Point
-from llm_perf.report.requests import Requests
+from llm_perf.report.points import Line, Point
 from llm_perf.report.words import hundredths, percent
+from llm_perf.results.change import changes_of, pairs
+from llm_perf.results.written import Side
 
 RATE: Final = "request_throughput"
 TOKENS: Final = "output_token_throughput"
@@ -110,32 +108,19 @@ def score_change(best: Point, base: Point) -> str | None:
     if len({line.record["workload"].get("sha256") for line in pair}) > 1:
         return None  # scores of other prompts say nothing of each other
     text = f"{hundredths(became - was)} points"
-    columns = [line.columns for line in pair]
-    if columns[0] is None or columns[1] is None:
+    before, after = (_scored(line) for line in pair)
+    (change,) = changes_of(before, after, pairs(before, after), "score", ["avg"])
+    if change.low is None or change.high is None:
         return text
-    found = _paired(columns[0], columns[1])
-    return text if found is None else f"{text} [{hundredths(found[0])}, {hundredths(found[1])}]"
+    return f"{text} [{hundredths(change.low)}, {hundredths(change.high)}]"
 
 
-def _paired(first: Requests, second: Requests) -> Interval | None:
-    """95 % interval of the score's change over prompts that both answered."""
-    waiting: defaultdict[float, list[float]] = defaultdict(list)
-    for index, score in zip(second.index, second.score, strict=True):
-        if not math.isnan(score):
-            waiting[index].append(score)
-    rows = [
-        (score, waiting[index].pop(0), index)
-        for index, score in zip(first.index, first.score, strict=True)
-        if not math.isnan(score) and waiting[index]
-    ]
-    if len({row[2] for row in rows}) < 2:
-        return None
-    was, became, index = (list(each) for each in zip(*rows, strict=True))
-    if {*was, *became} <= {0.0, 1.0}:
-        return paired_shares(was, became, [int(each) for each in index])
-    low, high = bootstrap(
-        [was, became],
-        lambda drawn: np.mean(drawn[:, 1] - drawn[:, 0], axis=-1),
-        [int(each) for each in index],
+def _scored(line: Line) -> Side:
+    """A run's scores, as they are compared."""
+    known = () if line.columns is None else zip(line.columns.index, line.columns.score, strict=True)
+    scores = (
+        {"index": int(index), "status": "ok", "score": float(score)}
+        for index, score in known
+        if not math.isnan(score)
     )
-    return low, high
+    return Side(Path(line.source), {"score": line.record["score"]}, tuple(scores))
