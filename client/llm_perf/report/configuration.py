@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ _PARTS: Final = {  # of a record: what they are called before each of their keys
     **{each: each for each in ("workload", "server", "gpu")},
     "versions": "version",
 }
+_MADE_UP: Final = re.compile(r"synthetic: ISL (\S+), OSL ([^\s,]+)(?:, shared prefix (\d+))?")
 
 
 def bare(value: Any) -> Any:
@@ -56,7 +58,9 @@ def _command(point: Point) -> str | None:
     if not target.get("url") or not workload.get("source"):
         return None
     words = ["llm_perf", "--url", target["url"], "--model", target["model"]]
-    words += ["--protocol", target["protocol"], "--input-data", bare(workload["source"])]
+    words += ["--protocol", target["protocol"], *_prompts(workload)]
+    if target.get("transport"):
+        words += ["--transport", target["transport"]]
     words += {"trace": ["--trace-replay"]}.get(
         point.kind,
         [f"--{point.kind.replace('_', '-')}", "inf" if point.value is None else f"{point.value:g}"],
@@ -68,6 +72,19 @@ def _command(point: Point) -> str | None:
     if record.get("seed"):
         words += ["--seed", str(record["seed"])]
     return shlex.join(map(str, words))
+
+
+def _prompts(workload: Mapping[str, Any]) -> list[str]:
+    """The flags of the prompts: of their file, or of how they were made up."""
+    made_up = _MADE_UP.fullmatch(workload["source"])
+    if made_up is None:
+        return ["--input-data", bare(workload["source"])]
+    isl, osl, shared = made_up.groups()
+    values = {
+        **{"--isl": isl, "--osl": osl, "--shared-prefix-tokens": shared},
+        **{"--num-prompts": workload.get("prompts"), "--tokenizer-path": workload.get("tokenizer")},
+    }
+    return [word for key, value in values.items() if value for word in (key, bare(value))]
 
 
 def load_words(line: Line) -> str:

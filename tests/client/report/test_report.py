@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import replace
 from html import unescape
 from importlib.resources import files
@@ -19,11 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_perf import api
+from llm_perf.cli.flags import read_workload
+from llm_perf.cli.main import command as command_of_llm_perf
 from llm_perf.cli.report import report_command
 from llm_perf.errors import UserError
 from llm_perf.figures.limits import parse_limits
 from llm_perf.load.load import Concurrency
 from llm_perf.report.charts import against_load, throughput
+from llm_perf.report.configuration import told
 from llm_perf.report.decision import decide
 from llm_perf.report.distributions import distribution
 from llm_perf.report.draw import Axis, number, scale
@@ -38,8 +42,9 @@ from llm_perf.results.export import read_sweep, write_sweep
 from llm_perf.search.drawn import sentence
 from llm_perf.search.measured import search
 from llm_perf.search.question import Question
+from llm_perf.workload.synthetic import Lengths
 from tests.client.report.made import records, study
-from tests.client.runs import make_run
+from tests.client.runs import TOKENIZER, make_run
 from tests.client.search.test_hunt import criteria
 from tests.client.search.test_measured import Measured, site
 
@@ -223,6 +228,18 @@ def test_where_files_are_on_the_machine_that_measured_stays_there(tmp_path: Path
     page, *_ = build(read_results([str(tmp_path / "x.json")]), ())
     assert "--input-data prompts.jsonl" in page and "<dd>prompts.jsonl</dd>" in page
     assert str(tmp_path) not in page and "/examples/number-words" not in page
+
+
+def test_the_command_of_prompts_that_were_made_up_makes_them_again(tmp_path: Path) -> None:
+    lengths = Lengths(48), Lengths(16, 4)
+    workload = api.synthetic_workload(TOKENIZER, *lengths, 3, shared_prefix_tokens=8, seed=7)
+    run = replace(make_run(records(3, 1, 9.0), Concurrency(1)), workload=workload)
+    api.write_run(run, tmp_path / "x.json")
+    (point,) = points_of(read_results([str(tmp_path / "x.json")]))
+    (command,) = told("x", [point])["commands"].split("\n")
+    context = command_of_llm_perf.make_context("llm_perf", shlex.split(command)[1:])
+    context.params["tokenizer_path"] = TOKENIZER  # the page has its name alone
+    assert read_workload(context.params).sha256 == workload.sha256
 
 
 def test_what_was_predicted_is_dashed_and_its_error_told() -> None:
