@@ -56,7 +56,7 @@ def test_a_cell_is_searched_after_its_loads_and_never_again(
         measure.Measurer(asked, {"key": plan})(stage, print)
         kept = api.read_measurements(asked.workspace.results)
         assert [each["kind"] for each in kept] == ["load", "probe", "probe"] and len(started) == 1
-    assert {each["study"] for each in kept} == {"mine"} and kept[1]["load"]["requests"] == 16
+    assert {each["study"] for each in kept} == {"mine"} and kept[1]["load"]["requests"] == 8
     assert "search: " in capsys.readouterr().out
     assert not searches.show(plan)  # as `llm_perf search` ends with exit code 1
     told = capsys.readouterr().out
