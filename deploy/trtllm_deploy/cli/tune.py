@@ -5,13 +5,14 @@ How points become cells is here; the search is :mod:`trtllm_deploy.study.tune`'s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from llm_perf.duration import spell_duration
 from llm_perf.errors import UserError
 from llm_perf.files import write_whole
 from llm_perf.screen import plain
@@ -55,7 +56,8 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
     from trtllm_deploy.store.leases import Lease
     from trtllm_deploy.study.blocks import Study
     from trtllm_deploy.study.page import write_page
-    from trtllm_deploy.study.tune import Ways, space_of
+    from trtllm_deploy.study.price import price, rehearse
+    from trtllm_deploy.study.tune import Ways, space_of, tuner_of
     from trtllm_deploy.study.tune import tune as tune_points
 
     size = parse_size(gpu_memory) if gpu_memory else None
@@ -80,7 +82,11 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
         cells = _Cells(asked, size, lease)
         for point in space_of(spec).apart():  # what is wrong there shows before the first build
             cells.place(point)
-        ways = Ways(cells.place, cells.unfit, cells.build, visible_gpus(where.gpus))
+        ways = Ways(cells.place, cells.unfit, cells.build, cells.expected, visible_gpus(where.gpus))
+        rehearsed = rehearse(tuner_of(spec, ways))
+        study.say(f"{price(rehearsed, spec)} {cells.to_make(rehearsed.points)}")
+        for point, why in rehearsed.excluded.items():
+            study.say(f"left out: {point}: {why}")
         tuned = tune_points(asked.file, spec, limits, ways, asked.workspace, study)
     _print(tuned, asked, space_of(spec))
     lines = [each for blocks in tuned.came.values() for each in blocks]
@@ -156,22 +162,53 @@ class _Cells:
         memory = plan_memory(placed.file, placed.plan.cell, shape, self.gpu_memory)
         return "the memory plan says it doesn't fit" if memory.verdict == "doesn't fit" else None
 
-    def build(self, points: Sequence[Placed]) -> Mapping[str, str]:
-        """Make what lacks; what couldn't be made, and why, by the name of its cell."""
+    def build(self, placed: Placed) -> str | None:
+        """Make what a point lacks; why it couldn't be made."""
         from trtllm_deploy.cli.building import build_cells
 
-        failed = {}
-        for each in points:
-            self.held.update((stage.kind, stage.key) for stage in each.plan.stages)
-            self.lease.hold(self.held)
-            if all(map(self.asked.workspace.has, each.plan.stages)):
-                continue
-            own = replace(self.asked, file=each.file)
-            outcome = build_cells(own, [each.plan], trial=True)
-            if outcome.unbuilt:
-                why = next(iter(outcome.failures.values()), "it can't be built")
-                failed[each.plan.cell.name] = why
-        return failed
+        self.held.update((stage.kind, stage.key) for stage in placed.plan.stages)
+        self.lease.hold(self.held)
+        if all(map(self.asked.workspace.has, placed.plan.stages)):
+            return None
+        own = replace(self.asked, file=placed.file)
+        outcome = build_cells(own, [placed.plan], trial=True)
+        return (
+            next(iter(outcome.failures.values()), "it can't be built") if outcome.unbuilt else None
+        )
+
+    def to_make(self, points: Sequence[Point]) -> str:
+        """What lacks, in words."""
+        from trtllm_deploy.builds.estimate import estimate
+        from trtllm_deploy.plan.plan import distinct
+
+        space = self.asked.workspace
+        stages = distinct([self.place(each).plan for each in points])
+        missing = [each for each in stages if not space.has(each)]
+        if not missing:
+            return "All is built."
+        kinds = dict.fromkeys(each.kind for each in missing)
+        known = estimate(missing, (x for kind in kinds for x in space.store.manifests(kind)))
+        counts = ", ".join(f"{sum(x.kind == kind for x in missing)} {kind}" for kind in kinds)
+        all_s = sum(known.values()) if len(known) == len(missing) else 0.0
+        return f"To make: {counts}{f', some {spell_duration(all_s)}' if all_s >= 1 else ''}."
+
+    def expected(self, point: Point) -> float:
+        """Tokens/s by the roofline under the load of the block, 0 where it doesn't tell."""
+        from trtllm_deploy.plan.memory import plan_memory
+        from trtllm_deploy.plan.roofline import LISTED, predict
+
+        file, facts = self.asked.file, self.asked.facts
+        placed = self.place(point)
+        cell = placed.plan.cell
+        shape, gpu = facts.shapes.get(cell.model), facts.gpus[0] if facts.gpus else None
+        kind = LISTED.get(gpu.name) if gpu else None
+        if shape is None or gpu is None or kind is None:
+            return 0.0
+        memory = plan_memory(placed.file, cell, shape, self.gpu_memory or gpu.memory)
+        spec = file.deployment.tune
+        load = (spec.concurrency if spec else None) or cell.max_batch_size
+        found = predict(placed.file, cell, shape, kind, load, memory)
+        return found.tokens_per_s if found else 0.0
 
 
 def _print(tuned: Tuned, asked: Planned, space: Space) -> None:

@@ -167,7 +167,6 @@ class _Blocks:
             return
         place = up[subject.name]
         planned = self._planned[subject.name, number].at(place.endpoint)
-        planned = planned.at(place.endpoint)
         with api.show_progress(f"  block {number} of {subject.name}") as watch:
             conditions = api.Conditions(
                 self._offer.request_timeout_s,

@@ -7,7 +7,8 @@ the ledger, changes against the baseline, evidence, the best point.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,10 +18,12 @@ from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.studies import TuneSpec
 from trtllm_deploy.study.blocks import Offer, Study, Subject, measure_blocks
 from trtllm_deploy.study.evidence import EngineLimits, read_evidence
+from trtllm_deploy.study.price import price, rehearse, seconds
 from trtllm_deploy.study.room import fit_in_memory, folder_bytes, gpus_apart
 from trtllm_deploy.study.space import Point, Setting, Space
-from trtllm_deploy.study.tuner import Blocks, Ending, Search, Seen, Tuner
-from trtllm_deploy.study.up import served, target_of
+from trtllm_deploy.study.tuner import Blocks, Ending, Found, Search, Seen, Tuner
+from trtllm_deploy.study.up import Up, served, target_of
+from trtllm_deploy.study.worth import cost, unfit
 from trtllm_deploy.workspace.folder import Workspace
 
 _OF_CAPACITY = 0.8  # of what a closed loop gets through, where no rate was shown in time
@@ -40,14 +43,16 @@ class Placed:
 class Ways:
     """How a point becomes something to measure, and who is told.
 
-    ``place`` plans a point and ``unfit`` says why the memory plan excludes it; both raise UserError
-    for values that the file can't have. ``build`` makes what cells lack and says why some can't be
-    made, by cell name. ``gpus`` are those of this machine.
+    ``place`` plans a point, and raises UserError for values that the file can't have; ``unfit``
+    says why the memory plan excludes it. ``build`` makes what it lacks, or says why it can't be
+    made. ``expected`` are tokens/s by the roofline, 0 where it doesn't tell. ``gpus`` are those of
+    this machine.
     """
 
     place: Callable[[Point], Placed]
     unfit: Callable[[Point], str | None]
-    build: Callable[[Sequence[Placed]], Mapping[str, str]]
+    build: Callable[[Placed], str | None]
+    expected: Callable[[Point], float] = lambda _: 0.0
     gpus: tuple[str, ...] = ()
 
 
@@ -73,47 +78,11 @@ def space_of(spec: TuneSpec) -> Space:
     return Space(tuple(settings))
 
 
-def cost(measured: api.Measurement, limits: Sequence[api.Limit]) -> float:
-    """What a block costs, on a log scale: the less the better.
-
-    At a given rate how near it comes to the worst kept of the limits, or how far it is beyond;
-    in a closed loop (or without limits) its throughput, and what it is beyond the limits. Requests
-    that fail cost what they are of all.
-    """
-    ok, failed = measured["requests_ok"], measured["requests_failed"]
-    if not ok:
-        return math.inf
-    ratios = [_ratio(measured, limit) for limit in limits]
-    lost = -math.log(ok / (ok + failed))
-    if ratios and measured["load"]["kind"] == "request_rate":
-        return max(ratios) + lost
-    speed = measured["metrics"].get("output_token_throughput", {}).get("avg")
-    if not isinstance(speed, (int, float)) or speed <= 0:
-        return math.inf
-    return max([0.0, *ratios]) - math.log(speed) + lost
-
-
-def _ratio(measured: api.Measurement, limit: api.Limit) -> float:
-    """How near a figure is to its limit: 0 at it, below within; infinite where there is none."""
-    if limit.metric == "score":
-        value = (measured["score"] or {}).get("value")
-    else:
-        value = measured["metrics"].get(limit.metric, {}).get(limit.statistic or "avg")
-    if not isinstance(value, (int, float)) or value <= 0 or limit.value <= 0:
-        within = isinstance(value, (int, float)) and limit.holds(value)
-        return -math.inf if within else math.inf
-    ratio = math.log(value / limit.value)
-    return ratio if limit.upper else -ratio
-
-
-def _unfit(blocks: Sequence[api.Measurement], limits: Sequence[api.Limit]) -> str | None:
-    """The limit on the score that a point breaks: no load mends that."""
-    scores = [each["score"]["value"] for each in blocks if each["score"]]
-    mean = sum(scores) / len(scores) if scores else None
-    for limit in limits:
-        if limit.metric == "score" and mean is not None and not limit.holds(mean):
-            return f"its score, {mean:.3f}, breaks {limit}"
-    return None
+def tuner_of(spec: TuneSpec, ways: Ways) -> Tuner:
+    """The search that a ``tune:`` block asks for."""
+    searches = spec.concurrency is None and spec.request_rate is None
+    space = space_of(spec)
+    return Tuner(space, ways.unfit, spec.blocks, searches=searches, expected=ways.expected)
 
 
 def tune(
@@ -141,7 +110,7 @@ class _Tuning:
         self._file, self._spec, self._limits = file, spec, limits
         self._ways, self._workspace, self._study = ways, workspace, study
         self._placed: dict[Point, Placed] = {}
-        self._space = space_of(spec)
+        self._tuner = tuner_of(spec, ways)
         load: api.Load = api.Concurrency(spec.concurrency or 1)
         if spec.request_rate is not None:
             load = api.Rate(spec.request_rate)
@@ -149,9 +118,7 @@ class _Tuning:
         self.came: dict[Point, list[api.Measurement]] = {}
 
     def run(self) -> Tuned:
-        searches = self._spec.concurrency is None and self._spec.request_rate is None
-        tuner = Tuner(self._space, self._ways.unfit, self._spec.blocks, searches=searches)
-        steps = tuner.steps()
+        steps = self._tuner.steps()
         try:
             asked = next(steps)
             while True:
@@ -161,56 +128,80 @@ class _Tuning:
                     asked = steps.send(self._measure(asked))
         except StopIteration as ended:
             ending: Ending = ended.value
-        baseline = self._space.baseline
+        baseline = self._tuner.space.baseline
         if baseline not in self.came:
             why = ending.excluded.get(baseline, "it wasn't measured")
             raise UserError(f"the baseline ({baseline}) can't be measured: {why}")
         return Tuned(ending, baseline, self._offer, self.came)
 
-    def _search(self, point: Point) -> float | None:
+    def _search(self, point: Point) -> Found | None:
         """The highest rate of a point, for comparing at where it is the baseline's."""
         say = self._study.say
         say(f"looking for the highest rate of {point}")
-        if self._build([point]):
+        if self._build(point):
             return None
-        answer = self._answer(self._subject(point))
-        rate = answer.about or (answer.low.value if answer.low else None)
-        say(f"{point}: {f'{rate:.3g}/s' if rate else f'no rate was shown: {answer.ended}'}")
-        if point == self._space.baseline:
-            at = rate or _OF_CAPACITY * (answer.capacity or 0)
+        try:
+            answer = self._answer(self._subject(point))
+        except UserError as error:
+            say(f"{point}: {error}")
+            self._tuner.lessons.learn(point, str(error))
+            return None
+        found = None
+        if answer.low is not None:
+            ends = answer.interval or (answer.low.value, math.inf)
+            found = Found(answer.about or answer.low.value, *ends)
+        say(f"{point}: {f'{found.about:.3g}/s' if found else 'no rate was shown'}: {answer.ended}")
+        if point == self._tuner.space.baseline:
+            at = found.about if found else _OF_CAPACITY * (answer.capacity or 0)
             self._offer = replace(self._offer, load=api.Rate(at) if at else api.Concurrency(1))
             say(f"comparing at {self._offer.load.title}")
-        return rate
+        return found
 
     def _answer(self, subject: Subject) -> api.Answer:
         criteria = tuple(api.Criterion(each) for each in self._limits if each.metric != "score")
         question = api.Question(criteria, budget_s=self._spec.budget)
-        with subject.up(self._ways.gpus[: subject.gpus]) as up:
+        site = api.Site(
+            api.Endpoint("localhost:8001", "grpc", "ensemble"),
+            subject.target,
+            subject.workload,
+            self._study.folder,
+            api.Conditions(self._offer.request_timeout_s),
+            study=self._study.name,
+        )
+        if (answer := api.searched(question, site)) is not None:
+            return answer
+
+        def told(ask: api.Ask, seen: api.Seen, before: bool) -> None:
+            load = f"{ask.value:.4g} {'in flight' if ask.vary == 'concurrency' else 'requests/s'}"
+            known = ", from the ledger" if before else ""
+            self._study.say(f"  {load}: {seen.attainment:.0%} within the limits{known}")
+
+        with (
+            subject.up(self._ways.gpus[: subject.gpus]) as up,
+            api.show_progress("  search") as watch,
+        ):
+            conditions = replace(
+                site.conditions,
+                watch=watch,
+                defaults=up.greedy,
+                server_metrics_url=up.metrics_url,
+            )
             target = replace(
                 subject.target,
                 url=up.endpoint.url,
                 protocol=up.endpoint.protocol,
                 model=up.endpoint.model,
             )
-            conditions = api.Conditions(
-                self._offer.request_timeout_s, server_metrics_url=up.metrics_url
-            )
-            site = api.Site(
-                up.endpoint,
-                target,
-                subject.workload,
-                self._study.folder,
-                conditions,
-                study=self._study.name,
-            )
-            return api.search_limits(question, site)
+            site = replace(site, endpoint=up.endpoint, target=target, conditions=conditions)
+            return api.search_limits(question, site, told)
 
     def _measure(self, asked: Blocks) -> dict[Point, Seen]:
-        failed = self._build(asked.points)
+        failed = {each: why for each in asked.points if (why := self._build(each))}
         points = [each for each in asked.points if each not in failed]
         answer = {point: Seen(failed=why) for point, why in failed.items()}
         if not points:
             return answer
+        first = not self.came
         subjects = [self._subject(each) for each in points]
         came, lost = measure_blocks(
             subjects, self._offer, asked.numbers, self._study, self._room(points)
@@ -227,24 +218,27 @@ class _Tuning:
             answer[point] = Seen(
                 dict(zip(asked.numbers, costs, strict=True)),
                 evidence,
-                unfit=_unfit(kept, self._limits),
+                unfit=unfit(kept, self._limits),
             )
             self._study.say(f"{point}: {evidence.verdict} ({evidence})")
+        if first and (took := seconds(self.came.get(self._tuner.space.baseline, []))):
+            asked_for = rehearse(tuner_of(self._spec, self._ways))
+            self._study.say(price(asked_for, self._spec, took))
         return answer
 
-    def _build(self, points: Sequence[Point]) -> dict[Point, str]:
-        """Plan and make what lacks; why it can't be, by point."""
-        failed = {}
-        for point in points:
+    def _build(self, point: Point) -> str | None:
+        """Plan a point and make what it lacks; why it can't be. What failed before teaches."""
+        if why := self._tuner.lessons.against(point):
+            return why
+        try:
             if point not in self._placed:
-                try:
-                    self._placed[point] = self._ways.place(point)
-                except UserError as error:
-                    failed[point] = str(error)
-        placed = {point: self._placed[point] for point in points if point not in failed}
-        unbuilt = self._ways.build(list(placed.values()))
-        names = {point: each.plan.cell.name for point, each in placed.items()}
-        return failed | {point: unbuilt[name] for point, name in names.items() if name in unbuilt}
+                self._placed[point] = self._ways.place(point)
+            why = self._ways.build(self._placed[point])
+        except UserError as error:
+            why = str(error)
+        if why:
+            self._tuner.lessons.learn(point, why)
+        return why
 
     def _subject(self, point: Point) -> Subject:
         placed = self._placed[point]
@@ -261,9 +255,22 @@ class _Tuning:
         workload = api.load_workload(
             self._file.resolve(data), space.artifact(plan.fetch), limit or plan.cell.osl
         )
-        up = partial(served, plan, file, space)
         gpus = plan.cell.world_size if self._ways.gpus else 0
-        return Subject(str(point), target_of(plan, file), workload, up, gpus)
+        return Subject(str(point), target_of(plan, file), workload, partial(self._up, point), gpus)
+
+    @contextmanager
+    def _up(self, point: Point, gpus: Sequence[str]) -> Iterator[Up]:
+        """Serve a point, unless one that asks for no more didn't start."""
+        if why := self._tuner.lessons.against(point):
+            raise UserError(why)
+        placed = self._placed[point]
+        with ExitStack() as stack:
+            try:
+                up = stack.enter_context(served(placed.plan, placed.file, self._workspace, gpus))
+            except UserError as error:
+                self._tuner.lessons.learn(point, str(error))
+                raise
+            yield up
 
     def _lengths(self, subject: Subject) -> tuple[float, float]:
         prompts = subject.workload.prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
@@ -9,6 +10,7 @@ from llm_perf import api
 from trtllm_deploy.study.evidence import NAMES
 from trtllm_deploy.study.space import Point, Space
 from trtllm_deploy.study.tune import Tuned
+from trtllm_deploy.study.tuner import Found
 
 HEADS: Final = ("Settings", "tokens/s", "TTFT p95", "ITL avg", "score", "rate/s", "binds")
 LEAST: Final = ("rate/s", "ITL avg")  # where there is no room
@@ -35,7 +37,7 @@ def rows(tuned: Tuned) -> Iterator[tuple[str, ...]]:
             f"{'* ' if point == tuned.ending.best else ''}{_name(point, tuned.baseline)}",
             *figures,
             _score(blocks),
-            "-" if rate is None else f"{rate:.3g}",
+            "-" if rate is None else _rate(rate),
             (evidence.binds or "none") if evidence else "?",
         )
 
@@ -93,6 +95,12 @@ def _change(pairs: tuple[_Blocks, _Blocks], metric: str, statistic: str) -> str:
 def _figure(blocks: _Blocks, metric: str, statistic: str) -> str:
     change = api.block_change(blocks, blocks, metric, statistic)
     return "-" if change is None else f"{change.a:,.4g}"
+
+
+def _rate(found: Found) -> str:
+    if math.isinf(found.high):
+        return f">= {found.low:.3g}"
+    return f"{found.about:.3g} ({found.low:.3g}…{found.high:.3g})"
 
 
 def _score(blocks: _Blocks) -> str:

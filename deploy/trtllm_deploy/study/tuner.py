@@ -37,6 +37,18 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """The highest rate of a point, in requests/s, and the ends between which it was shown to be.
+
+    0 and infinity are ends that nothing showed.
+    """
+
+    about: float
+    low: float = 0.0
+    high: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What came of a point: ``cost`` by block (the less the better, on a log scale), evidence.
 
@@ -55,13 +67,13 @@ class Ending:
 
     best: Point
     seen: dict[Point, Seen]
-    rates: dict[Point, float | None]
+    rates: dict[Point, Found | None]
     excluded: dict[Point, str]
     path: tuple[str, ...]
 
 
 Ask: TypeAlias = Blocks | Search
-Answer: TypeAlias = "dict[Point, Seen] | float | None"
+Answer: TypeAlias = "dict[Point, Seen] | Found | None"
 Steps: TypeAlias = Generator[Ask, Answer, Ending]
 
 
@@ -70,16 +82,17 @@ class Tuner:
     """One search. ``unfit`` says of a point why the memory plan excludes it, else None.
 
     ``blocks`` are those of the first round; ``searches``: the load is the baseline's highest rate
-    within the limits, not a given one.
+    within the limits, not a given one. ``expected`` orders the points of a round, the most first.
     """
 
     space: Space
     unfit: Callable[[Point], str | None]
     blocks: int = 2
     searches: bool = True
+    expected: Callable[[Point], float] = lambda _: 0.0
     lessons: Lessons = field(default_factory=Lessons)
     seen: dict[Point, Seen] = field(default_factory=dict)
-    rates: dict[Point, float | None] = field(default_factory=dict)
+    rates: dict[Point, Found | None] = field(default_factory=dict)
     excluded: dict[Point, str] = field(default_factory=dict)
     path: list[str] = field(default_factory=list)
     begun: int = 0
@@ -95,21 +108,35 @@ class Tuner:
             return self._ending(baseline)
         if self.searches:
             yield from self._search(baseline)
-            if self.rates.get(baseline) is None:
-                self._note("the baseline keeps the limits at no rate")
+            if self.rates[baseline] is None:
+                self._note("no rate was shown at which the baseline keeps the limits")
+            if not self._may(baseline):
+                return self._ending(baseline)
         yield from self._measure([baseline], self.blocks)
         if baseline not in self._able():
             return self._ending(baseline)
         best = yield from self._climb(baseline)
-        pool = [each for each in self.space.listed(best) if self._may(each)]
+        listed = sorted(self.space.listed(best), key=self.expected, reverse=True)
+        pool = [each for each in listed if self._may(each)]
         finalists = yield from self._halve(list(dict.fromkeys([*pool, best])))
         best = yield from self._climb(finalists[0])
         if self.searches:
-            for point in list(dict.fromkeys([best, *finalists]))[:FINALISTS]:
+            last = list(dict.fromkeys([best, *finalists]))[:FINALISTS]
+            for point in last:
                 yield from self._search(point)
-            found = {point: rate for point, rate in self.rates.items() if rate}
-            best = max(found, key=lambda each: found[each]) if found else best
+            best = self._faster([each for each in last if self._may(each)] or [baseline])
         return self._ending(best)
+
+    def _faster(self, ranked: Sequence[Point]) -> Point:
+        """The one whose rate is surely above the first's; else the first, as paired blocks say."""
+        best = ranked[0]
+        for point in ranked[1:]:
+            mine, theirs = self.rates[point], self.rates[best]
+            if mine and theirs and mine.low > theirs.high:
+                best = point
+            elif not (mine and theirs and theirs.low > mine.high):
+                self._note(f"the rates of {best} and {point} aren't told apart: the blocks decide")
+        return best
 
     def _ending(self, best: Point) -> Ending:
         return Ending(best, self.seen, self.rates, self.excluded, tuple(self.path))
@@ -121,7 +148,7 @@ class Tuner:
     def _search(self, point: Point) -> Generator[Ask, Answer, None]:
         if point not in self.rates:
             answer = yield Search(point)
-            self.rates[point] = answer if isinstance(answer, (int, float)) else None
+            self.rates[point] = answer if isinstance(answer, Found) else None
 
     def _may(self, point: Point) -> bool:
         """Whether a point is worth a try; what isn't is noted."""

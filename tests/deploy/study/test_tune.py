@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from llm_perf.ledger.ledger import read_measurements
 from tests.deploy.study.token_server import TokenServer, token_servers
 from trtllm_deploy.cli.tune import _Cells, tune
 from trtllm_deploy.plan.plan import CellPlan
-from trtllm_deploy.study.tune import Placed, cost
+from trtllm_deploy.study.tune import Placed
 from trtllm_deploy.study.up import Up
+from trtllm_deploy.study.worth import cost
 
 EXAMPLE = Path(__file__).parents[3] / "examples/number-words"
 FILE = f"""
@@ -39,6 +40,9 @@ tune:
 """
 
 
+started: list[int] = []
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "prompts.jsonl").write_text(
@@ -53,20 +57,20 @@ def file(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TokenServer]]:
     """Cells of max_batch_size 1, 2 and 4 are served at once, and more of them fail to start."""
 
-    def build(cells: _Cells, points: Sequence[Placed]) -> Mapping[str, str]:
-        for each in points:
-            tokenizer = cells.asked.workspace.artifact(each.plan.fetch)
-            tokenizer.parent.mkdir(parents=True, exist_ok=True)
-            if not tokenizer.exists():
-                tokenizer.symlink_to(EXAMPLE / "model")
-        return {}
+    def build(cells: _Cells, placed: Placed) -> None:
+        tokenizer = cells.asked.workspace.artifact(placed.plan.fetch)
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        if not tokenizer.exists():
+            tokenizer.symlink_to(EXAMPLE / "model")
 
+    started.clear()
     with token_servers(3, 30, 300) as servers:
         for each in servers:
             each.pause_s = 0.05
 
         @contextmanager
         def served(plan: CellPlan, *_: Any) -> Iterator[Up]:
+            started.append(plan.cell.max_batch_size)
             by_size = dict(zip((1, 2, 4), servers, strict=True))
             if plan.cell.max_batch_size not in by_size:
                 raise UserError("out of memory")
@@ -105,6 +109,29 @@ def test_a_failed_start_ends_the_climb_and_is_told(file: Path, quick: list[Token
     assert came.return_value == 0, came.output
     assert "not tried: max_batch_size=8: out of memory" in came.stdout
     assert "+  max_batch_size: [4]" in came.stdout
+
+
+def test_what_failed_in_a_round_keeps_worse_from_starting_in_it(
+    file: Path, quick: list[TokenServer]
+) -> None:
+    file.write_text(FILE.replace("1..64", "[1, 8, 16]"))
+    came = invoke(file)
+    assert came.return_value == 0, came.output
+    assert 8 in started and 16 not in started and quick[0].log
+    said = "not tried: max_batch_size=16: asks for no less than max_batch_size=8, which failed"
+    assert f"{said}: out of memory" in came.stdout
+
+
+def test_the_cost_is_said_before_and_as_time_once_a_block_was_seen(
+    file: Path, quick: list[TokenServer]
+) -> None:
+    file.write_text(FILE.replace("1..64", "[1, 2]"))
+    came = invoke(file)
+    said = came.stderr.splitlines()
+    assert "combinations: 2; server starts: 3" in said[0] and "of load" not in said[0]
+    assert "To make: 1 fetch, 1 checkpoint, 2 engine, 2 repository." in said[0]
+    assert "blocks of 8 requests: 3" in said[0] and quick[0].log
+    assert any("blocks of 8 requests: 3, " in each and "of load" in each for each in said[1:])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +174,7 @@ def test_a_cell_costs_what_it_is_nearer_to_its_limits_or_slower_or_fails() -> No
     limits = [parse_limit("ttft.p95<1s", "x"), parse_limit("score>=0.9", "x")]
     rate, closed = "request_rate", "concurrency"
     assert cost(block(rate, 500, 10), limits) < cost(block(rate, 900, 99), limits) < 0
+    assert cost(block(rate, 50, 10), limits) < cost(block(rate, 100, 10), limits)  # both score 1
     assert cost(block(rate, 1100, 10), limits) > 0
     assert cost(block(rate, 500, 10, score=0.5), limits) > 0
     assert cost(block(closed, 500, 20), limits) < cost(block(closed, 100, 10), limits)

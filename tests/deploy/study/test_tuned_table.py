@@ -10,7 +10,7 @@ from trtllm_deploy.study.evidence import EngineLimits, Evidence, Limit
 from trtllm_deploy.study.space import Point, Setting, Space
 from trtllm_deploy.study.tune import Tuned
 from trtllm_deploy.study.tuned_table import HEADS, remarks, rows
-from trtllm_deploy.study.tuner import Ending, Seen
+from trtllm_deploy.study.tuner import Ending, Found, Seen
 
 SPACE = Space((Setting("max_batch_size", (64, 512)),))
 SMALL, LARGE = (Point((("max_batch_size", size),)) for size in (64, 512))
@@ -35,7 +35,7 @@ def tuned(blamed: tuple[Limit, ...], speed: float = 120) -> Tuned:
     """64 against 512: with 30 requests in flight, as in a table that is often shown."""
     evidence = Evidence(EngineLimits(64), 30.0, 100, blamed=blamed)
     seen = {point: Seen({0: 0.0}, evidence) for point in (SMALL, LARGE)}
-    ending = Ending(LARGE, seen, {SMALL: 4.5}, {}, ())
+    ending = Ending(LARGE, seen, {SMALL: Found(4.5, 4, 5)}, {}, ())
     came = {SMALL: blocks(100), LARGE: blocks(speed)}
     return Tuned(ending, SMALL, Offer(Concurrency(1), 1), came)
 
@@ -53,7 +53,7 @@ def test_what_a_limit_explains_or_is_no_change_is_not() -> None:
 
 def test_rows_are_changes_in_per_cent_of_the_baseline() -> None:
     first, second = rows(tuned(()))
-    assert first == ("baseline", "101.5", "100", "10", "0.900", "4.5", "none")
+    assert first == ("baseline", "101.5", "100", "10", "0.900", "4.5 (4…5)", "none")
     assert second == (
         "* max_batch_size=512",
         "+20 ±0 %",

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from trtllm_deploy.study.evidence import EngineLimits, Evidence, read_evidence
+from trtllm_deploy.study.price import rehearse
 from trtllm_deploy.study.space import Lessons, Point, Setting, Space
-from trtllm_deploy.study.tuner import Blocks, Ending, Search, Seen, Tuner
+from trtllm_deploy.study.tuner import Blocks, Ending, Found, Search, Seen, Tuner
 
 PROMPT, OUTPUT, BLOCK = 40, 40, 16
 COLUMNS = ["scheduled", "waiting", "context", "tokens", "kv_free", "kv_max", "times"]
@@ -113,7 +114,8 @@ def run(
             asked.append(ask)
             if isinstance(ask, Search):
                 assert rate is not None
-                ask = steps.send(rate(ask.point))
+                at = rate(ask.point)
+                ask = steps.send(Found(at, 0.95 * at, 1.05 * at))
                 continue
             answer = {}
             for point in ask.points:
@@ -194,7 +196,43 @@ def test_the_highest_rate_decides_among_finalists() -> None:
     space = Space((Setting("a", (0, 1, 2)),))
     rates = {0: 5.0, 1: 9.0, 2: 7.0}
     ending, _ = run(space, lambda p: Seen({0: -float(p["a"])}), rate=lambda p: rates[int(p["a"])])
-    assert ending.best["a"] == 1 and ending.rates[space.baseline] == 5
+    assert ending.best["a"] == 1 and ending.rates[space.baseline] == Found(5, 4.75, 5.25)
+
+
+def test_rates_that_are_not_told_apart_leave_it_to_the_blocks() -> None:
+    space = Space((Setting("a", (0, 1, 2)),))
+    rates = {0: 5.0, 1: 9.0, 2: 8.9}
+    ending, _ = run(space, lambda p: Seen({0: -float(p["a"])}), rate=lambda p: rates[int(p["a"])])
+    assert ending.best["a"] == 2 and "aren't told apart: the blocks decide" in ending.path[-1]
+
+
+def test_a_baseline_whose_server_fails_in_its_search_ends_the_search() -> None:
+    space = Space((Setting("max_batch_size", (1, 2)),))
+    tuner = Tuner(space, lambda _: None)
+    steps = tuner.steps()
+    assert next(steps) == Search(space.baseline)
+    tuner.lessons.learn(space.baseline, "out of memory")
+    with pytest.raises(StopIteration) as ended:
+        steps.send(None)
+    assert ended.value.value.excluded == {space.baseline: "out of memory"}
+
+
+def test_what_is_asked_for_is_known_before_and_in_the_order_of_what_is_expected() -> None:
+    space = Space((Setting("a", tuple(range(4))), Setting("b", (0, 1))))
+
+    def by_a(point: Point) -> float:
+        return float(point["a"])
+
+    world = lambda _: Seen({0: 0.0})  # noqa: E731
+    _, asked = run(space, world, lambda p: "too large" if p["a"] == 3 else None, lambda _: 1.0)
+    blocks = [each for each in asked if isinstance(each, Blocks)]
+    told = rehearse(Tuner(space, lambda p: "too large" if p["a"] == 3 else None))
+    assert told.blocks == sum(len(each.points) * len(each.numbers) for each in blocks)
+    assert told.searches == sum(isinstance(each, Search) for each in asked)
+    assert told.starts == told.searches + sum(len(each.points) for each in blocks)
+    assert len(told.points) == 6 and len(told.excluded) == 2
+    ordered = rehearse(Tuner(space, lambda _: None, expected=by_a)).points
+    assert ordered[0] == space.baseline and [p["a"] for p in ordered[1:]] == [3, 3, 2, 2, 1, 1, 0]
 
 
 @pytest.mark.parametrize(
