@@ -7,7 +7,7 @@ trtllm-serve. Knows nothing of limits.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -29,71 +29,66 @@ class State(NamedTuple):
     kv_max: float | None = None
 
 
-_TRTLLM: Final = {
+_LABELS: Final = {  # of TensorRT-LLM's families: the label whose values are what is counted
     "nv_trt_llm_request_metrics": "request_type",
     "nv_trt_llm_kv_cache_block_metrics": "kv_cache_block_type",
     "nv_trt_llm_inflight_batcher_metrics": "inflight_batcher_specific_metric",
 }
+_SERVERS: Final = (  # what each calls it
+    {
+        "scheduled": "nv_trt_llm_request_metrics.scheduled",
+        "waiting": "nv_trt_llm_request_metrics.waiting",
+        "active": "nv_trt_llm_request_metrics.active",
+        "context": "nv_trt_llm_request_metrics.context",
+        "context_tokens": "nv_trt_llm_inflight_batcher_metrics.total_context_tokens",
+        "generation": "nv_trt_llm_inflight_batcher_metrics.generation_requests",
+        "kv_free": "nv_trt_llm_kv_cache_block_metrics.free",
+        "kv_max": "nv_trt_llm_kv_cache_block_metrics.max",
+    },
+    {
+        "scheduled": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+        "kv_share": "vllm:kv_cache_usage_perc",
+        "kv_share_before": "vllm:gpu_cache_usage_perc",
+    },
+    {  # trtllm-serve: means over the iterations of a page
+        "scheduled": f"{PREFIX}scheduled_requests",
+        "waiting": f"{PREFIX}queued_requests",
+        "context": f"{PREFIX}context_requests",
+        "context_tokens": f"{PREFIX}context_tokens",
+        "generation": f"{PREFIX}generation_requests",
+        "kv_free": f"{PREFIX}kv_blocks_free",
+        "kv_max": f"{PREFIX}kv_blocks_max",
+    },
+)
 
 
 def state_of(values: Mapping[Series, float]) -> State | None:
     """What a page says of the engine; ``None`` where it has none, or nothing was to do."""
-    found: dict[str, float] = {}
+    found: defaultdict[str, float] = defaultdict(float)
     for (name, pairs), value in values.items():
-        if label := _TRTLLM.get(name):
-            key = dict(pairs).get(label, "")
-            found[f"{name}.{key}"] = found.get(f"{name}.{key}", 0.0) + value
+        if label := _LABELS.get(name):
+            found[f"{name}.{dict(pairs).get(label, '')}"] += value
         elif name.startswith(("vllm:", PREFIX)):
-            found[name] = found.get(name, 0.0) + value
-    seen = _trtllm(found) or _vllm(found) or _iterations(found)
-    return seen if seen and (seen.scheduled or seen.waiting) else None
+            found[name] += value
+    for names in _SERVERS:
+        known = {what: found[name] for what, name in names.items() if name in found}
+        if "scheduled" in known:
+            seen = _state(known)
+            return seen if seen.scheduled or seen.waiting else None
+    return None
 
 
-def _trtllm(found: Mapping[str, float]) -> State | None:
-    request, blocks, batcher = (
-        {key.partition(".")[2]: value for key, value in found.items() if key.startswith(family)}
-        for family in _TRTLLM
-    )
-    if "scheduled" not in request:
-        return None
-    scheduled = request["scheduled"]
-    waiting = request.get("waiting", max(0.0, request.get("active", scheduled) - scheduled))
-    tokens = batcher.get("total_context_tokens")
+def _state(known: Mapping[str, float]) -> State:
+    scheduled, tokens = known["scheduled"], known.get("context_tokens")
+    used = known.get("kv_share", known.get("kv_share_before"))
     return State(
         scheduled,
-        waiting,
-        request.get("context"),
-        None if tokens is None else tokens + batcher.get("generation_requests", 0.0),
-        blocks.get("free"),
-        blocks.get("max"),
-    )
-
-
-def _vllm(found: Mapping[str, float]) -> State | None:
-    if "vllm:num_requests_running" not in found:
-        return None
-    used = found.get("vllm:kv_cache_usage_perc", found.get("vllm:gpu_cache_usage_perc"))
-    return State(
-        found["vllm:num_requests_running"],
-        found.get("vllm:num_requests_waiting", 0.0),
-        kv_free=None if used is None else round(1 - used, 3),
-        kv_max=None if used is None else 1.0,
-    )
-
-
-def _iterations(found: Mapping[str, float]) -> State | None:
-    """Of trtllm-serve: means over the iterations of a page."""
-    scheduled = found.get(f"{PREFIX}scheduled_requests")
-    if scheduled is None:
-        return None
-    tokens = found.get(f"{PREFIX}context_tokens")
-    return State(
-        scheduled,
-        found.get(f"{PREFIX}queued_requests", 0.0),
-        found.get(f"{PREFIX}context_requests"),
-        None if tokens is None else tokens + found.get(f"{PREFIX}generation_requests", 0.0),
-        found.get(f"{PREFIX}kv_blocks_free"),
-        found.get(f"{PREFIX}kv_blocks_max"),
+        known.get("waiting", max(0.0, known.get("active", scheduled) - scheduled)),
+        known.get("context"),
+        None if tokens is None else tokens + known.get("generation", 0.0),
+        known.get("kv_free") if used is None else round(1 - used, 3),
+        known.get("kv_max") if used is None else 1.0,
     )
 
 
