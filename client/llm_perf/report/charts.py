@@ -21,7 +21,7 @@ from llm_perf.report.words import bounded, limit_words
 
 PERCENTILES: Final = ("p50", "p90", "p95", "p99")
 _CROSSINGS: Final = 3  # of a chart that are told: those of the best and the baseline are among them
-_CROSS: Final = 5  # of the shapes of marks
+_CROSS: Final = SERIES  # of the shapes of marks, the one behind those of targets
 _Known: TypeAlias = list[tuple[Point, float, float]]
 
 
@@ -148,7 +148,7 @@ def _passed(plot: Plot, view: View, known: _Known, limit: Limit) -> bool:
                 )
                 plot.mark(*at[-1], "limit-text", _CROSS, tip)
     if at:
-        plot.note(f"+ {limit_words(limit)}", "limit-text")
+        plot.note(f"× {limit_words(limit)}", "limit-text")
     return bool(at)
 
 
