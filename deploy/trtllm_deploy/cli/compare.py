@@ -7,13 +7,14 @@ Words become subjects here; what is measured, and what follows from it, is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from llm_perf.duration import spell_duration
 from llm_perf.errors import UserError
 from llm_perf.screen import plain
 from trtllm_deploy.cli.options import Where, where_to_run, workspace_folder
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
     from trtllm_deploy.study.compare import Compared
 
 _CHECK_FAILED: Final = 3  # exit code
+_DECIDES: Final = {
+    "request_throughput": ("avg",),
+    "output_token_throughput": ("avg",),
+    "time_to_first_token": ("avg", "p50", "p95", "p99"),
+    "inter_token_latency": ("avg", "p95"),
+    "request_latency": ("avg", "p95"),
+    "output_token_throughput_per_user": ("p50",),
+    "output_sequence_length": ("avg",),
+    "score": ("avg",),
+    "requests_failed": ("avg",),
+}
 _WARM_SHARE: Final = 10  # one of so many requests of a block goes before it, unmeasured
 
 
@@ -61,12 +73,14 @@ _WARM_SHARE: Final = 10  # one of so many requests of a block goes before it, un
     " 'score < -0.01'. Can be repeated.",
 )
 @click.option("--again", is_flag=True, help="Measure anew what the ledger has already.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
+@click.option("--all", "whole", is_flag=True, help="Show every figure, not only what decides.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead, with every figure.")
 def compare(
     targets: tuple[str, ...],
     workspace: Path,
     where: Where,
     rules: tuple[str, ...],
+    whole: bool,
     as_json: bool,
     again: bool,
     blocks: int,
@@ -102,6 +116,7 @@ def compare(
     weights = [folder_bytes(space.artifact(each.checkpoint)) for each in cells]
     with Lease(space.store.root) as lease:
         lease.hold((stage.kind, stage.key) for plan in cells for stage in plan.stages)
+        study.say(_price(subjects, offer, blocks))
         seen = compare_subjects(
             [replace(each, gpus=each.gpus if gpus else 0) for each in subjects],
             offer,
@@ -118,7 +133,8 @@ def compare(
     if as_json:
         _print_json(seen, verdicts, subjects)
     else:
-        _print(seen, verdicts, subjects, offer)
+        shown = None if whole else {(each.metric, each.statistic or "avg") for each in checks}
+        _print(seen, verdicts, subjects, offer, shown)
         lines = [each for measured in seen.measurements.values() for each in measured]
         write_page(lines, space.results, (), "compare", console(), "compare.html")
     if any(each.outcome == "broken" for _, each in verdicts):
@@ -148,6 +164,17 @@ def _offer(asked: Sequence[Asked], given: dict[str, Any]) -> Offer:
     )
 
 
+def _price(subjects: Sequence[Subject], offer: Offer, blocks: int) -> str:
+    """What a comparison takes, in words; in time where the load tells it."""
+    from llm_perf import api
+
+    turns = len(subjects) * blocks
+    text = f"To measure: {turns} blocks of {offer.requests} requests at {offer.load.title}"
+    if isinstance(offer.load, api.Rate):
+        text += f", {spell_duration(turns * offer.requests / offer.load.per_s)} of load"
+    return f"{text}. What the ledger has of them is not measured again."
+
+
 def _change(seen: Compared, name: str, rule: api.Limit) -> api.Change | None:
     """The change that a rule is about, of a statistic that the table need not have."""
     from llm_perf import api
@@ -164,20 +191,33 @@ def _print(
     verdicts: Sequence[tuple[str, api.Verdict]],
     subjects: Sequence[Subject],
     offer: Offer,
+    also: Set[tuple[str, str]] | None,
 ) -> None:
+    """Print a table for each pair, of what decides and ``also`` that; ``None``: of everything."""
     from llm_perf import api
 
     names = {each.name: each for each in subjects}
     for pair in seen.pairs:
+        shown = [
+            each
+            for each in pair.changes
+            if also is None
+            or each.statistic in _DECIDES.get(each.metric, ())
+            or (each.metric, each.statistic) in also
+        ]
+        answers = next((each.n for each in pair.changes if each.metric == "score"), None)
+        of_score = f", the score's of {answers} answers to the same prompts" if answers else ""
         foot = [
-            f"* excludes no change; intervals are of {pair.blocks} paired blocks, 95 %",
+            f"* excludes no change; intervals are of {pair.blocks} paired blocks{of_score}, 95 %",
             *(str(said) for name, said in verdicts if name == pair.name),
         ]
+        if left := len(pair.changes) - len(shown):
+            foot.append(f"{left} more figures: --all")
         api.print_percent(
             f"{seen.first} {names[seen.first].target.name}  against  "
             f"{pair.name} {names[pair.name].target.name}  at {offer.load.title}",
             (seen.first, pair.name),
-            pair.changes,
+            shown,
             foot,
         )
     out = console()

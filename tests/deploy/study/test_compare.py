@@ -55,6 +55,7 @@ def test_servers_are_asked_the_same_in_turns_and_a_cut_block_again_whole(data: P
         assert [osl[key] for key in ("a", "b", "low", "n")] == pytest.approx([3, 4, 1, 4])
         score = next(x for x in pair["changes"] if x["metric"] == "score")
         assert (score["a"], score["b"], score["n"]) == (1, 0, 16)
+        bounds = ", ".join(f"{100 * score[each]:+.1f}" for each in ("low", "high"))
         assert said["rules"][0]["outcome"] == "broken"
         assert any("answers differ in length" in each for each in said["remarks"])
         ledger = data.parent / "w/results/ledger.jsonl"
@@ -64,10 +65,16 @@ def test_servers_are_asked_the_same_in_turns_and_a_cut_block_again_whole(data: P
         log.clear()
         again = invoke(data, servers)
         assert [name for name, _ in groupby(name for name, _ in log)] == ["A", "B", "A"]
+        assert f"points [{bounds}]".replace("-", "−") in again.stdout  # the page's is the same
         assert "osl.avg" in again.stdout and "drift of A" in again.stdout
+        assert "ttft.p90" not in again.stdout and "more figures: --all" in again.stdout
+        assert "4 paired blocks, the score's of 16 answers to the same prompts" in again.stdout
+        assert again.stderr.startswith("To measure: 8 blocks of 4 requests at concurrency 1.")
         assert len({each["id"] for each in read_measurements(ledger.parent)}) == 8
         log.clear()
-        assert invoke(data, servers).return_value == 0 and not log  # all of it is there
+        all_of_it = invoke(data, servers, "--all")
+        assert all_of_it.return_value == 0 and not log  # all of it is there
+        assert "ttft.p90" in all_of_it.stdout and "--all" not in all_of_it.stdout
 
 
 def test_who_fails_is_told_and_the_others_are_compared(data: Path) -> None:
@@ -115,7 +122,7 @@ def test_the_table_fits_80_columns(
 ) -> None:
     monkeypatch.setattr("llm_perf.results.screen_table._PLAIN_WIDTH", 80)
     with token_servers(3, 4) as servers:
-        came = invoke(data, servers, "--blocks", 1, "--requests", 2, "--request-rate", 100)
+        came = invoke(data, servers, "--blocks", 1, "--requests", 2, "--request-rate", 100, "--all")
     table = [line for line in came.stdout.splitlines() if line[:1] in "┏┃┡│└"]
     assert len(table) > 20 and max(map(len, table)) <= 80
     assert "ttft.p99" in came.stdout and "%" in table[1]
