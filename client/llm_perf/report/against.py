@@ -104,23 +104,26 @@ def score_change(best: Point, base: Point) -> str | None:
     was, became = base.figure("score"), best.figure("score")
     if was is None or became is None:
         return None
-    pair = [each.lines[0] for each in (base, best)]
-    if len({line.record["workload"].get("sha256") for line in pair}) > 1:
+    asked = [
+        {line.record["workload"].get("sha256") for line in each.lines} for each in (base, best)
+    ]
+    if asked[0] != asked[1]:
         return None  # scores of other prompts say nothing of each other
     text = f"{hundredths(became - was)} points"
-    before, after = (_scored(line) for line in pair)
+    before, after = (_scored(each.lines) for each in (base, best))
     (change,) = changes_of(before, after, pairs(before, after), "score", ["avg"])
     if change.low is None or change.high is None:
         return text
     return f"{text} [{hundredths(change.low)}, {hundredths(change.high)}]"
 
 
-def _scored(line: Line) -> Side:
-    """A run's scores, as they are compared."""
-    known = () if line.columns is None else zip(line.columns.index, line.columns.score, strict=True)
-    scores = (
+def _scored(lines: Sequence[Line]) -> Side:
+    """The scores of a point's runs, as they are compared."""
+    scores = tuple(
         {"index": int(index), "status": "ok", "score": float(score)}
-        for index, score in known
+        for line in lines
+        if line.columns is not None
+        for index, score in zip(line.columns.index, line.columns.score, strict=True)
         if not math.isnan(score)
     )
-    return Side(Path(line.source), {"score": line.record["score"]}, tuple(scores))
+    return Side(Path(lines[0].source), {"score": lines[0].record["score"]}, scores)
