@@ -90,7 +90,6 @@ def _site(question: Question, flags: dict[str, Any]) -> Site:
         raise UserError("no prompt has a reference, so there is no score", where="--limit")
     metrics_url = find_metrics(flags["server_metrics_url"], endpoint)
     ledger: Path = flags["ledger"]
-    ledger.mkdir(parents=True, exist_ok=True)
     conditions = asked.read_conditions(flags | _UNASKED, Extent(), Path(), metrics_url)
     return api.Site(
         endpoint,

@@ -22,6 +22,7 @@ from llm_perf.api import (
     Target,
     read_measurements,
 )
+from llm_perf.cli.search import search_command
 from llm_perf.errors import UserError
 from llm_perf.figures.metrics import compute_metrics
 from llm_perf.load.load import Concurrency, Load, Rate
@@ -237,3 +238,14 @@ def test_probes_of_one_load_are_different_measurements(tmp_path: Path) -> None:
     here = site(tmp_path)
     one = Planned(here.target, Concurrency(8), here.workload, seed=1, kind="probe")
     assert one.id != replace(one, seed=2).id
+
+
+def test_a_search_that_is_refused_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"text_input": "one"}\n')
+    words = ["-u", "http://127.0.0.1:9", "--input-data", "prompts.jsonl", "--limit", "ttft.p95<1s"]
+    with pytest.raises(UserError):
+        search_command.main(words, standalone_mode=False)
+    assert not (tmp_path / "artifacts").exists()
