@@ -11,37 +11,28 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_perf.errors import UserError
+from llm_perf.figures.metrics import DEFINITIONS
 
 _SPREAD: Final = {"minimum": "min", "maximum": "max", "average": "avg"}
-# our metric: its unit, and where their mean or their percentiles are
-_MEANS: Final = (
-    ("request_throughput", "requests/sec", "performance", "request_throughput_req_s"),
-    ("output_token_throughput", "tokens/sec", "performance", "system_output_throughput_tok_s"),
-    ("total_token_throughput", "tokens/sec", "performance", "system_total_throughput_tok_s"),
-    ("request_latency", "ms", "performance", "request_latency_percentiles_ms"),
-    (
-        "output_token_throughput_per_user_e2e",
-        "tokens/sec/user",
-        "performance",
-        "output_throughput_per_user_tok_s",
-    ),
-    ("requests_in_flight", "requests", "request_info", "avg_num_concurrent_requests"),
-    ("input_sequence_length", "tokens", "request_info", "avg_input_length"),
-    ("output_sequence_length", "tokens", "request_info", "avg_output_length"),
-    ("time_to_first_token", "ms", "streaming_metrics", "ttft_percentiles"),
-    ("inter_token_latency", "ms", "streaming_metrics", "tpot_percentiles"),
-    (
-        "output_token_throughput_per_user",
-        "tokens/sec/user",
-        "streaming_metrics",
-        "gen_tps_percentiles",
-    ),
-)
-_FALLBACKS: Final = {  # where a report has the mean alone
-    "time_to_first_token": "avg_ttft_ms",
-    "inter_token_latency": "avg_tpot_ms",
-    "output_token_throughput_per_user": "token_output_speed_tok_s",
-    "request_latency": "avg_request_latency_ms",
+# by section: our metric, and where their mean or their percentiles are, the best first
+_WHERE: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "performance": {
+        "request_throughput": ("request_throughput_req_s",),
+        "output_token_throughput": ("system_output_throughput_tok_s",),
+        "total_token_throughput": ("system_total_throughput_tok_s",),
+        "request_latency": ("request_latency_percentiles_ms", "avg_request_latency_ms"),
+        "output_token_throughput_per_user_e2e": ("output_throughput_per_user_tok_s",),
+    },
+    "request_info": {
+        "requests_in_flight": ("avg_num_concurrent_requests",),
+        "input_sequence_length": ("avg_input_length",),
+        "output_sequence_length": ("avg_output_length",),
+    },
+    "streaming_metrics": {
+        "time_to_first_token": ("ttft_percentiles", "avg_ttft_ms"),
+        "inter_token_latency": ("tpot_percentiles", "avg_tpot_ms"),
+        "output_token_throughput_per_user": ("gen_tps_percentiles", "token_output_speed_tok_s"),
+    },
 }
 _NOTES: Final = (
     "trtllm-bench measured inside the engine's process: no HTTP or gRPC and no tokenizer of a "
@@ -114,11 +105,11 @@ def bench_record(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _metrics(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for metric, unit, section, key in _MEANS:
+    for section, metrics in _WHERE.items():
         part = document.get(section) or {}
-        found = part.get(key, part.get(_FALLBACKS.get(metric, "")))
-        if isinstance(found, dict):
-            spread = {str(_SPREAD.get(name, name)): float(each) for name, each in found.items()}
-            yield metric, {"unit": unit, **spread}
-        elif found is not None:
-            yield metric, {"unit": unit, "avg": float(found)}
+        for metric, keys in metrics.items():
+            found = next((part[key] for key in keys if key in part), None)
+            if found is not None:
+                known = found if isinstance(found, dict) else {"avg": found}
+                spread = {str(_SPREAD.get(key, key)): float(each) for key, each in known.items()}
+                yield metric, {"unit": DEFINITIONS[metric].unit, **spread}
