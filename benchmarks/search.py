@@ -5,7 +5,8 @@
 In virtual time, against a queue before 16 servers with lognormal service times (and 4, with more
 spread, and 64): what is right is known from runs of 300,000 requests. Beside each search stands a
 linear sweep: evenly spaced rates between the same bounds, with the same runs at each, and as many
-rates as make its interval as narrow. Then two servers 10 % apart are compared in paired blocks, of
+rates as make its interval as narrow. Then searches with budgets, on a server that takes 3 s for a
+request and on one that takes 0.2 s. Then two servers 10 % apart are compared in paired blocks, of
 one workload in alternation under a common drift, and for contrast by whole runs.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +28,7 @@ sys.path[0] = str(Path(__file__).parent.parent)  # this file has the name of wha
 from llm_perf.figures.blocks import paired
 from llm_perf.figures.limits import parse_limit
 from llm_perf.search.probe import Probe
-from llm_perf.search.question import CONFIRMED, INDICATIVE, Ask, Mode, Question
+from llm_perf.search.question import CONFIRMED, INDICATIVE, Ask, Mode, Question, Vary
 from llm_perf.search.seen import Criterion
 from tests.client.search.simulated import Server, solve
 
@@ -36,19 +38,25 @@ SERVERS = {
     "64 slots": Server(slots=64),
 }
 LIMITS = ("ttft.p95<1s", "ttft.p99<1s", "ttft.avg<1s")
+BUDGETED = {
+    "120 slots, 3 s": Server(slots=120, mean_s=3.0, spread=0.1),
+    "16 slots, 0.2 s": Server(mean_s=0.2),
+}
+BUDGETS_S = (60, 180, 600, 1800)
 FASTER = 1.1
 
 
-def searched(server: Server, limit: str, mode: Mode, seeds: int) -> dict[str, Any]:
+def searched(server: Server, limit: str, mode: Mode, vary: Vary, seeds: int) -> dict[str, Any]:
     criterion = Criterion(parse_limit(limit, "LIMITS"))
-    truth = server.true_rate(criterion)
+    closed = vary == "concurrency"
+    truth = server.true_concurrency(criterion) if closed else server.true_rate(criterion)
     answers = [
-        solve(server, Question((criterion,), mode=mode, seed=1000 * seed)) for seed in range(seeds)
+        solve(server, Question((criterion,), vary, mode, 1000 * seed)) for seed in range(seeds)
     ]
     ends = [each.interval for each in answers if each.interval]
     widths = [each.width for each in answers if each.width]
     return {
-        "true_rate": truth,
+        "truth": truth,
         "held": sum(low <= truth <= high for low, high in ends),
         "of": seeds,
         "width_mean": fmean(widths),
@@ -58,6 +66,32 @@ def searched(server: Server, limit: str, mode: Mode, seeds: int) -> dict[str, An
         "about_by_truth": fmean(each.about / truth for each in answers if each.about),
         "requests": fmean(each.requests for each in answers),
         "load_s": fmean(each.spent_s for each in answers),
+    }
+
+
+def budgeted(server: Server, budget_s: float, seeds: int) -> dict[str, Any]:
+    """What a budget pays for: answers by their kind, and how many of them are wrong."""
+    criterion = Criterion(parse_limit(LIMITS[0], "LIMITS"))
+    truth = server.true_rate(criterion)
+    answers = [
+        solve(server, Question((criterion,), seed=1000 * seed, budget_s=budget_s))
+        for seed in range(seeds)
+    ]
+    widths = [each.width for each in answers if each.width]
+    wrong = [each for each in answers if each.least and each.least > truth]
+    wrong += [each for each in answers if each.high and each.high.value < truth]
+    return {
+        "truth": truth,
+        "budget_s": budget_s,
+        "intervals": len(widths),
+        "at_least": sum(each.low is not None and each.high is None for each in answers),
+        "less_than": sum(each.low is None and each.high is not None for each in answers),
+        "single_runs": sum(each.low is each.high is None for each in answers),
+        "wrong": len(wrong),
+        "of": seeds,
+        "width_mean": fmean(widths) if widths else None,
+        "load_s": fmean(each.spent_s for each in answers),
+        "most_load_s": max(each.spent_s for each in answers),
     }
 
 
@@ -141,15 +175,12 @@ def _blocks(server: Server, seed: int, blocks: int, requests: int, own: int) -> 
 
 
 def studies(seeds: int) -> Iterator[dict[str, Any]]:
-    for name, server in SERVERS.items():
-        for limit in LIMITS:
-            for mode in (INDICATIVE, CONFIRMED):
-                yield {
-                    "server": name,
-                    "limit": limit,
-                    "mode": mode.name,
-                    **searched(server, limit, mode, seeds),
-                }
+    varied: tuple[Vary, ...] = ("request_rate", "concurrency")
+    for vary, (name, server), limit, mode in product(
+        varied, SERVERS.items(), LIMITS, (INDICATIVE, CONFIRMED)
+    ):
+        asked = {"server": name, "limit": limit, "vary": vary, "mode": mode.name}
+        yield {**asked, **searched(server, limit, mode, vary, seeds)}
 
 
 def main() -> None:
@@ -161,9 +192,10 @@ def main() -> None:
     for each in studies(asked.seeds):
         found.append(each)
         print(
-            f"{each['server']:<18}{each['limit']:<13}{each['mode']:<11}held {each['held']} of "
-            f"{each['of']}, ±{each['width_mean']:.1%} (at most {each['width_most']:.1%}, promised "
-            f"{each['promised']:.0%}), {each['requests']:,.0f} requests, {each['load_s']:,.0f} s",
+            f"{each['server']:<18}{each['limit']:<13}{each['vary']:<13}{each['mode']:<11}"
+            f"held {each['held']} of {each['of']}, ±{each['width_mean']:.1%} (at most "
+            f"{each['width_most']:.1%}, promised {each['promised']:.0%}), "
+            f"{each['requests']:,.0f} requests, {each['load_s']:,.0f} s",
             flush=True,
         )
     sweeps = []
@@ -177,6 +209,18 @@ def main() -> None:
             f"{sweep['requests']:,.0f} requests",
             flush=True,
         )
+    budgets = []
+    for (name, server), budget_s in product(BUDGETED.items(), BUDGETS_S):
+        each = {"server": name, **budgeted(server, budget_s, asked.seeds)}
+        budgets.append(each)
+        width = each["width_mean"] and f" (±{each['width_mean']:.1%})"
+        print(
+            f"{name}, budget {budget_s} s: {each['intervals']} intervals{width or ''}, "
+            f"{each['at_least']} at least, {each['less_than']} less than, {each['single_runs']} by "
+            f"single runs; wrong {each['wrong']} of {each['of']}; {each['load_s']:,.0f} s of load, "
+            f"at most {each['most_load_s']:,.0f}",
+            flush=True,
+        )
     servers = apart(asked.seeds)
     print(
         f"two servers {servers['truth_percent']:.0f} % apart: right sign {servers['right_sign']}, "
@@ -185,7 +229,7 @@ def main() -> None:
         f"{servers['alone_right_sign']}, sd {servers['alone_sd_points']:.1f} points"
     )
     if asked.json:
-        document = {"searches": found, "sweeps": sweeps, "two_servers": servers}
+        document = {"searches": found, "sweeps": sweeps, "budgets": budgets, "two_servers": servers}
         asked.json.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -136,7 +136,8 @@ class _Hunter:
         if (vary or self.question.vary) == "request_rate":
             return min(value, self.capacity or math.inf)
         runs = (*self.loops, *(self.rough if self._whole else ()))
-        points = sorted((each.value, each.seen[0].throughput) for each in runs)
+        known = sorted((each.value, each.seen[0].throughput) for each in runs)
+        points = [each for each in known if each[1]]  # of others all requests failed
         if not points:
             return math.inf
         most, speed = points[-1]
@@ -234,7 +235,7 @@ class _Hunter:
 
     def _measure_capacity(self) -> Generator[Ask, Seen, float]:
         """Requests a second of a closed loop that more in flight don't raise."""
-        most, n = 0.0, _FIRST_LOOP
+        most, n = self.loops[0].seen[0].throughput, _FIRST_LOOP
         while n <= _MOST_LOOP:
             seen = yield from self._ask(n, max(64, 3 * n), "capacity", vary="concurrency")
             self.loops.append(self.question.probe(n, seen))
@@ -243,7 +244,7 @@ class _Hunter:
             if not grows:
                 break
             n *= 2
-        return max(most, 1e-6)
+        return most
 
     def _ends(self, low: float, high: float) -> Generator[Ask, Seen, None]:
         """Move the ends of a rough bracket outwards until fresh runs hold them."""

@@ -7,7 +7,7 @@ target, prompts and seed asks for the same runs, so those in the ledger are not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -226,7 +226,18 @@ def look_at(question: Question, run: Run, duration_s: float, hopeless: str | Non
         duration_s=duration_s,
         hopeless=hopeless,
         client_bound=run.health is not None and run.health.client_bound,
+        offered=1.0 if isinstance(load, Concurrency) else _offered(records),
     )
+
+
+def _offered(records: Sequence[Record]) -> float:
+    """By how much of the rate that was due requests left: a client may be late, or full."""
+    left = [each for each in records if each.sent_ns]
+    due, sent = (
+        max(times, default=0) - min(times, default=0)
+        for times in ([each.scheduled_ns for each in left], [each.sent_ns for each in left])
+    )
+    return min(due / sent, 1.0) if sent else 1.0
 
 
 def _value(criterion: Criterion, record: Record, score: float | None) -> float:

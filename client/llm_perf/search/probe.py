@@ -17,6 +17,7 @@ from llm_perf.figures.blocks import Estimate, Verdict, drift, estimate
 from llm_perf.search.seen import Criterion, Seen
 
 MOST_FAILED: Final = 0.01  # of a run's requests: with more it keeps no limit
+_OFFERED: Final = 0.9  # of the rate, at which requests leave at least
 _RISING: Final = 30.0  # per cent of TTFT over a run: a queue that grows, where it is surely so
 
 
@@ -50,26 +51,29 @@ class Probe:
             found.verdict(each.least) == "pass"
             for found, each in zip(self.estimates, self.criteria, strict=True)
         )
-        return "pass" if sure and not (self.short or self.unsteady) else "undecided"
+        return "pass" if sure and not (self.unfit or self.unsteady) else "undecided"
 
     @property
     def kept(self) -> bool:
         """Whether what was seen so far, taken as it is, kept all limits in a steady state."""
-        return all(map(self._keeps, self.seen)) and not self.unsteady
+        late = any(each.offered < _OFFERED for each in self.seen)
+        return all(map(self._keeps, self.seen)) and not (late or self.unsteady)
 
     @property
     def finished(self) -> bool:
         """Whether another run could change nothing: decided, at odds, or enough of them."""
         sides = {self._keeps(each) for each in self.seen}
-        over = len(sides) > 1 or len(self.seen) >= 2 * self.runs or bool(self.short)
+        over = len(sides) > 1 or len(self.seen) >= 2 * self.runs or bool(self.unfit)
         return over or self.verdict != "undecided"
 
     @property
-    def short(self) -> str | None:
-        """Why runs that kept the limits are too short for what was in flight, if they are."""
-        for each in self.seen:
-            if self._keeps(each) and each.requests < self.turns * each.in_flight:
+    def unfit(self) -> str | None:
+        """Why runs that kept the limits tell nothing of this load, if they don't."""
+        for each in filter(self._keeps, self.seen):
+            if each.requests < self.turns * each.in_flight:
                 return f"{each.requests} requests tell nothing with {each.in_flight:.0f} in flight"
+            if each.offered < _OFFERED:
+                return f"requests left late, at {each.offered:.0%} of the rate"
         return None
 
     @property
@@ -95,9 +99,9 @@ class Probe:
         kept = sum(map(self._keeps, self.seen))
         if 0 < kept < len(self.seen):
             return f"{kept} of {len(self.seen)} runs kept the limits"
-        if len(self.seen) < self.runs:
+        if len(self.seen) < self.runs and not self.unfit:
             return f"{len(self.seen)} of {self.runs} runs were made"
-        return self.short or self.unsteady or "the interval over its blocks holds the limit"
+        return self.unfit or self.unsteady or "the interval over its blocks holds the limit"
 
     @property
     def attainment(self) -> float:

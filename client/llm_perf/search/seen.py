@@ -103,7 +103,8 @@ class Seen:
     ``blocks`` has for each limit the block means of its scores, ``means`` those of the run;
     ``ttft_ms`` is a mean per block. ``attainment`` is the share of requests within all limits,
     ``goodput`` how many of them came a second, ``throughput`` how many were answered. ``hopeless``
-    says why the run was ended early, ``client_bound`` that its times aren't the server's alone.
+    says why the run was ended early, ``client_bound`` that its times aren't the server's alone;
+    ``offered`` is the rate at which requests left as a share of that at which they were due.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -118,6 +119,7 @@ class Seen:
     duration_s: float
     hopeless: str | None = None
     client_bound: bool = False
+    offered: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a ledger."""
@@ -141,6 +143,7 @@ def look(
     duration_s: float,
     hopeless: str | None = None,
     client_bound: bool = False,
+    offered: float = 1.0,
 ) -> Seen:
     """Look at a run; of a closed loop the last ``drained`` requests are left out too.
 
@@ -177,4 +180,5 @@ def look(
         duration_s=duration_s,
         hopeless=hopeless,
         client_bound=client_bound,
+        offered=offered,
     )

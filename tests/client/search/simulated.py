@@ -94,6 +94,16 @@ class Server:
             duration_s=duration,
         )
 
+    def true_concurrency(self, criterion: Criterion, n: int = 200_000) -> int:
+        """The most requests in flight within a limit, by long runs of its own."""
+        low, high = 1, 16 * self.slots
+        while high - low > 1:
+            middle = (low + high) // 2
+            _, ttft, _ = self.closed(middle, n, 4)
+            kept = criterion.scores(ttft[n // 20 :] * 1e3).mean() >= criterion.least
+            low, high = (middle, high) if kept else (low, middle)
+        return low
+
     def true_rate(self, criterion: Criterion, n: int = 300_000) -> float:
         """The highest rate within a limit, by long runs of its own."""
         low, high = 0.1 * self.capacity, self.capacity

@@ -199,6 +199,27 @@ def test_runs_that_are_short_for_what_is_in_flight_hold_nothing() -> None:
     assert question.probe(5, *[replace(BAD, in_flight=40)] * 3).verdict == "fail"
 
 
+def test_a_load_that_was_not_offered_is_not_held() -> None:
+    late = replace(GOOD, offered=0.8)  # of 5 requests/s 4 left: a full client, or a slow one
+    found = probe(late, late, late)
+    assert (found.verdict, found.kept) == ("undecided", False)
+    assert found.why == "requests left late, at 80% of the rate"
+    assert probe(*[replace(BAD, offered=0.8)] * 3).verdict == "fail"
+
+
+@pytest.mark.parametrize("vary", ["request_rate", "concurrency"])
+def test_a_server_that_answers_no_two_at_a_time_is_searched_to_the_end(vary) -> None:
+    asked = Question(criteria("ttft.avg<1s"), vary, QUICK, budget_s=1e6)
+    hunting = hunt(asked)
+    ask = next(hunting)
+    with pytest.raises(StopIteration) as found:
+        while True:
+            alone = SERVER.show(asked.criteria, replace(ask, vary="concurrency", value=1))
+            refused = replace(alone, failed=alone.requests, throughput=0.0, attainment=0.0)
+            ask = hunting.send(alone if ask.value <= 1 else refused)
+    assert found.value.value.capacity < 1 and found.value.value.requests < 10_000
+
+
 def test_a_load_that_holds_above_one_that_broke_is_a_warning() -> None:
     answer = solve(SERVER, Question(criteria("ttft.avg<1s"), mode=QUICK))
     assert answer.high and answer.changing is None

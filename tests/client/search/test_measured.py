@@ -25,11 +25,11 @@ from llm_perf.api import (
 from llm_perf.cli.search import search_command
 from llm_perf.errors import UserError
 from llm_perf.figures.metrics import compute_metrics
-from llm_perf.load.load import Concurrency, Load, Rate
+from llm_perf.load.load import Concurrency, Extent, Load, Rate
 from llm_perf.record import Record, Status
 from llm_perf.results.run import Run
 from llm_perf.search.drawn import print_answer, sentence, to_json
-from llm_perf.search.measured import search, searched
+from llm_perf.search.measured import look_at, search, searched
 from llm_perf.search.question import Mode
 from llm_perf.selftest.nullserver import MODEL
 from llm_perf.selftest.selftest import null_server
@@ -155,6 +155,16 @@ def test_a_known_run_counts_only_where_no_longer_one_is_asked_for(
     assert answer.loops == short.loops and answer.rough[0].value == short.rough[0].value
     assert (short.rough[0].seen[0].requests, answer.rough[0].seen[0].requests) == (100, 200)
     assert sum(requests or 0 for _, requests in again.asked) < answer.requests
+
+
+def test_a_run_says_at_which_share_of_its_rate_requests_left(tmp_path: Path) -> None:
+    here = site(tmp_path)
+    conditions = replace(here.conditions, extent=Extent(100))
+    run = Measured()(here.endpoint, here.workload, Rate(1.0), conditions)
+    late = [replace(each, sent_ns=2 * each.sent_ns) for each in run.records]
+    assert look_at(ASKED, run, 1.0).offered == 1.0
+    assert look_at(ASKED, replace(run, records=late), 1.0).offered == pytest.approx(0.5)
+    assert look_at(ASKED, replace(run, records=late, load=Concurrency(4)), 1.0).offered == 1.0
 
 
 def test_a_lost_run_breaks_the_limits(tmp_path: Path, whole: tuple[Path, Answer, Measured]) -> None:
