@@ -12,7 +12,8 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ import click
 from llm_perf import __version__
 from llm_perf.cli import flags as asked
 from llm_perf.cli.options import THEMES, ThemedCommand
-from llm_perf.errors import UserError, exit_code
+from llm_perf.errors import exit_code
 
 if TYPE_CHECKING:
     from llm_perf.api import Conditions, Endpoint, Load, Planned, Run
@@ -70,8 +71,6 @@ def command(**flags: Any) -> int:
     endpoint = asked.read_endpoint(flags)
     loads = asked.read_loads(flags)
     flags["resume"] = flags["resume"] or flags["resume_anyway"]
-    if flags["ray"] and flags["resume"]:
-        raise UserError("a run on Ray has no journal to resume from", fix="leave --resume out")
 
     from llm_perf.results import export
 
@@ -87,46 +86,72 @@ def _measure_all(
     """Measure one load after the other; gives the exit code."""
     from llm_perf import api
     from llm_perf.ledger.ledger import results_of
-    from llm_perf.results import export
+    from llm_perf.load.journal import is_newer, pending
     from llm_perf.server import scrape
 
     workload = asked.read_workload(flags, loads[0].name)
     extent = asked.read_extent(flags, len(workload.prompts))
     metrics_url = scrape.find_metrics(flags["server_metrics_url"], endpoint)
-    turns = [(number, load) for number in range(flags["repetitions"]) for load in loads]
+    turns = _turns(loads, export_file, flags["repetitions"])
+    journals = [path.with_suffix(".journal.jsonl") for *_, path in turns]
     before = api.read_measurements(export_file.parent) if flags["resume"] else []
     kept = {each["id"]: each for each in before if each["status"] == "ok"}
     runs: list[Run] = []
-    done: list[Path] = []
-    try:
-        for number, load in turns:
-            name = f"{load.name}_{number + 1}" if number else load.name
+    with (
+        _told(export_file, several=len(turns) > 1) as done,
+        nullcontext() if flags["resume"] else pending(journals),
+    ):
+        for (number, load, name, path), journal in zip(turns, journals, strict=True):
             if flags["isl"] is not None and name != loads[0].name:
                 workload = asked.read_workload(flags, name)
             planned = asked.read_planned(flags, endpoint, workload, load, extent, number)
-            path = export.export_path(export_file, name, several=len(turns) > 1)
-            journal = path.with_suffix(".journal.jsonl")
-            if planned.id in kept and results_of(kept[planned.id], path.parent) == path:
+            line = kept.get(planned.id)
+            if line and results_of(line, path.parent) == path and not is_newer(journal, path):
                 click.echo(f"Kept {path}: it was finished before\n")
-                journal.unlink(missing_ok=True)  # a kill came first
-                done.append(path)
-                continue
-            if runs:
-                time.sleep(flags["measurement_interval"])
-            conditions = asked.read_conditions(flags, extent, journal, metrics_url)
-            runs.append(_measure(endpoint, planned, conditions, path, flags))
+            else:
+                if runs:
+                    time.sleep(flags["measurement_interval"])
+                conditions = asked.read_conditions(flags, extent, journal, metrics_url)
+                runs.append(_measure(endpoint, planned, conditions, path, flags))
             done.append(path)
-            if runs[-1].stopped:
+            if runs and runs[-1].stopped:
                 break
-    finally:  # what was finished is told, whatever ends the others
-        if len(turns) > 1 and done:
+            journal.unlink(missing_ok=True)  # the results have it all
+    return _exit_code(runs, flags)
+
+
+def _turns(
+    loads: Sequence[Load], export_file: Path, repetitions: int
+) -> list[tuple[int, Load, str, Path]]:
+    """Each load in each repetition, with a name of its own and the JSON that is its own."""
+    from llm_perf.results.export import export_path
+
+    several = len(loads) * repetitions > 1
+    return [
+        (number, load, name, export_path(export_file, name, several=several))
+        for number in range(repetitions)
+        for load in loads
+        for name in [f"{load.name}_{number + 1}" if number else load.name]
+    ]
+
+
+@contextmanager
+def _told(export_file: Path, *, several: bool) -> Iterator[list[Path]]:
+    """Tell what was finished of several loads, whatever ends the others."""
+    from llm_perf import api
+    from llm_perf.results import export
+
+    done: list[Path] = []
+    try:
+        yield done
+    finally:
+        if several and done:
             documents = export.read_sweep(done)
             try:
                 api.print_summary(documents)
             finally:  # the terminal may be gone
                 export.write_sweep(documents, export_file)
                 click.echo(f"Wrote {export_file} with all {len(done)} loads")
-    return _exit_code(runs, flags)
 
 
 def _measure(
@@ -157,8 +182,6 @@ def _measure(
     click.echo(f"Wrote {written[0]} and {beside}, and a line of {NAME}")
     if run.stopped and conditions.journal:
         click.echo(f"Kept {conditions.journal}: the same command with --resume finishes the run")
-    elif conditions.journal:
-        conditions.journal.unlink(missing_ok=True)  # the results have it all
     click.echo()
     return run
 

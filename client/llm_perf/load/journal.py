@@ -14,10 +14,10 @@ import re
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from time import sleep
 from typing import Any, Final, TypeAlias
@@ -82,6 +82,36 @@ def shifted(seen: Exchange, by_ns: int) -> Exchange:
     )
 
 
+@contextmanager
+def pending(paths: Sequence[Path]) -> Iterator[None]:
+    """Have empty journals for loads to come: while one is there no older result of its counts.
+
+    Where no request ended in one, as nobody was there to be asked, they are gone at the end.
+    Raises ``UserError`` where they can't be written.
+    """
+    try:
+        for each in paths:
+            each.write_bytes(b"")
+    except OSError as error:
+        raise UserError(f"can't be written to: {error.strerror}", where=error.filename) from error
+    try:
+        yield
+    finally:
+        if all(each.exists() and not _has_requests(each) for each in paths):
+            for each in paths:
+                each.unlink()
+
+
+def _has_requests(path: Path) -> bool:
+    with path.open("rb") as file:
+        return len(list(islice(file, 2))) > 1  # behind its head
+
+
+def is_newer(path: Path, results: Path) -> bool:
+    """Whether a journal isn't of the run that wrote these results, and was killed after that."""
+    return path.exists() and path.stat().st_mtime_ns > results.stat().st_mtime_ns
+
+
 def start_journal(path: Path, head: Mapping[str, Any]) -> None:
     """Begin a file anew; raises ``UserError`` where it can't be written."""
     try:
@@ -96,10 +126,10 @@ def resume_journal(
 ) -> tuple[Kept, list[str]]:
     """Go on with a file, and give what was finished of the run that ``head`` describes.
 
-    Nothing where no file is. Raises ``UserError`` when it is of another run, and says what differs;
-    ``anyway`` lets the server differ, and what of it does comes along.
+    Nothing where no file is, or an empty one. Raises ``UserError`` when it is of another run, and
+    says what differs; ``anyway`` lets the server differ, and what of it does comes along.
     """
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         start_journal(path, head)
         return Kept(path, {}), []
     with path.open("rb") as file:

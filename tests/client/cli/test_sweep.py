@@ -62,6 +62,19 @@ def test_a_killed_sweep_goes_on_and_no_record_is_lost_or_doubled(
     assert len(server.asked) == 9
 
 
+def test_of_a_sweep_that_was_begun_anew_and_cut_nothing_older_counts(
+    llm_perf, server: ScriptedTriton, tmp_path: Path
+) -> None:
+    assert llm_perf(concurrency="1,2,3").returncode == 0
+    assert llm_perf(concurrency="1,2,3", url="localhost:1").returncode == 2
+    assert not list((tmp_path / "artifacts").glob("*.journal.jsonl"))  # nothing was begun
+    assert llm_perf(code=DIES.format(place="before its line"), concurrency="1,2,3").returncode == -9
+    server.asked.clear()
+    done = llm_perf(concurrency="1,2,3", resume=None)
+    assert done.stdout.count("it was finished before") == 1  # concurrency 1, of the second time
+    assert len(server.asked) == 3  # of 2 the journal had all
+
+
 def test_repetitions_are_lines_of_one_point_and_the_docs_query_reads_them(
     llm_perf, server: ScriptedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
