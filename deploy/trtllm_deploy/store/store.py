@@ -143,7 +143,8 @@ class Store:
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            raise _unwritable(error.strerror, error.filename or final) from error
+            place = error.filename2 or error.filename or final  # of a copy, where it was to go
+            raise _unwritable(error.strerror, place) from error
         except UserError as error:  # a child process met the full disk, not we
             full = next((text for text in _FULL if text in str(error)), None)
             if full is None:

@@ -1,5 +1,6 @@
 """The quickstart's files for a user without a checkout."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,25 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     assert isinstance(done.exception, UserError)
     assert "number-words" in str(done.exception)
     assert not (tmp_path / "quickstart.yaml").exists()
+
+
+@pytest.mark.parametrize("copy", ["copyfile", "copytree"])
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        why = "No space left on device"
+        if copy == "copytree":
+            target.mkdir()
+            raise shutil.Error([(str(source), str(target), f"[Errno 28] {why}")])
+        target.touch()
+        raise OSError(28, why, str(target))
+
+    monkeypatch.setattr(shutil, copy, full)
+    done = CliRunner().invoke(cli.command, ["example", str(tmp_path)])
+    assert isinstance(done.exception, UserError)
+    assert "No space left on device" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_pip_compiled_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

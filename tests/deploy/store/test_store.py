@@ -133,9 +133,11 @@ def test_two_processes_make_a_thing_once(tmp_path: Path) -> None:
     assert log.read_text() == "made\n"
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copied_from", [(), ("/from/model", None)])
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, copied_from: tuple[str | None, ...]) -> None:
     def full(target: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target / "weights"))
+        names = (*copied_from, str(target / "weights"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *names)
 
     with pytest.raises(UserError, match=r"weights: the store can't be written: No space left"):
         Store(tmp_path).make("engine", MADE_FROM, full)
