@@ -13,6 +13,7 @@ help:  ## show this list
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.10 to 3.12 is needed, $(PYTHON) is another; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing into $(VENV): several GB with torch and Triton, some minutes without a word"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
 	@touch $@

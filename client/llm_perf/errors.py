@@ -49,6 +49,8 @@ def exit_code(command: click.Command, name: str, interrupted: str = "interrupted
         if error.filename is None:
             raise
         click.echo(f"{name}: {plain(error.filename)}: {error.strerror}", err=True)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)  # where the error is of a command's own
         path = context.command_path if context else name

@@ -8,6 +8,7 @@ interrupted, by SIGTERM and SIGHUP too.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import signal
 import sys
@@ -23,7 +24,7 @@ import click
 from llm_perf import __version__
 from llm_perf.cli import flags as asked
 from llm_perf.cli.options import THEMES, ThemedCommand
-from llm_perf.errors import exit_code
+from llm_perf.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from llm_perf.api import Conditions, Endpoint, Load, Planned, Run
@@ -42,14 +43,18 @@ class _Command(ThemedCommand):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
-        if not words or words[0] not in SUBCOMMANDS:
+        if not words or words[0].startswith("-"):
             return super().main(words, *more, **extra)
         command = subcommand(words[0])
         return command.main(words[1:], prog_name=f"llm_perf {words[0]}", **extra)
 
 
 def subcommand(name: str) -> click.Command:
-    """Import one of ``SUBCOMMANDS``."""
+    """Import one of ``SUBCOMMANDS``. Raises UserError: there is none of that name."""
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
+        raise UserError(f"there is no command {name!r}", fix=fix)
     module, _, attribute = SUBCOMMANDS[name].partition(":")
     command: click.Command = getattr(importlib.import_module(module), attribute)
     return command

@@ -88,8 +88,8 @@ def read_facts(repository: Path, launch: Launch) -> list[Facts]:
     problems = [
         found(each.rule, each.where, **each.values) for each in read if isinstance(each, Problem)
     ]
-    if not read:
-        problems.append(found("no_models", repository))
+    if not any((folder / "config.pbtxt").is_file() for folder in folders):
+        problems = [found("no_models", repository)]
     names = frozenset(each.name for each in folders)
     base = Facts(launch, names, models, tuple(problems))
     return [_with_engine(base, each) for each in base.playing(*LLM_ROLES)] or [base]

@@ -86,7 +86,7 @@ def compare(
     blocks: int,
     **given: Any,
 ) -> int:
-    """Measure TARGETS in alternation and say what the others differ in from the first.
+    """Measure TARGETS in turns and say how they differ from the first.
 
     A target is a URL (grpc://HOST:PORT, http://…, openai+http://…, #MODEL behind it where there
     are several), or a deployment FILE and the CELLs of it that follow; a FILE alone is its only

@@ -32,7 +32,7 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 
 @click.group()
 def explain() -> None:
-    """Show how a server would do its work."""
+    """Show on paper which limit of a server keeps requests waiting."""
 
 
 @explain.command()

@@ -46,10 +46,11 @@ def check(
     world_size: int | None,
     as_json: bool,
 ) -> int:
-    """Find what will go wrong with a model repository and its engine, without starting anything.
+    """Find what will go wrong with a repository and its engine.
 
-    TARGET is the folder of a repository, whichever tool made it, or the name of a built cell; or a
-    deployment file, then CELL is one of its cells. The exit code is 1 if there is an error.
+    Nothing is started. TARGET is the folder of a repository, whichever tool made it, or the name of
+    a built cell; or a deployment file, then CELL is one of its cells. The exit code is 1 if there
+    is an error.
     """
     from trtllm_deploy.check.preflight import has_own_rules, here, judge
 
@@ -108,7 +109,7 @@ def _repository(target: Path, workspace: Path) -> Path:
 @workspace_folder
 @_JSON
 def doctor(logs: tuple[TextIO, ...], workspace: Path, as_json: bool) -> int:
-    """Examine this machine, or say what went wrong in a server's LOGFILE (- is standard input).
+    """Examine this machine, or explain a server's LOGFILE (-: stdin).
 
     The exit code is 1 where an error was found, explained or not. Nothing is changed, and no
     network is used.

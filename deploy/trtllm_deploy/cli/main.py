@@ -55,7 +55,7 @@ for each in (*EXAMPLE, *WORKSPACE, *FINDINGS, *SERVE, *RENDER, *COMPARE, *EXPLAI
 def plan(
     file: Path, workspace: Path, where: Where, gpu_memory: str | None, gpu: str | None
 ) -> None:
-    """Show the cells of FILE, what is left to make, a GPU's memory and its speed at best."""
+    """Show FILE's cells: what is left to make, memory, speed at best."""
     from trtllm_deploy.cli.tables import print_plan, print_rooflines
     from trtllm_deploy.plan.memory import memory_plans, parse_size
     from trtllm_deploy.plan.notes import notes
@@ -100,7 +100,7 @@ def build(file: Path, workspace: Path, where: Where, fail_fast: bool, dry_run: b
 @fail_fast
 @click.option("--again", is_flag=True, help="Measure what is in the ledger once more.")
 def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool) -> int:
-    """Build FILE, then serve and measure each cell that could be built.
+    """Build FILE, then serve and measure each cell that was built.
 
     Each measurement is kept in WORKSPACE/results/ledger.jsonl before the next begins; killed at any
     moment, the same command goes on with those that aren't there.

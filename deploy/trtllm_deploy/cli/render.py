@@ -62,7 +62,7 @@ def render(
     gpus_per_node: int,
     **options: Any,
 ) -> None:
-    """Write what a cluster takes to serve CELL of FILE, or another tool to measure it.
+    """Write files to serve or measure CELL of FILE with other tools.
 
     For Slurm a script for sbatch, in a container by pyxis. For Kubernetes a Deployment, or a
     LeaderWorkerSet for several nodes, with Service and PodMonitor. The workspace has to be on every
@@ -160,11 +160,11 @@ def _render_tool(
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE...]")
 @workspace_folder
 def set_(file: Path, cell: str, changes: tuple[str, ...], workspace: Path) -> None:
-    """Change settings of CELL that need no build: keys of FILE's 'triton:' block.
+    """Change settings of CELL that need no build.
 
-    Without any, say which are changed. They hold, whatever is built meanwhile, until 'set FILE CELL
-    KEY=' brings back what FILE says. A server that runs is started anew. What 'check' calls an
-    error, or the server refuses, changes nothing.
+    They are keys of FILE's 'triton:' block. Without any, say which are changed. They hold, whatever
+    is built meanwhile, until 'set FILE CELL KEY=' brings back what FILE says. A server that runs is
+    started anew. What 'check' calls an error, or the server refuses, changes nothing.
     """
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.serve.change import try_out

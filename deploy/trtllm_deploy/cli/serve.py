@@ -107,7 +107,7 @@ def _restarts(text: str) -> float:
 def serve(
     file: Path | None, cell: str | None, repository: Path | None, workspace: Path, **chosen: Any
 ) -> int:
-    """Serve the built CELL of FILE until Ctrl-C, with the server of its backend."""
+    """Serve the built CELL of FILE until Ctrl-C, or with --detach."""
     from trtllm_deploy.machine.ports import Ports, claimed
     from trtllm_deploy.machine.remains import sweep_remains
     from trtllm_deploy.serve.launch import ModelServer
@@ -209,14 +209,15 @@ def _preflight(target: Target, server: Server, chosen: Chosen) -> bool:
 @click.command()
 @workspace_folder
 def ps(workspace: Path) -> None:
-    """List the cells that are served from this workspace, and what killed commands left here."""
+    """List what is served from this workspace, or was left by a kill."""
     from trtllm_deploy.machine.remains import remains
     from trtllm_deploy.serve.running import running
 
     table = Table()
     for name in ("cell", "server", "state", "pid", "gRPC", "HTTP", "metrics", "ranks", "since"):
         table.add_column(name, overflow="fold")
-    for each in running(Workspace(workspace.resolve())):
+    space = Workspace(workspace.resolve())
+    for each in running(space):
         numbers = {name: str(getattr(each.ports, name)) for name in each.listens}
         first = next(name for name in ("grpc", "http") if name in numbers)
         numbers[first] = f"{each.address}:{numbers[first]}"
@@ -226,7 +227,10 @@ def ps(workspace: Path) -> None:
         table.add_row(
             each.cell, each.server, each.state, str(each.pid), *ports, str(each.world_size), since
         )
-    console().print(table)
+    if table.rows:
+        console().print(table)
+    else:
+        click.echo(f"nothing is served from {space.root}")
     for left in remains():
         click.echo(f"a killed command left {_told(left)}; 'stop' or the next start ends that")
 
@@ -241,7 +245,7 @@ def _told(left: Remains) -> str:
 @click.argument("cell", required=False)
 @workspace_folder
 def stop(cell: str | None, workspace: Path) -> None:
-    """Stop the server of CELL; without it, all that are served from this workspace.
+    """Stop the server of CELL, or all of this workspace.
 
     What killed commands of this user left on this machine ends as well.
     """

@@ -30,7 +30,7 @@ _COLOURS = {"there": "green", "running": "bold", "failed": "red", "missing": "di
 @deployment_file
 @workspace_folder
 def status(file: Path, workspace: Path) -> None:
-    """Show how far each cell of FILE is: what is there, runs, failed or is missing."""
+    """Show what of each cell of FILE is there, runs or has failed."""
     from trtllm_deploy.plan.plan import StageKind, distinct
     from trtllm_deploy.spec.overrides import shown
     from trtllm_deploy.workspace.questions import status as status_of
@@ -82,7 +82,7 @@ def logs(file: Path, cell: str, workspace: Path, paths: bool) -> None:
 @click.argument("cell")
 @workspace_folder
 def why(file: Path, cell: str, workspace: Path) -> None:
-    """Say what the next build of CELL makes, and what changed since the last one."""
+    """Say what the next build of CELL makes, and what has changed."""
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.spec.overrides import shown
     from trtllm_deploy.workspace.questions import why as reasons_of
@@ -110,7 +110,7 @@ def why(file: Path, cell: str, workspace: Path) -> None:
     help="Also what FILE needed, which was built here and isn't there any more.",
 )
 def gc(files: tuple[Path, ...], workspace: Path, yes: bool, forget: tuple[Path, ...]) -> None:
-    """Find what none of FILES needs; default: all deployment files that were built here.
+    """Find what none of FILES needs, by default of all built here.
 
     What a running build or server uses stays, and so does what a file needed that was built here
     and isn't there now: it may have moved, or not be mounted.
@@ -192,7 +192,7 @@ def _check_gpus_known(asked: Planned) -> None:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[A [B]]")
 def releases(names: tuple[str, ...]) -> None:
-    """List the TensorRT-LLM releases, or what changed from release A to B."""
+    """List TensorRT-LLM releases, or what changed from A to B."""
     from trtllm_deploy.cli.tables import print_releases
 
     print_releases(console(), names)

@@ -45,7 +45,7 @@ _KEY: Final = ("tune", "settings")
 )
 @click.option("--again", is_flag=True, help="Measure anew what the ledger has already.")
 def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, again: bool) -> int:
-    """Find the settings under which FILE serves best, of those in its ``tune:`` block.
+    """Find the settings of FILE's ``tune:`` block that serve best.
 
     Cells compete with the first of all values in paired blocks, which are in the ledger before the
     next begin: killed, the same command goes on. Ends with a table of changes, what shows which

@@ -156,12 +156,10 @@ def first_error(
     line, key, detail = min(found, key=lambda item: (item[2]["type"] == "missing", item[0] or 0))
     dotted = ".".join(map(str, key))
     what, fix = detail["msg"].removeprefix("Value error, "), None
-    if not detail["type"].startswith("value_error") and isinstance(detail["input"], _SCALARS):
-        what = f"{what[0].lower()}{what[1:]}, not {detail['input']!r}"
+    if not detail["type"].startswith("value_error"):
+        what = f"{what[0].lower()}{what[1:]}, not {_shown(detail['input'])}"
     if detail["type"] in ("model_type", "dict_type"):
-        given = detail["input"]
-        shown = repr(given) if isinstance(given, _SCALARS) else "a list"
-        what = f"must be a block of keys, not {shown}"
+        what = f"must be a block of keys, not {_shown(detail['input'])}"
     elif detail["type"] == "extra_forbidden":
         siblings = _fields_at(schema, key[:-1])
         near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
@@ -173,6 +171,12 @@ def first_error(
         what = f"the key {str(detail['loc'][-1])!r} is missing"
         fix = _near_miss(located.value, key, str(detail["loc"][-1]))
     return UserError(f"{dotted}: {what}" if dotted else what, where=where, line=line, fix=fix)
+
+
+def _shown(given: Any) -> str:
+    if isinstance(given, _SCALARS):
+        return repr(given)
+    return "a block of keys" if isinstance(given, dict) else "a list"
 
 
 def _near_miss(value: Any, key: KeyPath, missing: str) -> str | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_flags_that_make_no_sense_together_are_a_user_error(
 ) -> None:
     with pytest.raises(UserError, match=what):
         read(*words)
+
+
+@pytest.mark.parametrize(
+    ("word", "fix"), [("serach", "did you mean 'search'?"), ("go", "there are ask, compare, ")]
+)
+def test_a_word_that_is_no_command_is_answered_with_those_there_are(word: str, fix: str) -> None:
+    with pytest.raises(UserError, match=re.escape(fix)):
+        command.main([word, "--limit", "ttft.p95<1s"], standalone_mode=False)
 
 
 def test_the_choices_are_those_that_there_are() -> None:

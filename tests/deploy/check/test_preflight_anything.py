@@ -191,7 +191,8 @@ def test_a_template_as_it_comes_names_each_placeholder_with_its_line(tmp_path: P
 
 def test_a_folder_without_models_and_no_folder_are_findings(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
-    assert [each.what for each in judge(tmp_path, here())] == ["there is no model here"]
+    (tmp_path / "notes").mkdir()
+    assert [each.what for each in judge(tmp_path, here())] == ["there is no model in this folder"]
     assert ["can't be read" in each.what for each in judge(tmp_path / "absent", here())] == [True]
 
 

@@ -144,6 +144,8 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
         ("backend: reference", "backend: tensort", 1, "there is no backend 'tensort'"),
         ("tp: 2", "tp: 0", 5, "greater than 0"),
         ("tp: 2", "tp: two", 5, "valid integer"),
+        ("tp: 2", "tp: {a: 1}", 5, "tp: input should be a valid integer, not a block of keys"),
+        ("tp: 2", "tp: [2]", 5, "tp: input should be a valid integer, not a list"),
         ("[4, 8]", "[4, 4]", 10, "4 is listed twice"),
         ("[4, 8]", "[]", 10, "the list is empty"),
         ('"128,64"', '"128"', 11, "write input and output length as ISL,OSL"),
