@@ -6,7 +6,6 @@ the ledger, changes against the baseline, evidence, the best point.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from trtllm_deploy.study.up import Up, served, target_of
 from trtllm_deploy.study.worth import cost, unfit
 from trtllm_deploy.workspace.folder import Workspace
 
-_OF_CAPACITY = 0.8  # of what a closed loop gets through, where no rate was shown in time
+_OF_CAPACITY = 0.8  # of what a closed loop gets through, where no run kept the limits in time
 _WARM_SHARE = 10  # one of so many requests of a block goes before it, unmeasured
 
 
@@ -147,12 +146,14 @@ class _Tuning:
             self._tuner.lessons.learn(point, str(error))
             return None
         found = None
-        if answer.low is not None:
-            ends = answer.interval or (answer.low.value, math.inf)
-            found = Found(answer.about or answer.low.value, *ends)
+        if answer.interval and answer.about:
+            found = Found(answer.about, *answer.interval)
+        elif answer.least:
+            found = Found(answer.least, answer.least)
         say(f"{point}: {f'{found.about:.3g}/s' if found else 'no rate was shown'}: {answer.ended}")
         if point == self._tuner.space.baseline:
-            at = found.about if found else _OF_CAPACITY * (answer.capacity or 0)
+            perhaps = answer.single[0] or _OF_CAPACITY * (answer.capacity or 0)
+            at = found.about if found else perhaps
             self._offer = replace(self._offer, load=api.Rate(at) if at else api.Concurrency(1))
             say(f"comparing at {self._offer.load.title}")
         return found
