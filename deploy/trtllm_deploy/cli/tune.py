@@ -219,10 +219,12 @@ def _print(tuned: Tuned, asked: Planned, space: Space) -> None:
     title = f"trtllm-deploy tune {asked.file.path.name}  at {tuned.offer.load.title}"
     api.print_table(title, HEADS, rows(tuned), remarks(tuned, space), least=LEAST)
     best = tuned.ending.best
-    if best == tuned.baseline:
-        click.echo("the baseline stays the best: nothing to change")
+    said = "" if best == tuned.baseline else patch(asked.file, dict(best.values))
+    if not said:
+        kept = "the file has the best settings" if best != tuned.baseline else "the baseline stays"
+        broken = tuned.ending.excluded.get(best)
+        click.echo(f"nothing is better{f', but {broken}' if broken else ''}: {kept}")
         return
-    said = patch(asked.file, dict(best.values))
     target = asked.workspace.results / f"tune-{asked.file.path.stem}.patch"
     write_whole(target, lambda out: out.write(said))
     click.echo(f"the best settings, as {target} (patch -p1 < it):\n{said}")

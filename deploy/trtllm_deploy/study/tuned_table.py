@@ -10,7 +10,7 @@ from llm_perf import api
 from trtllm_deploy.study.evidence import NAMES
 from trtllm_deploy.study.space import Point, Space
 from trtllm_deploy.study.tune import Tuned
-from trtllm_deploy.study.tuner import Found
+from trtllm_deploy.study.tuner import Found, Seen
 
 HEADS: Final = ("Settings", "tokens/s", "TTFT p95", "ITL avg", "score", "rate/s", "binds")
 LEAST: Final = ("rate/s", "ITL avg")  # where there is no room
@@ -52,7 +52,8 @@ def remarks(tuned: Tuned, space: Space) -> Iterator[str]:
             yield from _unexplained(tuned, space, point)
     yield from (f"step: {each}" for each in tuned.ending.path)
     for point, why in tuned.ending.excluded.items():
-        yield f"not tried: {_name(point, baseline)}: {why}"
+        measured = "left out" if seen.get(point, Seen()).cost else "not tried"
+        yield f"{measured}: {_name(point, baseline)}: {why}"
 
 
 def _unexplained(tuned: Tuned, space: Space, point: Point) -> Iterator[str]:

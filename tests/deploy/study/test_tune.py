@@ -100,6 +100,23 @@ def test_the_limit_that_binds_is_moved_and_the_best_is_a_patch(
     assert kept in came.stdout and "in flight" in came.stdout
     quick[0].log.clear()
     assert invoke(file).return_value == 0 and not quick[0].log  # all of it is in the ledger
+    file.write_text(FILE.replace("[1]  # as it was", "[2]  # as it was"))
+    assert "nothing is better: the file has the best settings" in invoke(file).stdout
+
+
+def test_what_breaks_the_score_is_left_out_and_not_called_untried(
+    file: Path, quick: list[TokenServer]
+) -> None:
+    asked = ({"text_input": str(number), "reference": "none"} for number in range(16))
+    (file.parent / "prompts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in asked))
+    text = FILE.replace("1..64", "[1, 2]").replace(
+        "  concurrency", "  limits: [score>=0.5]\n  concurrency"
+    )
+    file.write_text(text)
+    came = invoke(file)
+    assert "left out: max_batch_size=2: its score, 0.000, breaks score>=0.5" in came.stdout
+    assert "nothing is better, but its score, 0.000, breaks score>=0.5" in came.stdout
+    assert "not tried" not in came.stdout and quick[1].log
 
 
 def test_a_failed_start_ends_the_climb_and_is_told(file: Path, quick: list[TokenServer]) -> None:
