@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from llm_perf import Endpoint
 from llm_perf.errors import UserError
 from llm_perf.ledger.ledger import read_measurements
 from tests.deploy.study.token_server import TokenServer, token_servers
+from trtllm_deploy.cli.options import planned
 from trtllm_deploy.cli.tune import _Cells, tune
+from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.plan.plan import CellPlan
+from trtllm_deploy.study.space import Point
 from trtllm_deploy.study.tune import Placed
 from trtllm_deploy.study.up import Up
 from trtllm_deploy.study.worth import cost
@@ -149,6 +153,18 @@ def test_the_cost_is_said_before_and_as_time_once_a_block_was_seen(
     assert "To make: 1 fetch, 1 checkpoint, 2 engine, 2 repository." in said[0]
     assert "blocks of 8 requests: 3" in said[0] and quick[0].log
     assert any("blocks of 8 requests: 3, " in each and "of load" in each for each in said[1:])
+
+
+def test_the_roofline_expects_more_of_larger_batches_and_of_no_unknown_gpu(file: Path) -> None:
+    file.write_text(FILE.replace("  concurrency: 2\n", "  concurrency: 64\n"))
+    asked = planned(file, file.parent / "w")
+    gpus = [Gpu(0, name, 80 * 2**30, "9.0") for name in ("NVIDIA H100 80GB HBM3", "some card")]
+    facts = [replace(asked.facts, gpus=(each,)) for each in gpus]
+    lease: Any = None
+    known, unknown = (_Cells(replace(asked, facts=each), None, lease) for each in facts)
+    small, large = (Point((("max_batch_size", size),)) for size in (1, 64))
+    assert known.expected(large) > 4 * known.expected(small) > 0
+    assert unknown.expected(large) == 0
 
 
 @pytest.mark.parametrize(
