@@ -44,7 +44,7 @@ def limits_of(lines: Iterable[Line]) -> list[Limit]:
 
 def _answer(question: Question, lines: Sequence[Line]) -> Answer:
     probes: dict[tuple[float, int | None], Probe] = {}
-    rough = []
+    rough, loops = [], []
     for line in lines:
         load, asked = line.record["load"], line.record["search"]
         if "seen" not in asked:
@@ -55,13 +55,12 @@ def _answer(question: Question, lines: Sequence[Line]) -> Answer:
             probes.setdefault(known, question.probe(value)).seen.append(seen)
         elif asked["stage"] == "rough":
             rough.append(question.probe(value, seen))
+        else:
+            loops.append(question.probe(value, seen))
     return Answer(
         question,
         tuple(sorted(probes.values(), key=lambda each: each.value)),
         tuple(rough),
-        (),
-        None,
-        sum(line.record["requests_ok"] + line.record["requests_failed"] for line in lines),
-        sum(line.record.get("duration_s") or 0.0 for line in lines),
+        tuple(loops),
         "the ledger shows no more",
     )

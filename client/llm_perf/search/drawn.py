@@ -175,11 +175,10 @@ def _foot(answer: Answer) -> Iterator[str]:
             f"Warning: {_load(answer.changing, asked)} held, and {_load(answer.high.value, asked)} "
             "did not: the server isn't the same all the time, so the interval can be wrong"
         )
-    runs = [seen for each in (*answer.probes, *answer.rough, *answer.loops) for seen in each.seen]
-    if bound := sum(seen.client_bound for seen in runs):
+    if bound := sum(seen.client_bound for seen in answer.runs):
         yield (
-            f"Warning: {bound} of {len(runs)} runs are CLIENT-BOUND: this machine was too busy to "
-            "take times exactly, so the answer is not the server's alone"
+            f"Warning: {bound} of {len(answer.runs)} runs are CLIENT-BOUND: this machine was too "
+            "busy to take times exactly, so the answer is not the server's alone"
         )
     yield (
         f"{answer.requests:,} requests, {spell_duration(answer.spent_s)} of load; it ended because "

@@ -57,27 +57,20 @@ class _Hunter:
     probes: list[Probe] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)  # of each probe, as ``longer`` was
     rough: list[Probe] = field(default_factory=list)  # of a single run each
-    capacity: float | None = None
     asked: int = 0
-    requests: int = 0
     spent_s: float = 0.0
     loops: list[Probe] = field(default_factory=list)  # closed ones, until throughput stops to grow
     longer: int = 1
-    slowest: float = 0.0
     least: float = 1.0
     most: float = float(_MOST_LOOP)
     ended: str = "the ends are close enough"
 
     def go(self) -> Hunt:
         try:
-            alone = yield from self._ask(1, _ALONE, "capacity", vary="concurrency")
+            alone = yield from self._loop(1, _ALONE)
             if alone.attainment < 0.5:
                 self.ended = "one request at a time doesn't keep the limits either"
             else:
-                self.capacity = alone.throughput
-                self.loops.append(self.question.probe(1, alone))
-                kept = self.loops[0].kept
-                self.slowest = alone.throughput * (_RARE if kept else 1.0)
                 low, high = yield from self._bracket()
                 yield from self._ends(low, high)
                 yield from self._narrow()
@@ -88,9 +81,6 @@ class _Hunter:
             tuple(sorted(self.probes, key=lambda each: each.value)),
             tuple(self.rough),
             tuple(self.loops),
-            self.capacity,
-            self.requests,
-            self.spent_s,
             self.ended,
         )
 
@@ -118,23 +108,24 @@ class _Hunter:
         vary: Vary | None = None,
     ) -> Generator[Ask, Seen, Seen]:
         kind = vary or self.question.vary
-        if self.spent_s + self._expected_s(kind, value, requests) > self.question.budget_s:
+        least_s = requests / self._speed(kind, value)  # as far as anybody knows
+        if self.spent_s + least_s > self.question.budget_s:
             raise SpentError
         seed = self.question.first_seed + self.asked  # fresh arrivals for each run
         seen = yield Ask(kind, value, requests, seed, repetition, stage, self.asked)
         self.asked += 1
-        self.requests += seen.requests
         self.spent_s += seen.duration_s
         return seen
 
-    def _expected_s(self, vary: Vary, value: float, requests: int) -> float:
-        """How long a run takes at least, as far as anybody knows."""
-        return requests / self._speed(vary, value)
+    @property
+    def _capacity(self) -> float:
+        """Requests a second of the closed loop that got through most."""
+        return max((each.seen[0].throughput for each in self.loops), default=math.inf)
 
     def _speed(self, vary: Vary | None, value: float) -> float:
         """Requests a second that are answered at a load, as far as is known, and at most."""
         if (vary or self.question.vary) == "request_rate":
-            return min(value, self.capacity or math.inf)
+            return min(value, self._capacity)
         runs = (*self.loops, *(self.rough if self._whole else ()))
         known = sorted((each.value, each.seen[0].throughput) for each in runs)
         points = [each for each in known if each[1]]  # of others all requests failed
@@ -200,9 +191,11 @@ class _Hunter:
         """A rough bracket, by single runs."""
         low, high = 1.0, 2.0 * _FIRST_LOOP
         if self.question.vary == "request_rate":
-            capacity = yield from self._measure_capacity()
-            low, high = 0.5 * capacity, 1.05 * capacity
-            self.least, self.most = min(self.slowest, low), high * _FURTHEST
+            yield from self._measure_capacity()
+            low, high = 0.5 * self._capacity, 1.05 * self._capacity
+            alone = self.loops[0]
+            slowest = alone.seen[0].throughput * (_RARE if alone.kept else 1.0)
+            self.least, self.most = min(slowest, low), high * _FURTHEST
         while True:
             broke = min((each.value for each in self.rough if not each.kept), default=None)
             kept = [each.value for each in self.rough if each.kept]
@@ -233,18 +226,19 @@ class _Hunter:
             return None
         return low if broke else high
 
-    def _measure_capacity(self) -> Generator[Ask, Seen, float]:
-        """Requests a second of a closed loop that more in flight don't raise."""
-        most, n = self.loops[0].seen[0].throughput, _FIRST_LOOP
-        while n <= _MOST_LOOP:
-            seen = yield from self._ask(n, max(64, 3 * n), "capacity", vary="concurrency")
-            self.loops.append(self.question.probe(n, seen))
-            grows = seen.throughput > _GROWS * most
-            most = self.capacity = max(most, seen.throughput)
-            if not grows:
-                break
+    def _measure_capacity(self) -> Generator[Ask, Seen, None]:
+        """Closed loops, until more in flight don't raise the throughput."""
+        n, grows = _FIRST_LOOP, True
+        while grows and n <= _MOST_LOOP:
+            before = self._capacity
+            seen = yield from self._loop(n, max(64, 3 * n))
+            grows = seen.throughput > _GROWS * before
             n *= 2
-        return most
+
+    def _loop(self, n: int, requests: int) -> Generator[Ask, Seen, Seen]:
+        seen = yield from self._ask(n, requests, "capacity", vary="concurrency")
+        self.loops.append(self.question.probe(n, seen))
+        return seen
 
     def _ends(self, low: float, high: float) -> Generator[Ask, Seen, None]:
         """Move the ends of a rough bracket outwards until fresh runs hold them."""

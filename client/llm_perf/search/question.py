@@ -105,19 +105,35 @@ class Ask:
 class Answer:
     """What is known in the end, ``probes`` by their load.
 
-    ``rough`` are single runs, ``loops`` closed loops that told ``capacity``, requests a second.
-    ``spent_s`` and ``requests`` are what it took;
-    ``ended`` says why there is no narrower one.
+    ``rough`` are single runs, ``loops`` the closed ones that told the capacity; ``ended`` says why
+    there is no narrower answer.
     """
 
     question: Question
     probes: tuple[Probe, ...]
     rough: tuple[Probe, ...]
     loops: tuple[Probe, ...]
-    capacity: float | None
-    requests: int
-    spent_s: float
     ended: str
+
+    @property
+    def runs(self) -> list[Seen]:
+        """All that were made."""
+        return [seen for each in (*self.loops, *self.rough, *self.probes) for seen in each.seen]
+
+    @property
+    def capacity(self) -> float | None:
+        """Requests a second of the closed loop that got through most."""
+        return max((each.seen[0].throughput for each in self.loops), default=None)
+
+    @property
+    def requests(self) -> int:
+        """How many it took."""
+        return sum(each.requests for each in self.runs)
+
+    @property
+    def spent_s(self) -> float:
+        """Load time that it took."""
+        return sum(each.duration_s for each in self.runs)
 
     @property
     def low(self) -> Probe | None:

@@ -113,9 +113,9 @@ class Seen:
     attainment: float
     goodput: float
     throughput: float
-    in_flight: float
     requests: int
     failed: int
+    in_flight: float
     duration_s: float
     hopeless: str | None = None
     client_bound: bool = False
@@ -141,13 +141,11 @@ def look(
     throughput: float,
     in_flight: float,
     duration_s: float,
-    hopeless: str | None = None,
-    client_bound: bool = False,
-    offered: float = 1.0,
+    **more: Any,
 ) -> Seen:
     """Look at a run; of a closed loop the last ``drained`` requests are left out too.
 
-    ``in_flight`` is the mean of the run, ``throughput`` a second.
+    ``in_flight`` is the mean of the run, ``throughput`` a second; ``more`` are its other facts.
     """
     n = len(requests.at)
     first = min(int(n * FILLING), n - 1)
@@ -178,7 +176,5 @@ def look(
         requests=n,
         failed=int((~requests.ok).sum()),
         duration_s=duration_s,
-        hopeless=hopeless,
-        client_bound=client_bound,
-        offered=offered,
+        **more,
     )
