@@ -153,6 +153,7 @@ class _Tuning:
         say(f"{point}: {f'{found.about:.3g}/s' if found else 'no rate was shown'}: {answer.ended}")
         if point == self._tuner.space.baseline:
             perhaps = answer.single[0] or _OF_CAPACITY * (answer.capacity or 0)
+            perhaps = min([perhaps, *(each.value for each in answer.probes)])  # tried, not shown
             at = found.about if found else perhaps
             self._offer = replace(self._offer, load=api.Rate(at) if at else api.Concurrency(1))
             say(f"comparing at {self._offer.load.title}")
