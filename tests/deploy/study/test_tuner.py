@@ -250,3 +250,18 @@ def test_worse_in_every_direction_is_by_memory(point: Any, failed: Any, excluded
     lessons.learn(Point(tuple(zip(names, failed, strict=True))), "out of memory")
     why = lessons.against(Point(tuple(zip(names, point, strict=True))))
     assert (why is not None) is excluded
+
+
+@pytest.mark.parametrize(("blocks", "best"), [(2, 4), (3, 1)])
+def test_a_step_that_is_worse_by_chance_does_not_end_the_climb(blocks: int, best: int) -> None:
+    space = Space((Setting("max_batch_size", (1,), 4),))
+    worth = {1: 0.0, 2: 0.3, 4: -1.0}
+
+    def world(point: Point) -> Seen:
+        size = int(point["max_batch_size"])
+        evidence, _ = evidence_of({"max_batch_size": size}, 8)
+        return Seen({0: worth[size]}, evidence)
+
+    ending, _ = run(space, world, blocks=blocks)
+    assert ending.best["max_batch_size"] == best
+    assert any("worse in every block" in each for each in ending.path) == (best == 1)
