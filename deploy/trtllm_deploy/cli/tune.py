@@ -57,8 +57,7 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
     from trtllm_deploy.study.blocks import Study
     from trtllm_deploy.study.page import write_page
     from trtllm_deploy.study.price import price, rehearse
-    from trtllm_deploy.study.tune import Ways, space_of, tuner_of
-    from trtllm_deploy.study.tune import tune as tune_points
+    from trtllm_deploy.study.tune import Tuning, Ways, space_of, tuner_of
 
     size = parse_size(gpu_memory) if gpu_memory else None
     asked = planned(file, workspace, where)
@@ -87,7 +86,7 @@ def tune(file: Path, workspace: Path, where: Where, gpu_memory: str | None, agai
         study.say(f"{price(rehearsed, spec)} {cells.to_make(rehearsed.points)}")
         for point, why in rehearsed.excluded.items():
             study.say(f"left out: {point}: {why}")
-        tuned = tune_points(asked.file, spec, limits, ways, asked.workspace, study)
+        tuned = Tuning(asked.file, spec, limits, ways, asked.workspace, study).run()
     _print(tuned, asked, space_of(spec))
     lines = [each for blocks in tuned.came.values() for each in blocks]
     name = f"tune-{file.stem}.html"

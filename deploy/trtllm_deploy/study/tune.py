@@ -84,39 +84,32 @@ def tuner_of(spec: TuneSpec, ways: Ways) -> Tuner:
     return Tuner(space, ways.unfit, spec.blocks, searches=searches, expected=ways.expected)
 
 
-def tune(
-    file: DeploymentFile,
-    spec: TuneSpec,
-    limits: Sequence[api.Limit],
-    ways: Ways,
-    workspace: Workspace,
-    study: Study,
-) -> Tuned:
-    """Run the search to its end. Raises UserError where the baseline can't be measured at all."""
-    return _Tuning(file, spec, limits, ways, workspace, study).run()
+@dataclass(slots=True)
+class Tuning:
+    """One search on servers."""
 
+    file: DeploymentFile
+    spec: TuneSpec
+    limits: Sequence[api.Limit]
+    ways: Ways
+    workspace: Workspace
+    study: Study
+    came: dict[Point, list[api.Measurement]] = field(default_factory=dict)
+    _placed: dict[Point, Placed] = field(default_factory=dict)
+    _tuner: Tuner = field(init=False)
+    _offer: Offer = field(init=False)
 
-class _Tuning:
-    def __init__(
-        self,
-        file: DeploymentFile,
-        spec: TuneSpec,
-        limits: Sequence[api.Limit],
-        ways: Ways,
-        workspace: Workspace,
-        study: Study,
-    ) -> None:
-        self._file, self._spec, self._limits = file, spec, limits
-        self._ways, self._workspace, self._study = ways, workspace, study
-        self._placed: dict[Point, Placed] = {}
-        self._tuner = tuner_of(spec, ways)
+    def __post_init__(self) -> None:
+        """Begin with the load that is given; one that is searched for takes its place."""
+        spec = self.spec
+        self._tuner = tuner_of(spec, self.ways)
         load: api.Load = api.Concurrency(spec.concurrency or 1)
         if spec.request_rate is not None:
             load = api.Rate(spec.request_rate)
         self._offer = Offer(load, spec.requests, max(1, spec.requests // _WARM_SHARE))
-        self.came: dict[Point, list[api.Measurement]] = {}
 
     def run(self) -> Tuned:
+        """Go to its end. Raises UserError where the baseline can't be measured at all."""
         steps = self._tuner.steps()
         try:
             asked = next(steps)
@@ -135,7 +128,7 @@ class _Tuning:
 
     def _search(self, point: Point) -> Found | None:
         """The highest rate of a point, for comparing at where it is the baseline's."""
-        say = self._study.say
+        say = self.study.say
         say(f"looking for the highest rate of {point}")
         if self._build(point):
             return None
@@ -160,15 +153,15 @@ class _Tuning:
         return found
 
     def _answer(self, subject: Subject) -> api.Answer:
-        criteria = tuple(api.Criterion(each) for each in self._limits if each.metric != "score")
-        question = api.Question(criteria, budget_s=self._spec.budget)
+        criteria = tuple(api.Criterion(each) for each in self.limits if each.metric != "score")
+        question = api.Question(criteria, budget_s=self.spec.budget)
         site = api.Site(
             api.Endpoint("localhost:8001", "grpc", "ensemble"),
             subject.target,
             subject.workload,
-            self._study.folder,
+            self.study.folder,
             api.Conditions(self._offer.request_timeout_s),
-            study=self._study.name,
+            study=self.study.name,
         )
         if (answer := api.searched(question, site)) is not None:
             return answer
@@ -176,10 +169,10 @@ class _Tuning:
         def told(ask: api.Ask, seen: api.Seen, before: bool) -> None:
             load = f"{ask.value:.4g} {'in flight' if ask.vary == 'concurrency' else 'requests/s'}"
             known = ", from the ledger" if before else ""
-            self._study.say(f"  {load}: {seen.attainment:.0%} within the limits{known}")
+            self.study.say(f"  {load}: {seen.attainment:.0%} within the limits{known}")
 
         with (
-            subject.up(self._ways.gpus[: subject.gpus]) as up,
+            subject.up(self.ways.gpus[: subject.gpus]) as up,
             api.show_progress("  search") as watch,
         ):
             conditions = replace(
@@ -206,7 +199,7 @@ class _Tuning:
         first = not self.came
         subjects = [self._subject(each) for each in points]
         came, lost = measure_blocks(
-            subjects, self._offer, asked.numbers, self._study, self._room(points)
+            subjects, self._offer, asked.numbers, self.study, self._room(points)
         )
         for point, subject in zip(points, subjects, strict=True):
             if subject.name in lost:
@@ -216,16 +209,16 @@ class _Tuning:
             kept = self.came.setdefault(point, [])
             kept += blocks
             evidence = read_evidence(kept, self._placed[point].limits, *self._lengths(subject))
-            costs = [cost(each, self._limits) for each in blocks]
+            costs = [cost(each, self.limits) for each in blocks]
             answer[point] = Seen(
                 dict(zip(asked.numbers, costs, strict=True)),
                 evidence,
-                unfit=unfit(kept, self._limits),
+                unfit=unfit(kept, self.limits),
             )
-            self._study.say(f"{point}: {evidence.verdict} ({evidence})")
+            self.study.say(f"{point}: {evidence.verdict} ({evidence})")
         if first and (took := seconds(self.came.get(self._tuner.space.baseline, []))):
-            asked_for = rehearse(tuner_of(self._spec, self._ways))
-            self._study.say(price(asked_for, self._spec, took))
+            asked_for = rehearse(tuner_of(self.spec, self.ways))
+            self.study.say(price(asked_for, self.spec, took))
         return answer
 
     def _build(self, point: Point) -> str | None:
@@ -234,8 +227,8 @@ class _Tuning:
             return why
         try:
             if point not in self._placed:
-                self._placed[point] = self._ways.place(point)
-            why = self._ways.build(self._placed[point])
+                self._placed[point] = self.ways.place(point)
+            why = self.ways.build(self._placed[point])
         except UserError as error:
             why = str(error)
         if why:
@@ -244,20 +237,20 @@ class _Tuning:
 
     def _subject(self, point: Point) -> Subject:
         placed = self._placed[point]
-        plan, file, space = placed.plan, placed.file, self._workspace
-        measure = self._file.deployment.measure
-        data = self._spec.data or (measure.data if measure else None)
+        plan, file, space = placed.plan, placed.file, self.workspace
+        measure = self.file.deployment.measure
+        data = self.spec.data or (measure.data if measure else None)
         if data is None:
             raise UserError(
                 "there are no prompts to tune with",
-                where=self._file.path,
+                where=self.file.path,
                 fix="name a jsonl in tune.data or measure.data",
             )
-        limit = self._spec.max_tokens or (measure.max_tokens if measure else None)
+        limit = self.spec.max_tokens or (measure.max_tokens if measure else None)
         workload = api.load_workload(
-            self._file.resolve(data), space.artifact(plan.fetch), limit or plan.cell.osl
+            self.file.resolve(data), space.artifact(plan.fetch), limit or plan.cell.osl
         )
-        gpus = plan.cell.world_size if self._ways.gpus else 0
+        gpus = plan.cell.world_size if self.ways.gpus else 0
         return Subject(str(point), target_of(plan, file), workload, partial(self._up, point), gpus)
 
     @contextmanager
@@ -268,7 +261,7 @@ class _Tuning:
         placed = self._placed[point]
         with ExitStack() as stack:
             try:
-                up = stack.enter_context(served(placed.plan, placed.file, self._workspace, gpus))
+                up = stack.enter_context(served(placed.plan, placed.file, self.workspace, gpus))
             except UserError as error:
                 self._tuner.lessons.learn(point, str(error))
                 raise
@@ -282,7 +275,7 @@ class _Tuning:
 
     def _room(self, points: Sequence[Point]) -> list[tuple[str, ...]] | None:
         plans = [self._placed[each].plan for each in points]
-        if not self._ways.gpus:
-            weights = [folder_bytes(self._workspace.artifact(each.checkpoint)) for each in plans]
+        if not self.ways.gpus:
+            weights = [folder_bytes(self.workspace.artifact(each.checkpoint)) for each in plans]
             return [()] * len(plans) if fit_in_memory(weights) else None
-        return gpus_apart([each.cell.world_size for each in plans], self._ways.gpus)
+        return gpus_apart([each.cell.world_size for each in plans], self.ways.gpus)
