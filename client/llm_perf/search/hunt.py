@@ -68,7 +68,8 @@ class _Hunter:
     def go(self) -> Hunt:
         try:
             alone = yield from self._loop(1, _ALONE)
-            if alone.attainment < 0.5:
+            few = 0.5 * min(each.share or 1.0 for each in self.question.criteria)
+            if alone.attainment < few and not self.loops[0].kept:
                 self.ended = "one request at a time doesn't keep the limits either"
             else:
                 low, high = yield from self._bracket()
