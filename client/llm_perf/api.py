@@ -84,6 +84,7 @@ __all__ = [
     "append_measurement",
     "block_change",
     "block_changes",
+    "check_scorer",
     "cost",
     "drifts",
     "find_endpoint",

@@ -153,7 +153,7 @@ class Server:
             why = "what listens there speaks no HTTP" if GARBAGE in failure[1] else failure[1]
             raise UserError(
                 f"no HTTP server answers at {self.endpoint.base} ({why})",
-                fix="start it, or give its host and HTTP port with -u",
+                fix="start it, or give its host and HTTP port",
             )
         if 300 <= answer.status < 400:
             raise UserError(

@@ -134,5 +134,5 @@ def _no_server(endpoint: Endpoint, error: grpc.aio.AioRpcError) -> UserError:
         )
     return UserError(
         f"no Triton server answers at {endpoint.url} ({error.details()})",
-        fix="start it, or give its host and gRPC port (8001 unless set otherwise) with -u",
+        fix="start it, or give its host and gRPC port (8001 unless set otherwise)",
     )

@@ -106,10 +106,10 @@ def compare(
     asked = list(read_targets(targets, workspace, where))
     if len(asked) < 2:
         raise UserError("there is one target", fix="name at least two to compare")
+    offer = _offer(asked, given)
     build_targets(asked)
     space = Workspace(workspace.resolve())
     subjects = subjects_of(asked, given, blocks)
-    offer = _offer(asked, given)
     study = Study("compare", space.results, lambda text: click.echo(plain(text), err=True), again)
     cells = [each.plan for each in asked if each.plan]
     gpus = visible_gpus(where.gpus) if cells else ()
@@ -151,6 +151,7 @@ def _offer(asked: Sequence[Asked], given: dict[str, Any]) -> Offer:
     rate, number = given["request_rate"], given["concurrency"]
     if rate is not None and number is not None:
         raise UserError("--concurrency and --request-rate are two loads", fix="give one of them")
+    api.check_scorer(given["score"], ())  # before anything is built
     load: api.Load = api.Concurrency(number or max((said and said.concurrency) or [1]))
     if rate is not None:
         load = api.Rate(rate)

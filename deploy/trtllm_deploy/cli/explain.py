@@ -140,6 +140,9 @@ def _from_file(file: Path | None, tokenizer_path: Path | None) -> list[Asked]:
             fix="give --tokenizer-path, or lines with input_length and output_length",
         )
     prompts = load_workload(file, tokenizer_path).prompts
+    limits = sorted({p.max_tokens for p in prompts})
+    most = f" to {limits[-1]:,}" if limits[1:] else ""
+    console().print(f"answers are taken to be as long as they may, {limits[0]:,}{most} tokens")
     return _bounded([Asked(p.input_tokens or 0, p.max_tokens) for p in prompts], str(file))
 
 

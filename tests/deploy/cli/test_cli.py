@@ -312,3 +312,12 @@ def test_a_file_that_can_not_be_written_is_one_line(matrix: Matrix, say: Say) ->
 def test_a_wrong_option_names_the_help_of_its_command(say: Say) -> None:
     assert say("serve", "--timeout", "0").err.endswith("(see trtllm-deploy serve --help)\n")
     assert say("nothing", workspace=False).err.endswith("(see trtllm-deploy --help)\n")
+
+
+def test_what_compare_refuses_it_refuses_before_it_builds(matrix: Matrix, say: Say) -> None:
+    cells = [CELL, CELL.replace("bs1", "bs2")]
+    for wrong, fix in (("--score", "use one of: exact"), ("--concurrency", "give one of them")):
+        words = {"--score": "exat", "--concurrency": "2"}[wrong]
+        said = say("compare", str(matrix.file), *cells, wrong, words, "--request-rate", "1")
+        assert (said.code, fix in said.err) == (2, True)
+    assert not (matrix.workspace / "store" / "checkpoint").exists()

@@ -49,9 +49,9 @@ def test_lengths_come_from_files_that_say_them(tmp_path: Path, line: object) -> 
 def test_prompts_are_counted(tmp_path: Path) -> None:
     model = Path(__file__).parents[3] / "examples" / "number-words" / "model"
     (file := tmp_path / "w.jsonl").write_text('{"text_input": "one two", "max_tokens": 2}\n')
-    assert "1 requests in 2 iterations" in explain(
-        *TOY, "--workload", str(file), "--tokenizer-path", str(model)
-    )
+    shown = explain(*TOY, "--workload", str(file), "--tokenizer-path", str(model))
+    assert "1 requests in 2 iterations" in shown
+    assert "as long as they may, 2 tokens" in shown
 
 
 def test_a_server_s_records_are_held_against_it_and_the_picture_is_written(tmp_path: Path) -> None:
