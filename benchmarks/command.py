@@ -41,7 +41,7 @@ from trtllm_deploy.serve.launch import ModelServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "number-words" / "model"
-CELL = "number_words_fp16_tp1_pp1_isl1024_osl64_bs8"
+CELL = "number_words_fp16_tp1_pp1_isl512_osl64_bs8"
 PROMPTS, STREAMS, MAX_TOKENS = 200, 8, 64  # no answer of the model is as long as that
 LIMIT_S = 120
 Command = Callable[[str, Path], tuple[list[str], dict[str, str]]]

@@ -28,7 +28,7 @@ from trtllm_deploy.machine.ports import Ports, free_ports
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "number-words"
 BIN = Path(sys.executable).parent
-CELL = "number_words_fp16_tp1_pp1_isl1024_osl64_bs4"
+CELL = "number_words_fp16_tp1_pp1_isl512_osl64_bs4"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -85,7 +85,7 @@ def test_another_batch_size_needs_no_other_checkpoint(
     workspace: Path, deployment: Path, tmp_path: Path
 ) -> None:
     before = artifacts(workspace)
-    matrix = {"max_batch_size": [4, 2], "isl_osl": ["1024,64"]}
+    matrix = {"max_batch_size": [4, 2], "isl_osl": ["512,64"]}
     other = write_deployment(tmp_path, matrix=matrix)
     done = run("trtllm-deploy", "build", other, "--workspace", workspace)
     assert done.returncode == 0, done.stderr
