@@ -50,6 +50,9 @@ def remarks(tuned: Tuned, space: Space) -> Iterator[str]:
         if (evidence := seen[point].evidence) is not None:
             yield f"{_name(point, baseline)}: {evidence.verdict}: {evidence}"
             yield from _unexplained(tuned, space, point)
+    best = tuned.ending.best
+    if best != baseline and best in tuned.came and not _surely_apart(tuned, best):
+        yield f"{_name(best, baseline)} isn't told apart from the baseline: more blocks would tell"
     yield from (f"step: {each}" for each in tuned.ending.path)
     for point, why in tuned.ending.excluded.items():
         measured = "left out" if seen.get(point, Seen()).cost else "not tried"
@@ -64,11 +67,15 @@ def _unexplained(tuned: Tuned, space: Space, point: Point) -> Iterator[str]:
     moved = [each for each in space.settings if each.name in changed and each.limit]
     if not moved or any(each.limit in blamed for each in moved):
         return
-    pairs = _paired(tuned.came[tuned.baseline], tuned.came[point])
-    changes = (api.block_change(*pairs, *each) for each in _SHOWN)
-    if any(each is not None and each.sure for each in changes):
+    if _surely_apart(tuned, point):
         limits = ", ".join(dict.fromkeys(NAMES[each.limit] for each in moved if each.limit))
         yield f"  no limit was reached ({limits}): this change can't be explained by it"
+
+
+def _surely_apart(tuned: Tuned, point: Point) -> bool:
+    pairs = _paired(tuned.came[tuned.baseline], tuned.came[point])
+    changes = (api.block_change(*pairs, *each) for each in _SHOWN)
+    return any(each is not None and each.sure for each in changes)
 
 
 def _name(point: Point, baseline: Point) -> str:

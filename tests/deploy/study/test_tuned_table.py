@@ -51,6 +51,12 @@ def test_what_a_limit_explains_or_is_no_change_is_not() -> None:
     assert "can't be explained" not in "\n".join(remarks(tuned((), 100), SPACE))
 
 
+def test_a_best_that_could_be_chance_is_called_so() -> None:
+    said = "isn't told apart from the baseline: more blocks would tell"
+    assert said in "\n".join(remarks(tuned((), 100), SPACE))
+    assert said not in "\n".join(remarks(tuned(()), SPACE))
+
+
 def test_rows_are_changes_in_per_cent_of_the_baseline() -> None:
     first, second = rows(tuned(()))
     assert first == ("baseline", "101.5", "100", "10", "0.900", "4.5 (4…5)", "none")
