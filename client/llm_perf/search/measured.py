@@ -63,9 +63,7 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
     Raises ``UserError`` as measuring does, or when the server is gone in the middle, and
     ``KeyboardInterrupt``; the same call then goes on where it was.
     """
-    known: dict[str, Mapping[str, Any]] = {
-        each["id"]: each for each in read_measurements(site.folder)
-    }
+    known = {each["id"]: each["search"] or {} for each in read_measurements(site.folder)}
     hunting = hunt(question)
     spent_s = 0.0
     try:
@@ -73,7 +71,7 @@ def search(question: Question, site: Site, measure: Measure, on_run: OnRun | Non
         while True:
             planned = _planned(question, site, ask)
             read = known.get(planned.id, {})
-            seen = before = _before(read, planned)
+            seen = before = _before(read, question)
             if before is None and not _cut_before(read, question):
                 seen = _measured(question, site, planned, measure, question.budget_s - spent_s)
             if seen is None:
@@ -138,20 +136,16 @@ def _planned(question: Question, site: Site, ask: Ask) -> Planned:
     )
 
 
-def _before(read: Mapping[str, Any], planned: Planned) -> Seen | None:
-    """What the ledger has of a run, if it was looked at for the same and is as long."""
-    known, asked = read.get("search") or {}, planned.search or {}
-    same = all(known.get(each) == asked[each] for each in ("limits", "stage"))
-    if not same or "seen" not in known:
-        return None
-    long = read["load"]["requests"] >= (planned.extent.requests or 0)
-    return Seen.from_json(known["seen"]) if long else None
+def _before(read: Mapping[str, Any], question: Question) -> Seen | None:
+    """What the ledger has of a run, if it was looked at for the same limits."""
+    limits = [str(each.limit) for each in question.criteria]
+    seen = read.get("seen")
+    return Seen.from_json(seen) if seen and read.get("limits") == limits else None
 
 
 def _cut_before(read: Mapping[str, Any], question: Question) -> bool:
     """Whether no larger budget than this ended the run in its middle."""
-    known = read.get("search") or {}
-    return question.budget_s <= float(known.get("cut_by_budget_s", -1.0))
+    return question.budget_s <= float(read.get("cut_by_budget_s", -1.0))
 
 
 def _measured(

@@ -111,13 +111,13 @@ def test_a_budget_says_no_more_than_it_paid_for() -> None:
             assert answer.high is None and (broke is None or broke > true_rate)
             if answer.low:
                 assert answer.least and f"at least {answer.least:.3g} requests/s" in text
-                assert answer.least <= true_rate
+                assert answer.least < min(true_rate, answer.low.value)
 
 
 def test_runs_get_shorter_so_that_a_budget_decides_both_ends() -> None:
     server = Server(slots=120, mean_s=3, spread=0.1)  # 60 turns of what is in flight: 3 minutes
-    for seed in range(3):
-        answer = solve(server, Question(criteria("ttft.p95<1s"), seed=seed, budget_s=900))
+    for seed in (1, 2, 3):
+        answer = solve(server, Question(criteria("ttft.p95<1s"), seed=seed, budget_s=600))
         assert answer.interval and answer.interval[0] <= 38.58 <= answer.interval[1]
         assert answer.width and answer.width < 0.25
 
