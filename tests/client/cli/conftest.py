@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from llm_perf.cli.main import command
 from tests.client.scripted import FINAL, Abort, Say, ScriptedTriton
 
 
@@ -22,13 +24,10 @@ def server() -> Iterator[ScriptedTriton]:
 
 
 @pytest.fixture
-def llm_perf(
-    server: ScriptedTriton,
-    tmp_path: Path,
-    tokenizer_folder: Path,
-    write_prompts: Callable[..., Path],
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(prompts: list[object] | None = None, code: str | None = None, **flags: object):
+def words(
+    server: ScriptedTriton, tokenizer_folder: Path, write_prompts: Callable[..., Path]
+) -> Callable[..., list[str]]:
+    def words(prompts: list[object] | None = None, **flags: object) -> list[str]:
         chosen = {
             "url": server.url,
             "protocol": "grpc",
@@ -37,18 +36,41 @@ def llm_perf(
             "input_data": write_prompts(*(prompts or ["a", "b", "c"])),
             **flags,
         }
-        words = [
+        return [
             f"--{name.replace('_', '-')}{'' if value is None else f'={value}'}"
             for name, value in chosen.items()
         ]
+
+    return words
+
+
+@pytest.fixture
+def llm_perf(
+    words: Callable[..., list[str]], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(prompts: list[object] | None = None, code: str | None = None, **flags: object):
         program = ["-c", code] if code else ["-m", "llm_perf.cli.main"]
         return subprocess.run(
-            [sys.executable, *program, *words],
+            [sys.executable, *program, *words(prompts, **flags)],
             cwd=tmp_path,
             env={"PYTHONPATH": str(Path(__file__).parents[3] / "client"), "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,
             timeout=60,
         )
+
+    return run
+
+
+@pytest.fixture
+def sweep(
+    words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """The command in this process, which starts sooner; its exit code is the ``return_value``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(prompts: list[object] | None = None, **flags: object) -> Result:
+        asked = words(prompts, **{"workers": 1, "export": "none", **flags})
+        return CliRunner().invoke(command, asked, standalone_mode=False)
 
     return run

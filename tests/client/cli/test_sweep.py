@@ -63,23 +63,25 @@ def test_a_killed_sweep_goes_on_and_no_record_is_lost_or_doubled(
 
 
 def test_of_a_sweep_that_was_begun_anew_and_cut_nothing_older_counts(
-    llm_perf, server: ScriptedTriton, tmp_path: Path
+    llm_perf, sweep, server: ScriptedTriton, tmp_path: Path
 ) -> None:
-    assert llm_perf(concurrency="1,2,3").returncode == 0
-    assert llm_perf(concurrency="1,2,3", url="localhost:1").returncode == 2
+    assert sweep(concurrency="1,2,3").return_value == 0
+    assert "no Triton server answers" in str(
+        sweep(concurrency="1,2,3", url="localhost:1").exception
+    )
     assert not list((tmp_path / "artifacts").glob("*.journal.jsonl"))  # nothing was begun
     assert llm_perf(code=DIES.format(place="before its line"), concurrency="1,2,3").returncode == -9
     server.asked.clear()
-    done = llm_perf(concurrency="1,2,3", resume=None)
+    done = sweep(concurrency="1,2,3", resume=None)
     assert done.stdout.count("it was finished before") == 1  # concurrency 1, of the second time
     assert len(server.asked) == 3  # of 2 the journal had all
 
 
 def test_repetitions_are_lines_of_one_point_and_the_docs_query_reads_them(
-    llm_perf, server: ScriptedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep, server: ScriptedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = llm_perf(request_rate="200,inf", repetitions=2, seed=5, export="none")
-    assert done.returncode == 0, done.stderr
+    done = sweep(request_rate="200,inf", repetitions=2, seed=5)
+    assert done.return_value == 0
     folder = tmp_path / "artifacts"
     told = [(each["load"]["value"], each["repetition"], each["seed"]) for each in lines(folder)]
     assert told == [(200, 0, 5), (None, 0, 5), (200, 1, 6), (None, 1, 6)]
@@ -101,31 +103,31 @@ def test_repetitions_are_lines_of_one_point_and_the_docs_query_reads_them(
 
 
 def test_another_command_in_the_folder_takes_nothing_of_what_is_resumed(
-    llm_perf, server: ScriptedTriton, tmp_path: Path
+    sweep, server: ScriptedTriton, tmp_path: Path
 ) -> None:
     folder = tmp_path / "artifacts"
-    assert llm_perf(concurrency="1,2").returncode == 0
-    assert llm_perf(["d", "e"], concurrency="1").returncode == 0  # profile_export.json is this
-    assert llm_perf(["d", "e"], concurrency="1,2").returncode == 0
+    assert sweep(concurrency="1,2").return_value == 0
+    assert sweep(["d", "e"], concurrency="1").return_value == 0  # profile_export.json is this
+    assert sweep(["d", "e"], concurrency="1,2").return_value == 0
     shown = read_results([str(folder)])
     assert {each.record["workload"]["prompts"] for each in shown} == {2}
     assert len(shown) == 2  # what was written over stays in the ledger alone
     assert len(lines(folder)) == 5 and len(read_measurements(folder)) == 4
     server.asked.clear()
-    done = llm_perf(concurrency="2,4", resume=None)  # the files of the first are the third's now
-    assert done.returncode == 0, done.stderr
+    done = sweep(concurrency="2,4", resume=None)  # the files of the first are the third's now
+    assert done.return_value == 0
     assert len(server.asked) == 6
-    done = llm_perf(concurrency="2,4,8", repetitions=2, resume=None)
-    assert (done.returncode, len(server.asked)) == (0, 6 + 12), done.stderr
+    done = sweep(concurrency="2,4,8", repetitions=2, resume=None)
+    assert (done.return_value, len(server.asked)) == (0, 6 + 12)
     assert done.stdout.count("it was finished before") == 2
 
 
 def test_sweeps_are_called_as_their_files_and_folders_tell_them_apart(
-    llm_perf, server: ScriptedTriton, tmp_path: Path
+    sweep, server: ScriptedTriton, tmp_path: Path
 ) -> None:
     for name in ("old/fp16", "old/fp8", "new/fp8"):
         place = tmp_path / f"{name}.json"
-        assert llm_perf(profile_export_file=place, export="none").returncode == 0
+        assert sweep(profile_export_file=place).return_value == 0
     old, new = str(tmp_path / "old"), str(tmp_path / "new")
 
     def called(*words: str) -> list[str]:
