@@ -25,6 +25,7 @@ Interval: TypeAlias = tuple[float, float]
 BLOCKS: Final = 20
 _MOST: Final = 1e15
 _ENOUGH: Final = 10 * BLOCKS  # requests: fewer have no interval
+_ROUNDS: Final = 4  # of a closed loop: fewer say little
 _REPEATED: Final = 3  # runs: from so many on they tell the spread, not the blocks of one
 _RATES: Final = {"request_throughput": None, "output_token_throughput": "tokens"}
 
@@ -165,7 +166,8 @@ class Point:
             return None
         if metric not in _RATES:
             return block_interval(columns, metric, statistic)
-        spread, rate = rate_spread(columns, metric), sum(values) / n
+        loop = int(self.value or 0) if self.kind == "concurrency" else 0
+        spread, rate = rate_spread(columns, metric, loop), sum(values) / n
         return spread and (spread[0] * rate, spread[1] * rate)
 
     def per_user(self, form: Form) -> float | None:
@@ -201,11 +203,12 @@ def points_of(lines: Iterable[Line]) -> list[Point]:
     return points
 
 
-def rate_spread(runs: Sequence[Requests], metric: str) -> Interval | None:
+def rate_spread(runs: Sequence[Requests], metric: str, loop: int = 0) -> Interval | None:
     """95 % interval of a rate, as shares of it: Student's t over blocks in time.
 
     Blocks lie between the first end and the last send, while the load is full: how it fills up and
-    runs empty is no chance.
+    runs empty is no chance. Of a closed ``loop`` they are whole rounds, of as many ends as requests
+    are in flight, where there are some: answers that end in step make a rate of any other span.
     """
     blocks = []
     for columns in runs:
@@ -216,12 +219,26 @@ def rate_spread(runs: Sequence[Requests], metric: str) -> Interval | None:
         within = ok & (end > first) & (end <= last)
         if within.sum() < _ENOUGH / 2:
             return None
-        weights = columns.tokens[within] if _RATES[metric] else None
-        blocks.append(np.histogram(end[within], BLOCKS, (first, last), weights=weights)[0].tolist())
+        weights = columns.tokens if _RATES[metric] else np.ones_like(end)
+        rounds = int(within.sum()) // loop if loop else 0
+        if rounds >= _ROUNDS:
+            blocks.append(_round_rates(end[within], weights[within], loop * -(-rounds // BLOCKS)))
+        else:
+            done, _ = np.histogram(end[within], BLOCKS, (first, last), weights=weights[within])
+            blocks.append((done * BLOCKS / (last - first)).tolist())
     found = estimate(blocks)
     if not math.isfinite(found.low):
         return None
     return max(found.low / found.mean, 0.0), found.high / found.mean
+
+
+def _round_rates(end: Numbers, weights: Numbers, each: int) -> list[float]:
+    """What was done a second from every ``each``-th end to the next."""
+    order = np.argsort(end, kind="stable")
+    marks = np.arange(each - 1, len(end), each)
+    done = np.diff(np.cumsum(weights[order])[marks])
+    rates: list[float] = (done / np.maximum(np.diff(end[order][marks]), 1e-9)).tolist()
+    return rates
 
 
 def block_interval(runs: Sequence[Requests], metric: str, statistic: str) -> Interval | None:
