@@ -233,11 +233,14 @@ def rate_spread(runs: Sequence[Requests], metric: str, loop: int = 0) -> Interva
 
 
 def _round_rates(end: Numbers, weights: Numbers, each: int) -> list[float]:
-    """What was done a second from every ``each``-th end to the next."""
-    order = np.argsort(end, kind="stable")
-    marks = np.arange(each - 1, len(end), each)
-    done = np.diff(np.cumsum(weights[order])[marks])
-    rates: list[float] = (done / np.maximum(np.diff(end[order][marks]), 1e-9)).tolist()
+    """What was done a second in each ``each`` ends, from the middle of those before to theirs.
+
+    From a last end to another it would hang on where a few stragglers fall.
+    """
+    order = np.argsort(end, kind="stable")[: len(end) // each * each]
+    middles = end[order].reshape(-1, each).mean(axis=1)
+    done = weights[order].reshape(-1, each).sum(axis=1)
+    rates: list[float] = (done[1:] / np.maximum(np.diff(middles), 1e-9)).tolist()
     return rates
 
 

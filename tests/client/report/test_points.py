@@ -14,6 +14,7 @@ def in_step(loop: int, rounds: int, jitter: float = 0.01) -> Requests:
     random = np.random.default_rng(5)
     sent = np.repeat(2.0 * np.arange(rounds), loop)
     end = sent + 2 + random.normal(0, jitter, len(sent)).clip(-0.1, 0.1)
+    end[4 * loop + 3] -= 1.5  # one is done with those of the round before
     nothing = np.zeros(len(sent))
     tokens = np.full(len(sent), 16.0)
     every = np.ones(len(sent), dtype=np.bool_)
