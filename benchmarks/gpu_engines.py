@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_engines.py --folder DIR make       weights, and checkpoints with modelopt
     python benchmarks/gpu_engines.py --folder DIR words      the example's accuracy in both
-    python benchmarks/gpu_engines.py --folder DIR measure    loads, searches, both clients in turns
+    python benchmarks/gpu_engines.py --folder DIR measure    loads, both clients in turns
     python benchmarks/gpu_engines.py --folder DIR table      Markdown of what there is
 
 DIR takes 40 GB; /dev/shm is fastest. Weights are random, so nothing is downloaded. Each part
@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).parent.parent)  # benchmarks is imported as a package
 
-from benchmarks.gpu_commands import MODEL, Bench, our_turn, ours, run, say, their_turn, vllm
+from benchmarks.gpu_commands import MODEL, Bench, our_turn, ours, say, their_turn, vllm
 from benchmarks.gpu_tables import BENCH, LENGTHS, PRECISIONS, figures, tables, top1
 from llm_perf.api import (
     Concurrency,
@@ -50,10 +50,6 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "number-words"
 LIMITS = ("--max-model-len", "2048", "--max-num-seqs", "512")
 SMALL = ("--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2**30))
-STUDIES = {
-    "ttft": ["--vary", "request-rate", "--limit", "ttft.p95<1s", "--budget", "10m"],
-    "tpot": ["--vary", "concurrency", "--limit", "itl.avg<20ms", "--budget", "10m"],
-}
 
 
 def make(bench: Bench) -> None:
@@ -148,7 +144,7 @@ def prompts(n: int, joined: int) -> list[str]:
 
 
 def measure_all(bench: Bench) -> None:
-    """Each precision's server: next tokens, loads, searches, both clients in turns."""
+    """Each precision's server: next tokens, loads, both clients in turns."""
     bench.write("machine", machine())
     for precision in PRECISIONS:
         bench.attempt(f"{precision}: server", 120, partial(measure_one, bench, precision))
@@ -169,7 +165,6 @@ def measure_one(bench: Bench, precision: str) -> None:
         for lengths, n in product(LENGTHS, bench.concurrency):
             step = partial(load, bench, url, precision, lengths, workloads[lengths], n)
             bench.attempt(f"{precision}: {lengths} at {n}", 8 + n / 8, step)
-        studies(bench, url, precision, model)
         turns(bench, url, precision, model)
 
 
@@ -222,18 +217,6 @@ def turns(bench: Bench, url: str, precision: str, model: Path) -> None:
     for turn, (n, requests) in product(range(bench.rounds), BENCH):
         what = f"{precision}: round {turn + 1} at {n}"
         bench.attempt(what, 50, partial(round_, turn, n, requests))
-
-
-def studies(bench: Bench, url: str, precision: str, model: Path) -> None:
-    """The highest load within a limit, each by one command of llm_perf; what it printed is kept."""
-    server = ["-u", url, "-i", "openai", "-m", MODEL, "--tokenizer-path", str(model)]
-    for name, flags in STUDIES.items():
-        study = f"study-{precision}-{name}"
-        words = [sys.executable, "-m", "llm_perf", "search", *flags, *server]
-        words += ["--isl", "1024", "--osl", "128", "--ledger", str(bench.out / study)]
-        began = time.monotonic()
-        bench.attempt(study, 660, partial(run, bench, study, words, 900))
-        bench.write(study, {"command": words[2:], "seconds": time.monotonic() - began})
 
 
 def main() -> None:
