@@ -20,7 +20,8 @@ _MODES: Final = {mode.name: mode for mode in (INDICATIVE, CONFIRMED)}
 
 
 def answers(lines: Iterable[Line]) -> list[tuple[str, Answer]]:
-    """Give each searched target with what its probes show; the highest load first."""
+    """Give each searched target with what its probes show: a question's together, in the order they
+    were first asked, the highest load first."""
     found: dict[tuple[str, str, str, tuple[str, ...]], list[Line]] = {}
     for line in lines:
         asked = line.record.get("search") or {}
@@ -32,7 +33,8 @@ def answers(lines: Iterable[Line]) -> list[tuple[str, Answer]]:
         with suppress(UserError, KeyError, TypeError, ValueError):  # of another version's
             criteria = tuple(Criterion(parse_limit(each, "search")) for each in limits)
             told.append((target, _answer(Question(criteria, vary, _MODES[mode]), probes)))  # type: ignore[arg-type]
-    return sorted(told, key=lambda each: each[1].about or 0.0, reverse=True)
+    asked_at = {each[1].question: at for at, each in reversed(list(enumerate(told)))}
+    return sorted(told, key=lambda each: (asked_at[each[1].question], -(each[1].about or 0.0)))
 
 
 def limits_of(lines: Iterable[Line]) -> list[Limit]:

@@ -133,6 +133,9 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         return {name: name for name in names}
     words = [name.split("_") for name in names]
     common = set(words[0]).intersection(*words[1:])
+    if any(common.issuperset(each) for each in words):  # bf16 beside fp8_bf16
+        unlike = (row for row in zip(*words, strict=False) if len({*row}) > 1)
+        common -= common.intersection(next(unlike, ()))
     cut = ["_".join(word for word in each if word not in common) for each in words]
     short = cut if all(cut) and len(set(cut)) == len(cut) else list(names)
     first, last = min(short), max(short)

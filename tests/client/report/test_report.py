@@ -340,6 +340,9 @@ def test_names_lose_what_all_begin_with() -> None:
     study = ["m_fp8_tp1_pp1_isl64_bs4", "m_fp8_tp1_pp1_isl64_bs8", "m_fp16_tp1_pp1_isl64_bs8"]
     assert list(short_names(study).values()) == ["fp8_bs4", "fp8_bs8", "fp16_bs8"]
     assert list(short_names(["a_b", "b_a"]).values()) == ["a_b", "b_a"]
+    within = ["m_bf16_tp1_bs4", "m_fp8_bf16_tp1_bs4"]
+    for names in (within, within[::-1]):
+        assert {*short_names(names).values()} == {"bf16", "fp8_bf16"}
 
 
 def test_the_vendored_library_is_the_published_one() -> None:
