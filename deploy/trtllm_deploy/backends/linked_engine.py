@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from trtllm_deploy.backends.jobs import EngineJob
+from trtllm_deploy.backends.protocol import Backend
 from trtllm_deploy.machine.json_files import read_json_object, write_json
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
@@ -22,29 +23,15 @@ def limits(file: DeploymentFile, cell: Cell) -> dict[str, Any]:
     }
 
 
-class LinkedEngine:
-    """An engine that is no more than its config.json and a link to its checkpoint."""
+class LinkedEngine(Backend, Protocol):
+    """An engine that is no more than its config.json and a link to a Hugging Face checkpoint."""
 
-    compiles = False
-    splits_anywhere = False
-    sizes_pool_otherwise = False
+    checkpoint_kind: Literal["trtllm", "hf"] = "hf"
+    compiles: bool = False
 
-    def settings(
-        self,
-        file: DeploymentFile,  # noqa: ARG002
-        cell: Cell,  # noqa: ARG002
-        config: Mapping[str, Any],  # noqa: ARG002
-    ) -> Mapping[str, Any]:
-        """None: the checkpoint is a model's own."""
-        return {}
-
-    def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:  # noqa: ARG002
-        """Nothing: all is in the ``triton:`` settings."""
-        return {}
-
-    def notes(self, file: DeploymentFile, cell: Cell) -> Iterator[str]:  # noqa: ARG002
-        """None."""
-        yield from ()
+    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
+        """The limits; the other build flags are trtllm-build's alone."""
+        return limits(file, cell)
 
     def command(self, job: EngineJob) -> tuple[str, ...] | None:  # noqa: ARG002
         """None: two files are written."""

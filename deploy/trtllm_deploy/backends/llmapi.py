@@ -13,13 +13,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from llm_perf.errors import UserError
 from trtllm_deploy.backends.jobs import RepositoryJob
-from trtllm_deploy.backends.linked_engine import LinkedEngine, limits
+from trtllm_deploy.backends.linked_engine import LinkedEngine
 from trtllm_deploy.backends.model_refusals import Configs, refuse_models
 from trtllm_deploy.backends.refusals import refuse_gpus, refuse_without_hf
 from trtllm_deploy.backends.repository import check_config
@@ -33,9 +33,8 @@ from trtllm_deploy.spec.settings import TritonSettings
 
 
 class LlmApiBackend(LinkedEngine):
-    """Of the build flags, the limits hold here too; the rest is trtllm-build's alone."""
+    """One model in Triton, which loads the checkpoint."""
 
-    checkpoint_kind: Literal["trtllm", "hf"] = "hf"
     server = TRITON
 
     def check(
@@ -55,10 +54,6 @@ class LlmApiBackend(LinkedEngine):
             )
         refuse_gpus(file, cells, gpus)
         refuse_models(file, configs, self.checkpoint_kind)
-
-    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
-        """The limits."""
-        return limits(file, cell)
 
     def make_repository(self, job: RepositoryJob) -> None:
         """One model, from the engine's limits and the ``triton:`` block."""

@@ -7,14 +7,16 @@ for a scheduler. Which kinds there are stands in :mod:`trtllm_deploy.backends.se
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llm_perf.errors import UserError
+from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.ports import Ports
@@ -54,6 +56,30 @@ class Chosen:
             raise UserError("is no program that can be started", where=own)
         raise UserError(f"there is no {name} on this machine", fix=fix)
 
+    def environ(self, prefixes: tuple[str, ...], verbose: Mapping[str, str]) -> dict[str, str]:
+        """This process's variables that a server of its own reads, no secrets; what was chosen.
+
+        ``verbose`` is what makes it tell more.
+        """
+        own = (each for each in os.environ if each.startswith(prefixes) and not is_secret(each))
+        return {
+            **{name: os.environ[name] for name in own},
+            **(verbose if self.log_verbose else {}),
+            **({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}),
+            **self.variables,
+        }
+
+    @property
+    def launching(self) -> list[str]:
+        """The flags of ``serve`` on how ranks are launched that were given."""
+        given = {
+            "--mode": self.orchestrator,
+            "--no-mpi": self.no_mpi,
+            "--oversubscribe": self.oversubscribe,
+            "--hostfile": self.hostfile,
+        }
+        return [flag for flag, was in given.items() if was]
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -77,6 +103,7 @@ class Launch:
 class Server:
     """A server that can be started: the words, and what is to know from outside.
 
+    The defaults are those of an OpenAI server, all on one port.
     ``environment`` is added to what every child may have. It listens on the ports ``listens``; a
     client asks ``model`` in ``protocol`` (llm_perf's word for it) at ``asked``. ``ready`` is the
     path that answers 200 over HTTP once it is, ``metrics`` the port with the page
@@ -88,11 +115,11 @@ class Server:
     environment: Mapping[str, str] = field(hash=False)
     world_size: int
     model: str
-    protocol: Literal["grpc", "openai"]
-    listens: tuple[Port, ...]
-    asked: Port
-    ready: str
-    metrics: Port
+    protocol: Literal["grpc", "openai"] = "openai"
+    listens: tuple[Port, ...] = ("http",)
+    asked: Port = "http"
+    ready: str = "/health"
+    metrics: Port = "http"
     metrics_path: str = "/metrics"
     vital: str = ""
     zero: int = 0
@@ -114,11 +141,11 @@ class Cluster:
     app: str
     container: str
     image: str
-    listens: tuple[Port, ...]
-    metrics: Port
-    ready: str
-    live: str
     script: Callable[[str, str, Mapping[str, str]], str]
+    listens: tuple[Port, ...] = ("http",)
+    metrics: Port = "http"
+    ready: str = "/health"
+    live: str = "/health"
     each_rank: bool = True
     metrics_path: str = "/metrics"
 
@@ -139,3 +166,26 @@ class Kind:
     failures: str | None = None
     error: str | None = None
     judge: Callable[[Path, tuple[Gpu, ...]], Iterable[Finding]] | None = None
+
+
+def lacking(
+    title: str, folder: Path, said: Mapping[str, Any], checkpoint: Path, gpus: tuple[Gpu, ...]
+) -> Iterator[Finding]:
+    """What a server of a checkpoint lacks: that checkpoint, or GPUs for its ranks."""
+    where = str(folder / SAID)
+    if not (checkpoint / "config.json").is_file():
+        yield Finding(
+            "error",
+            f"there is no checkpoint {checkpoint}",
+            where,
+            f"{title} takes what isn't there for the name of a model on the hub",
+            "build the cell again; a workspace that was moved has to be",
+        )
+    if gpus and int(said.get("world_size", 1)) > len(gpus):
+        yield Finding(
+            "error",
+            f"it has {said['world_size']} ranks, and {len(gpus)} GPUs are visible",
+            where,
+            "each rank takes a GPU",
+            "name as many with --gpus, or build it with a smaller tp x pp",
+        )

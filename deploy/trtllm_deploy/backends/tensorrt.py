@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from trtllm_deploy.backends.model_refusals import (
     refuse_windows,
     rope_fault,
 )
+from trtllm_deploy.backends.protocol import Backend
 from trtllm_deploy.backends.refusals import refuse
 from trtllm_deploy.backends.repository import render_repository
 from trtllm_deploy.backends.server import Cluster
@@ -31,14 +32,12 @@ from trtllm_deploy.releases.release import load_release, same_release
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 
 
-class TensorrtBackend:
+class TensorrtBackend(Backend):
     """Builds with the trtllm-build on PATH, which must be of the deployment file's release."""
 
     checkpoint_kind: Literal["trtllm", "hf"] = "trtllm"
-    server = TRITON
-    splits_anywhere = False
-    sizes_pool_otherwise = False
     compiles = True
+    server = TRITON
 
     def check(
         self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
@@ -114,14 +113,6 @@ class TensorrtBackend:
     def make_repository(self, job: RepositoryJob) -> None:
         """The ensemble around TensorRT-LLM's C++ backend."""
         render_repository(job, "tensorrt")
-
-    def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:  # noqa: ARG002
-        """Nothing: all is in the ``triton:`` settings."""
-        return {}
-
-    def notes(self, file: DeploymentFile, cell: Cell) -> Iterator[str]:  # noqa: ARG002
-        """None."""
-        yield from ()
 
     def cluster(self, release: str, cell: Cell) -> Cluster:  # noqa: ARG002
         """Triton with its C++ backend, in NVIDIA's image."""

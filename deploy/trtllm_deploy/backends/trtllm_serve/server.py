@@ -6,7 +6,6 @@ nothing, and imports nothing of TensorRT-LLM: it may be in an environment of its
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -15,10 +14,9 @@ from typing import Any
 
 import yaml
 
-from trtllm_deploy.backends.server import SAID, Chosen, Cluster, Kind, Launch, Server
+from trtllm_deploy.backends.server import SAID, Chosen, Cluster, Kind, Launch, Server, lacking
 from trtllm_deploy.backends.trtllm_serve.options import has, mistakes
 from trtllm_deploy.machine import supervise
-from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json, read_json_object
@@ -41,29 +39,22 @@ def trtllm_serve(launch: Launch) -> Server:
     said, chosen = read_json_object(launch.folder / SAID), launch.chosen
     ranks = int(said["world_size"])
     spread = ranks > 1 and not chosen.no_mpi
-    environment = {
-        **{name: value for name, value in os.environ.items() if _passed_on(name)},
-        **({"TLLM_LOG_LEVEL": "DEBUG"} if chosen.log_verbose else {}),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(chosen.gpus)} if chosen.gpus else {}),
-        **chosen.variables,
-    }
+    environment = chosen.environ(("TLLM_", "TRTLLM_"), {"TLLM_LOG_LEVEL": "DEBUG"})
     if spread:
         environment["OMPI_MCA_orte_tmpdir_base"] = str(supervise.scratch(launch.name))
     words = _words(launch.folder, str(said["model"]), launch.address, str(launch.ports.http))
     program = [chosen.program("trtllm-serve", _FIX), *words]
     release = load_release(str(said["release"]))
+    idle = {"--mode": "trtllm-serve has none"}
+    if not spread:
+        idle |= dict.fromkeys(("--oversubscribe", "--hostfile"), "mpirun doesn't start it")
     return Server(
         command=tuple([*_mpirun(chosen, ranks), _LAUNCHER, *program] if spread else program),
         environment=environment,
         world_size=ranks,
         model=str(said["model"]),
-        protocol="openai",
-        listens=("http",),
-        asked="http",
-        ready="/health",
-        metrics="http",
         metrics_path=_metrics(release),
-        idle=tuple(_idle(chosen, spread)),
+        idle=tuple((flag, idle[flag]) for flag in chosen.launching if flag in idle),
         absent=f"{ranks} ranks need Open MPI: run in the container, or with --no-mpi",
     )
 
@@ -71,10 +62,6 @@ def trtllm_serve(launch: Launch) -> Server:
 def _metrics(release: Release) -> str:
     """Prometheus' page came with ``return_perf_metrics``; before there were iterations only."""
     return "/prometheus/metrics" if has(release, "return_perf_metrics") else "/metrics"
-
-
-def _passed_on(name: str) -> bool:
-    return name.startswith(("TLLM_", "TRTLLM_")) and not is_secret(name)
 
 
 def _words(folder: Path | str, model: str, address: str, port: str) -> list[str]:
@@ -90,18 +77,6 @@ def _mpirun(chosen: Chosen, ranks: int) -> list[str]:
     return words + (["--hostfile", str(chosen.hostfile.absolute())] if chosen.hostfile else [])
 
 
-def _idle(chosen: Chosen, spread: bool) -> Iterator[tuple[str, str]]:
-    if chosen.orchestrator:
-        yield "--mode", "trtllm-serve has none"
-    if not spread:
-        for flag, given in (
-            ("--oversubscribe", chosen.oversubscribe),
-            ("--hostfile", chosen.hostfile is not None),
-        ):
-            if given:
-                yield flag, "mpirun doesn't start it"
-
-
 def serve_cluster(release: str, model: str, ranks: int) -> Cluster:
     """trtllm-serve in NVIDIA's image of a release, a task of the scheduler for each rank."""
 
@@ -114,10 +89,6 @@ def serve_cluster(release: str, model: str, ranks: int) -> Cluster:
         app="trtllm-serve",
         container="trtllm",
         image=load_release(release).image,
-        listens=("http",),
-        metrics="http",
-        ready="/health",
-        live="/health",
         script=script,
         metrics_path=_metrics(load_release(release)),
     )
@@ -126,22 +97,7 @@ def serve_cluster(release: str, model: str, ranks: int) -> Cluster:
 def judge(folder: Path, gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
     """What will go wrong with a folder."""
     said, where = read_json_object(folder / SAID), str(folder / CONFIG)
-    if not (folder / str(said["model"]) / "config.json").is_file():
-        yield Finding(
-            "error",
-            f"there is no checkpoint {folder / str(said['model'])}",
-            str(folder / SAID),
-            "trtllm-serve takes what isn't there for the name of a model on the hub",
-            "build the cell again; a workspace that was moved has to be",
-        )
-    if gpus and int(said["world_size"]) > len(gpus):
-        yield Finding(
-            "error",
-            f"it has {said['world_size']} ranks, and {len(gpus)} GPUs are visible",
-            str(folder / SAID),
-            "each rank takes a GPU",
-            "name as many with --gpus, or build it with a smaller tp x pp",
-        )
+    yield from lacking("trtllm-serve", folder, said, folder / str(said["model"]), gpus)
     try:
         settings: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         unknown = list(mistakes(load_release(str(said["release"])), settings))

@@ -6,89 +6,82 @@ Nothing is compiled. The folder that it is started on holds ``vllm.yaml``, optio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import yaml
-
+from trtllm_deploy.backends.configured import OTHERWISE, ConfiguredServer
 from trtllm_deploy.backends.jobs import RepositoryJob
-from trtllm_deploy.backends.linked_engine import LinkedEngine, limits
-from trtllm_deploy.backends.model_refusals import Configs, refuse_models
-from trtllm_deploy.backends.refusals import refuse_gpus, refuse_without_hf
-from trtllm_deploy.backends.server import SAID, Cluster
-from trtllm_deploy.backends.vllm.server import CONFIG, VLLM, vllm_cluster
+from trtllm_deploy.backends.linked_engine import limits
+from trtllm_deploy.backends.server import Cluster
+from trtllm_deploy.backends.vllm.server import VLLM, vllm_cluster
 from trtllm_deploy.machine.data import load_data
-from trtllm_deploy.machine.gpu import Gpu
-from trtllm_deploy.machine.json_files import write_json
 from trtllm_deploy.releases.release import load_release
 from trtllm_deploy.spec.deployment_file import Cell, DeploymentFile
 from trtllm_deploy.spec.precision import PRECISIONS
 
 _TABLE: Mapping[str, Any] = load_data("backends/vllm/settings.yaml")
-_OTHERWISE = "remove it, or write it in a file of another backend"
 
 
-class VllmBackend(LinkedEngine):
+class VllmBackend(ConfiguredServer):
     """Of the build flags, the limits hold here too; the rest is trtllm-build's alone."""
 
-    checkpoint_kind: Literal["trtllm", "hf"] = "hf"
     server = VLLM
+    table = _TABLE
     splits_anywhere = True
     sizes_pool_otherwise = True
 
-    def check(
-        self, file: DeploymentFile, cells: Sequence[Cell], gpus: Sequence[Gpu], configs: Configs
-    ) -> None:
-        """Refuse what vLLM would answer otherwise, or not load.
-
-        Raises UserError: a precision that it has no kernels for, a setting that changes answers
-        and has no counterpart, an option that this program gives itself.
-        """
-        refuse_without_hf(file, "vllm")
+    def refuse(self, file: DeploymentFile) -> None:
+        """Raises UserError: a precision, or a KV cache's, that it has no kernels for."""
         spec = file.deployment
         for precision in spec.precisions:
             algo, cache = PRECISIONS[precision].quant_algo, spec.kv_cache_dtype.get(precision)
             if algo is not None and algo not in _TABLE["quant_algos"]:
                 what = f"vllm loads no {algo} that modelopt wrote"
-                raise file.error(("precisions",), f"{precision}: {what}", _OTHERWISE)
+                raise file.error(("precisions",), f"{precision}: {what}", OTHERWISE)
             if cache is not None and cache not in _TABLE["kv_cache_dtypes"]:
                 what = f"vllm has no KV cache of {cache}"
-                raise file.error(("kv_cache_dtype", precision), what, _OTHERWISE)
-        for name in sorted(spec.triton.model_fields_set & _TABLE["refused"].keys()):
-            value = getattr(spec.triton, name)
-            if value is not None and value not in _TABLE["refused"][name]:
-                raise file.error(("triton", name), f"vllm has no {name} {value}", _OTHERWISE)
-        for option in spec.options.get("vllm", {}):
-            if option in _TABLE["ours"]:
-                raise file.error(("options", "vllm", option), "trtllm-deploy sets it", "remove it")
-        refuse_gpus(file, cells, gpus)
-        refuse_models(file, configs, self.checkpoint_kind)
+                raise file.error(("kv_cache_dtype", precision), what, OTHERWISE)
 
-    def build_config(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
-        """The limits."""
-        return limits(file, cell)
+    def options(self, file: DeploymentFile, cell: Cell) -> dict[str, Any]:
+        """What ``vllm serve`` is told, as its --config has it; those of ``options:`` come last.
+
+        An option that is off is written ``no-NAME: true``: not all releases read ``NAME: false``.
+        """
+        known, triton = limits(file, cell), file.deployment.triton
+        said: dict[str, Any] = {
+            option: known[name]
+            for name, option in _TABLE["limits"].items()
+            if known[name] is not None
+        }
+        for name, told in _TABLE["mapped"].items():
+            value = getattr(triton, name)
+            if value is not None:
+                said[told["option"]] = (
+                    value // known["tokens_per_block"] if "in_blocks" in told else value
+                )
+        if file.deployment.models[cell.model].trust_remote_code:
+            said["trust-remote-code"] = True
+        said |= file.deployment.options.get("vllm", {})
+        return {
+            f"no-{option}" if value is False else option: True if value is False else value
+            for option, value in said.items()
+            if value is not None
+        }
 
     def serving(self, file: DeploymentFile, cell: Cell) -> Mapping[str, Any]:
-        """The options of a cell, the name that clients use, the settings that are left out."""
-        return {
-            "model": cell.model,
-            "world_size": cell.world_size,
-            "options": options(file, cell),
-            "left_out": sorted(file.deployment.triton.model_fields_set & _TABLE["left_out"].keys()),
-        }
+        """Also the settings that are left out."""
+        left_out = sorted(file.deployment.triton.model_fields_set & _TABLE["left_out"].keys())
+        return {**super().serving(file, cell), "left_out": left_out}
 
     def make_repository(self, job: RepositoryJob) -> None:
         """``vllm.yaml`` and ``server.json``."""
-        checkpoint = str((job.engine_dir / "checkpoint").absolute())
         said = {
             "served-model-name": job.serving["model"],
             "tokenizer": str(job.tokenizer_dir.absolute()),
             **job.serving["options"],
         }
-        text = yaml.safe_dump(said, sort_keys=False)
-        (job.target / CONFIG).write_text(text, encoding="utf-8")
-        known = {name: job.serving[name] for name in ("model", "world_size", "left_out")}
-        write_json(job.target / SAID, {"server": VLLM.name, **known, "checkpoint": checkpoint})
+        checkpoint = str((job.engine_dir / "checkpoint").absolute())
+        self.write(job, said, left_out=job.serving["left_out"], checkpoint=checkpoint)
 
     def cluster(self, release: str, cell: Cell) -> Cluster:  # noqa: ARG002
         """One process on one node, which starts its ranks itself."""
@@ -99,9 +92,7 @@ class VllmBackend(LinkedEngine):
         spec = file.deployment
         for name in sorted(spec.triton.model_fields_set & _TABLE["left_out"].keys()):
             yield f"vLLM has no counterpart of {name}: {_TABLE['left_out'][name]}"
-        known = {*_TABLE["limits"], "max_input_len"}
-        if lost := sorted({*spec.build, *dict(cell.build)} - known):
-            yield f"vLLM has no counterpart of the build flags {', '.join(lost)}"
+        yield from super().notes(file, cell)
         if len(spec.backend) > 1:
             yield from _unlike(file)
 
@@ -122,28 +113,3 @@ def _unlike(file: DeploymentFile) -> Iterator[str]:
             "vLLM's KV cache is what its own --gpu-memory-utilization leaves, a share of all"
             " memory; write max_tokens_in_paged_kv_cache to have both alike"
         )
-
-
-def options(file: DeploymentFile, cell: Cell) -> dict[str, Any]:
-    """What ``vllm serve`` is told, as its --config has it; those of ``options:`` come last.
-
-    An option that is off is written ``no-NAME: true``, since not all releases read ``NAME: false``.
-    """
-    known, triton = limits(file, cell), file.deployment.triton
-    said: dict[str, Any] = {
-        option: known[name] for name, option in _TABLE["limits"].items() if known[name] is not None
-    }
-    for name, told in _TABLE["mapped"].items():
-        value = getattr(triton, name)
-        if value is not None:
-            said[told["option"]] = (
-                value // known["tokens_per_block"] if "in_blocks" in told else value
-            )
-    if file.deployment.models[cell.model].trust_remote_code:
-        said["trust-remote-code"] = True
-    said |= file.deployment.options.get("vllm", {})
-    return {
-        f"no-{option}" if value is False else option: True if value is False else value
-        for option, value in said.items()
-        if value is not None
-    }

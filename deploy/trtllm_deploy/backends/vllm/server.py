@@ -7,7 +7,6 @@ nothing, and imports nothing of vLLM: it may be in an environment of its own.
 from __future__ import annotations
 
 import difflib
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from trtllm_deploy.backends.server import SAID, Chosen, Cluster, Kind, Launch, Server
+from trtllm_deploy.backends.server import SAID, Cluster, Kind, Launch, Server, lacking
 from trtllm_deploy.machine.data import load_data
-from trtllm_deploy.machine.environment import is_secret
 from trtllm_deploy.machine.finding import Finding
 from trtllm_deploy.machine.gpu import Gpu
 from trtllm_deploy.machine.json_files import read_json_object
@@ -36,46 +34,23 @@ def vllm(launch: Launch) -> Server:
     """One ``vllm serve``. Raises UserError: there is no vLLM here, or the folder isn't whole."""
     said = read_json_object(launch.folder / SAID)
     program = launch.chosen.program("vllm", _FIX)
-    environment = {
-        **_QUIET,
-        **{name: value for name, value in os.environ.items() if _passed_on(name)},
-        **({"VLLM_LOGGING_LEVEL": "DEBUG"} if launch.chosen.log_verbose else {}),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(launch.chosen.gpus)} if launch.chosen.gpus else {}),
-        **launch.chosen.variables,
-    }
     port = str(launch.ports.http)
     return Server(
         command=(program, *_words(launch.folder, said["checkpoint"], launch.address, port)),
-        environment=environment,
+        environment={
+            **_QUIET,
+            **launch.chosen.environ(("VLLM_",), {"VLLM_LOGGING_LEVEL": "DEBUG"}),
+        },
         world_size=int(said["world_size"]),
         model=str(said["model"]),
-        protocol="openai",
-        listens=("http",),
-        asked="http",
-        ready="/health",
-        metrics="http",
         zero=1,  # so it ends when its engine was killed
-        idle=tuple((flag, _OWN) for flag in _idle(launch.chosen)),
+        idle=tuple((flag, _OWN) for flag in launch.chosen.launching),
     )
-
-
-def _passed_on(name: str) -> bool:
-    return name.startswith("VLLM_") and not is_secret(name)
 
 
 def _words(folder: Path | str, checkpoint: str, address: str, port: str) -> list[str]:
     config = f"{Path(folder).absolute()}/{CONFIG}"
     return ["serve", checkpoint, "--config", config, "--host", address, "--port", port]
-
-
-def _idle(chosen: Chosen) -> Iterator[str]:
-    given = {
-        "--mode": chosen.orchestrator,
-        "--no-mpi": chosen.no_mpi,
-        "--oversubscribe": chosen.oversubscribe,
-        "--hostfile": chosen.hostfile is not None,
-    }
-    yield from (flag for flag, was in given.items() if was)
 
 
 def vllm_cluster() -> Cluster:
@@ -91,10 +66,6 @@ def vllm_cluster() -> Cluster:
         app="vllm",
         container="vllm",
         image=_IMAGE,
-        listens=("http",),
-        metrics="http",
-        ready="/health",
-        live="/health",
         script=script,
         each_rank=False,
     )
@@ -104,22 +75,7 @@ def judge(folder: Path, gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
     """What will go wrong with a folder, or what it leaves out."""
     said = read_json_object(folder / SAID)
     checkpoint = Path(str(said.get("checkpoint")))
-    if not (checkpoint / "config.json").is_file():
-        yield Finding(
-            "error",
-            f"there is no checkpoint {checkpoint}",
-            str(folder / SAID),
-            "vLLM takes what isn't there for the name of a model on the hub",
-            "build the cell again; a workspace that was moved has to be",
-        )
-    if gpus and int(said.get("world_size", 1)) > len(gpus):
-        yield Finding(
-            "error",
-            f"it has {said['world_size']} ranks, and {len(gpus)} GPUs are visible",
-            str(folder / SAID),
-            "each rank takes a GPU",
-            "name as many with --gpus, or build it with a smaller tp x pp",
-        )
+    yield from lacking("vLLM", folder, said, checkpoint, gpus)
     for name in said.get("left_out", ()):
         why = load_data("backends/vllm/settings.yaml")["left_out"].get(name, "")
         yield Finding(
