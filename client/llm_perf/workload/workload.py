@@ -97,8 +97,9 @@ def load_workload(
     ``part`` (i, n) takes of these every n-th from the i-th on, from 0.
     ``max_tokens``, ``sampling`` and ``extra_body`` override the lines' own; where no limit is given
     it is ``DEFAULT_MAX_TOKENS``. ``output_tokens`` fixes each answer's length instead, drawn with
-    ``seed``. ``chat_template`` renders each prompt as a chat of the model. Without a tokenizer
-    the server has to count, and nothing can be made up or rendered.
+    ``seed``; no reference is kept then, for no answer ends where it did. ``chat_template`` renders
+    each prompt as a chat of the model. Without a tokenizer the server has to count, and nothing can
+    be made up or rendered.
     Raises ``UserError`` naming the tokenizer file, or the prompts file and line.
     """
     tokenizer = _load(tokenizer_path)
@@ -140,6 +141,8 @@ def workload_of(
     prompts = _prompts(lines, tokenizer, max_tokens, lengths, sampling or {}, extra_body or {})
     drawn = seed if output_tokens or bare else None
     remarks = tuple(unused_remarks(lines))
+    if lengths and any(line.reference is not None for line in lines):
+        remarks += ("no answer is scored: all have a length that was fixed, past their own end",)
     return Workload(source, prompts, _hash(prompts), tokenizer, drawn, remarks, chat_template)
 
 
@@ -215,7 +218,7 @@ def _prompts(
                 text=line.text,
                 input_tokens=count,
                 max_tokens=limit,
-                reference=line.reference,
+                reference=None if lengths else line.reference,
                 category=line.category,
                 min_tokens=None if least is None else min(least, limit),
                 sampling={**line.sampling, **sampling},

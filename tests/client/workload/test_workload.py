@@ -75,6 +75,16 @@ def test_fixed_lengths_are_drawn_from_the_seed(
     assert abs(mean - 64) < 2 and 5 < (sum((x - mean) ** 2 for x in lengths) / 300) ** 0.5 < 11
 
 
+def test_answers_of_a_fixed_length_are_not_scored(
+    write_prompts: Callable[..., Path], tokenizer_folder: Path
+) -> None:
+    path = write_prompts({"text_input": "a", "reference": "b"})
+    fixed = load_workload(path, tokenizer_folder, output_tokens=Lengths(4))
+    assert fixed.prompts[0].reference is None and "no answer is scored" in fixed.remarks[0]
+    free = load_workload(path, tokenizer_folder, 4)
+    assert free.prompts[0].reference == "b" and not free.remarks
+
+
 def test_a_trace_is_replayed_in_the_order_of_its_times(
     write_prompts: Callable[..., Path], tokenizer_folder: Path
 ) -> None:
