@@ -94,7 +94,7 @@ def _warnings(came: dict[str, list[api.Measurement]]) -> Iterator[str]:
     known = [each for each in lengths.values() if each]
     if known and max(known) > 1.02 * min(known):
         told = ", ".join(f"{name} {osl:.1f}" for name, osl in lengths.items() if osl)
-        yield f"the answers differ in length (tokens on average: {told}): fix it with min_tokens"
+        yield f"answers differ in length (tokens on average: {told}): give --osl to have them alike"
 
 
 def _osl(measured: Sequence[api.Measurement]) -> float | None:
