@@ -86,7 +86,8 @@ class Launch:
     """One start of a server on ``folder``, what the last stage of its cell made.
 
     ``name`` keeps the servers of one host apart. Ranks may write logs below ``rank_logs``, files
-    that all servers share into ``cache``. Requests in flight get ``exit_seconds`` at the end.
+    that all servers share into ``cache``. A server that ``drains`` gives requests in flight
+    ``exit_seconds`` at the end.
     """
 
     folder: Path
@@ -122,6 +123,8 @@ class Server:
     metrics: Port = "http"
     metrics_path: str = "/metrics"
     vital: str = ""
+    drains: bool = False
+    """told to stop, it gives requests in flight ``exit_seconds``; else it cuts them off"""
     zero: int = 0
     """what an exit code of 0 stands for that nobody asked for: 1 where failures end with it too"""
     idle: tuple[tuple[str, str], ...] = ()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trtllm_deploy.serve.serving import Target
 
 _PORT = click.IntRange(1, 65535)
+_ELSEWHERE = "servers of another folder need its --workspace"
 
 
 def _restarts(text: str) -> float:
@@ -70,7 +71,8 @@ def _restarts(text: str) -> float:
     default=10,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Seconds that requests in flight get when it is told to stop.",
+    help="Seconds that requests in flight get when it is told to stop; none where mpirun starts"
+    " it, which kills its ranks.",
 )
 @click.option(
     "--log-verbose",
@@ -230,7 +232,7 @@ def ps(workspace: Path) -> None:
     if table.rows:
         console().print(table)
     else:
-        click.echo(f"nothing is served from {space.root}")
+        click.echo(f"nothing is served from {space.root}; {_ELSEWHERE}")
     for left in remains():
         click.echo(f"a killed command left {_told(left)}; 'stop' or the next start ends that")
 
@@ -262,10 +264,12 @@ def stop(cell: str | None, workspace: Path) -> None:
         click.echo(f"ended what a killed command left: {_told(each)}")
     if not chosen and (cell or not left):
         what = f"{cell} isn't" if cell else "nothing is"
-        fix = "see trtllm-deploy ps; servers of another folder need its --workspace"
-        raise UserError(f"{what} served from {workspace}", fix=fix)
+        raise UserError(
+            f"{what} served from {workspace}", fix=f"see trtllm-deploy ps; {_ELSEWHERE}"
+        )
     for server in chosen:
-        click.echo(f"stopping {server.cell}; requests in flight get {server.exit_seconds} s")
+        get = f"get {server.exit_seconds} s" if server.drains else "are cut off"
+        click.echo(f"stopping {server.cell}; requests in flight {get}")
         end(server)
         click.echo(f"stopped {server.cell}")
 

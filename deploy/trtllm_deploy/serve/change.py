@@ -115,8 +115,7 @@ def _settings(name: str, files: Mapping[str, bytes]) -> Mapping[str, Any]:
 def bring_up(workspace: Workspace, cell: str) -> str:
     """Start the servers of a cell anew, on what its repository is now; what came of it.
 
-    Requests fail meanwhile, after those in flight had ``exit_seconds``. Raises UserError: one
-    doesn't come up.
+    Requests fail meanwhile, those in flight end as at a stop. Raises UserError: one is never ready.
     """
     servers = [each for each in running(workspace) if each.cell == cell]
     if not servers:

@@ -64,8 +64,8 @@ class ModelServer:
     """One server on one folder, as a context manager.
 
     Entering raises UserError when a port is taken or there is no such server here, and starts it
-    otherwise; leaving stops it and everything it started. Requests in flight then get
-    ``exit_seconds``. The logs of earlier starts are kept beside the new one, as ``*.1`` and so on.
+    otherwise; leaving stops it and everything it started, one that drains after ``exit_seconds`` at
+    most. The logs of earlier starts are kept beside the new one, as ``*.1`` and so on.
     """
 
     def __init__(

@@ -34,8 +34,8 @@ class Running:
 
     ``pid`` is ``serve``'s own process, ``started`` its start in clock ticks since boot: together
     they name one process for good. ``since`` is ISO 8601. ``starts`` counts the servers that it
-    started. Requests in flight get ``exit_seconds`` when the server is told to stop. ``server`` is
-    its kind, for people; it listens on the ports ``listens``.
+    started. A server that ``drains`` gives requests in flight ``exit_seconds`` when it is told to
+    stop. ``server`` is its kind, for people; it listens on the ports ``listens``.
     """
 
     cell: str
@@ -52,6 +52,7 @@ class Running:
     exit_seconds: int
     server: str = ""
     listens: tuple[str, ...] = ALL
+    drains: bool = False
 
 
 def running(workspace: Workspace) -> list[Running]:

@@ -196,6 +196,7 @@ def _record(target: Target, server: ModelServer, state: State, starts: int) -> R
         since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         starts=starts,
         exit_seconds=server.exit_seconds,
+        drains=server.what.drains,
     )
 
 

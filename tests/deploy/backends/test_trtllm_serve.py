@@ -154,12 +154,15 @@ def test_the_command_line_has_the_place_and_the_file_only(tmp_path: Path) -> Non
     assert server.metrics_path == "/prometheus/metrics"
     assert server.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert [flag for flag, _ in server.idle] == ["--oversubscribe"]
+    assert server.drains
 
 
 def test_ranks_go_through_mpirun_and_the_launcher_unless_it_shall_spawn_them(
     tmp_path: Path,
 ) -> None:
-    words = server_of(tmp_path, 2, oversubscribe=True).command
+    server = server_of(tmp_path, 2, oversubscribe=True)
+    words = server.command
+    assert not server.drains  # mpirun kills ranks a second after it is told to stop
     assert words[:5] == ("mpirun", "--allow-run-as-root", "-n", "2", "--oversubscribe")
     assert words[5] == "trtllm-llmapi-launch" and words[6].endswith("/trtllm-serve")
     (tmp_path / "more").mkdir()

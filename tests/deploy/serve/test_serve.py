@@ -277,7 +277,8 @@ def test_a_rank_that_ignores_sigterm_is_killed_with_the_rest(two_ranks: Place) -
     with two_ranks.start() as server:
         until_ready(server)
         family = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
+        stopped = two_ranks.run(two_ranks.words("stop")).stdout  # mpirun gives nobody time
+        assert "stopping repository; requests in flight are cut off\n" in stopped
         assert server.wait(30) == 0
         assert not [each for each in family if each.is_running()]
 
@@ -412,7 +413,9 @@ def test_a_detached_server_is_listed_and_stopped(any_server: Place) -> None:
     assert "requests in flight get 10 s\nstopped repository\n" in stopped.stdout
     assert not left(any_server)
     assert in_use(store) == frozenset()
-    assert "repository" not in any_server.run(any_server.words("ps")).stdout
+    listed = any_server.run(any_server.words("ps")).stdout
+    assert "repository" not in listed
+    assert "servers of another folder need its --workspace" in listed
 
 
 def test_a_detached_server_keeps_what_it_said_whatever_is_started_there(one_rank: Place) -> None:

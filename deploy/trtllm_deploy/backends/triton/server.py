@@ -49,6 +49,7 @@ def triton(launch: Launch) -> Server:
         ready="/v2/health/ready",
         metrics="metrics",
         vital=_STUB,
+        drains=not processes.mpirun,  # which kills ranks a second after it is told to stop
         idle=tuple(_idle(processes)),
         absent=f"{processes.world_size} ranks need Open MPI: run in the container",
     )

@@ -54,6 +54,7 @@ def trtllm_serve(launch: Launch) -> Server:
         world_size=ranks,
         model=str(said["model"]),
         metrics_path=_metrics(release),
+        drains=not spread,  # uvicorn waits for answers; mpirun kills ranks a second later
         idle=tuple((flag, idle[flag]) for flag in chosen.launching if flag in idle),
         absent=f"{ranks} ranks need Open MPI: run in the container, or with --no-mpi",
     )

@@ -35,14 +35,16 @@ def vllm(launch: Launch) -> Server:
     said = read_json_object(launch.folder / SAID)
     program = launch.chosen.program("vllm", _FIX)
     port = str(launch.ports.http)
+    words = _words(launch.folder, said["checkpoint"], launch.address, port)
     return Server(
-        command=(program, *_words(launch.folder, said["checkpoint"], launch.address, port)),
+        command=(program, *words, "--shutdown-timeout", str(launch.exit_seconds)),
         environment={
             **_QUIET,
             **launch.chosen.environ(("VLLM_",), {"VLLM_LOGGING_LEVEL": "DEBUG"}),
         },
         world_size=int(said["world_size"]),
         model=str(said["model"]),
+        drains=True,
         zero=1,  # so it ends when its engine was killed
         idle=tuple((flag, _OWN) for flag in launch.chosen.launching),
     )

@@ -190,6 +190,12 @@ def test_a_server_passes_on_its_own_variables_and_no_secret(
     assert said["VLLM_NO_USAGE_STATS"] == "1"
 
 
+def test_requests_in_flight_get_the_time_that_is_told(folder: Path) -> None:
+    server = kind_of(folder).server(launched(folder, executable="/bin/true"))
+    assert server.drains
+    assert server.command[-2:] == ("--shutdown-timeout", "4")  # by itself it gives them none
+
+
 def test_where_there_is_none_it_says_how_to_get_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
