@@ -2,7 +2,8 @@
 
 ``serve`` writes ``<workspace>/servers/<cell>-<HTTP port>.json`` when it starts, again when the
 server is ready, and removes it at its end. What a killed ``serve`` left behind doesn't count: a
-record holds until its process is gone. Knows nothing of how a server is started.
+record holds until its process is gone, and only in the workspace that has its logs: not in a copy.
+Knows nothing of how a server is started.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ def running(workspace: Workspace) -> list[Running]:
             tuples = {each: tuple(data[each]) for each in ("log_files", "listens") if each in data}
             data |= {"ports": Ports(**data["ports"]), **tuples}
             found.append(Running(**data))
-    return [each for each in found if process_start(each.pid) == each.started]
+    root = workspace.root.resolve()
+    return [
+        each
+        for each in found
+        if process_start(each.pid) == each.started
+        and all(Path(log).resolve().is_relative_to(root) for log in each.log_files)
+    ]
 
 
 def note(workspace: Workspace, served: Running) -> None:
