@@ -173,12 +173,12 @@ class _Blocks:
                 watch,
                 extent=planned.extent,
                 score=self._offer.score,
-                defaults=place.greedy,
-                server_metrics_url=place.metrics_url,
                 server_metrics_every_s=_LOOK_S,
             )
             try:
-                run = api.measure(place.endpoint, planned.workload, planned.load, conditions)
+                run = api.measure(
+                    place.endpoint, planned.workload, planned.load, place.conditions(conditions)
+                )
             except UserError as error:
                 self._fail(subject, number, str(error))
                 return

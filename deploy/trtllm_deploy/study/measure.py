@@ -170,11 +170,5 @@ class Measurer:
             failed = f", {seen.broken} failed" if seen.broken else ""
             on_line(f"{title}: {seen.done}/{seen.total}, {seen.in_flight} in flight{failed}")
 
-        conditions = api.Conditions(
-            settings.request_timeout,
-            watch,
-            extent=each.extent,
-            defaults=up.greedy,
-            server_metrics_url=up.metrics_url,
-        )
-        return api.measure(up.endpoint, each.workload, each.load, conditions)
+        conditions = api.Conditions(settings.request_timeout, watch, extent=each.extent)
+        return api.measure(up.endpoint, each.workload, each.load, up.conditions(conditions))

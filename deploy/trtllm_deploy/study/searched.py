@@ -63,9 +63,7 @@ class Searches:
             nonlocal title
             title = f"search, after {ask.value:.4g} ({seen.attainment:.0%} within)"
 
-        conditions = api.Conditions(
-            self.asked.settings.request_timeout, watch, server_metrics_url=up.metrics_url
-        )
+        conditions = up.conditions(api.Conditions(self.asked.settings.request_timeout, watch))
         return api.search_limits(question, self._site(plan, up, conditions), on_run)
 
     def _answer(self, question: api.Question, plan: CellPlan) -> api.Answer | None:

@@ -175,12 +175,7 @@ class Tuning:
             subject.up(self.ways.gpus[: subject.gpus]) as up,
             api.show_progress("  search") as watch,
         ):
-            conditions = replace(
-                site.conditions,
-                watch=watch,
-                defaults=up.greedy,
-                server_metrics_url=up.metrics_url,
-            )
+            conditions = up.conditions(replace(site.conditions, watch=watch))
             target = replace(
                 subject.target,
                 url=up.endpoint.url,

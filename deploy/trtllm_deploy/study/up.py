@@ -6,9 +6,9 @@ The one place of a study that starts a server.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_perf import api
 from trtllm_deploy.backends.backend import BACKENDS
@@ -29,14 +29,14 @@ class Up:
     endpoint: api.Endpoint
     metrics_url: str | None = None
 
-    @property
-    def greedy(self) -> Mapping[str, int]:
-        """Parameters for prompts that have none, so that servers of all kinds answer alike.
+    def conditions(self, conditions: api.Conditions) -> api.Conditions:
+        """Conditions here: with its metrics, and greedy answers of servers of all kinds.
 
         TensorRT-LLM takes the likeliest token unless top_k or top_p say otherwise, and 1 leaves the
         logits as they are. Others sample by the model's generation_config.json, or at 1.
         """
-        return {"temperature": 0 if self.endpoint.protocol == "openai" else 1}
+        greedy = {"temperature": 0 if self.endpoint.protocol == "openai" else 1}
+        return replace(conditions, defaults=greedy, server_metrics_url=self.metrics_url)
 
 
 def target_of(
