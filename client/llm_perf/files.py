@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from llm_perf.errors import UserError
+
 
 def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then give it that name; missing folders are made.
@@ -27,6 +29,14 @@ def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole. Raises UserError."""
+    try:
+        write_whole(path, lambda to: to.write(text))
+    except OSError as error:
+        raise UserError(f"can't be written: {error.strerror}", where=path) from error
 
 
 def sync(path: Path) -> None:

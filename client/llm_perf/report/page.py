@@ -17,9 +17,8 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from llm_perf.errors import UserError
 from llm_perf.figures.limits import Limit
-from llm_perf.files import write_whole
+from llm_perf.files import write_text
 from llm_perf.report.charts import PERCENTILES, against_load, throughput
 from llm_perf.report.configuration import bare, load_words, told
 from llm_perf.report.decision import Decision, decide
@@ -230,8 +229,5 @@ def write_report(
     if svg_folder is not None:
         texts |= {svg_folder / f"{each.name}.svg": standalone(each.svg) for each in charts}
     for file, text in texts.items():
-        try:
-            write_whole(file, lambda to, text=text: to.write(text))  # type: ignore[misc]
-        except OSError as error:
-            raise UserError(f"can't be written: {error.strerror}", where=file) from error
+        write_text(file, text)
     return decision, len(charts)

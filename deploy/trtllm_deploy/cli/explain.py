@@ -92,6 +92,7 @@ def scheduling(
     they came, within both limits. A letter or digit is a token of that request, blue of its
     prompt, green generated. It counts iterations, not seconds, and reuses no blocks.
     """
+    from llm_perf.files import write_text
     from trtllm_deploy.reference.drawing import schedule_svg
     from trtllm_deploy.reference.simulation import simulate
 
@@ -111,7 +112,7 @@ def scheduling(
     if seen is not None:
         _print_errors(out, done, seen, str(iterations), budget)
     if svg is not None:
-        _write(svg, schedule_svg(done, budget))
+        write_text(svg, schedule_svg(done, budget))
         out.print(f"Wrote {svg}", markup=False)
 
 
@@ -266,15 +267,6 @@ def _print_errors(
     out.print(f"\nAgainst {where}:", markup=False)
     out.print(table)
     out.print(f"step by step they are {apart(ours, seen):.2f} requests apart in the mean")
-
-
-def _write(file: Path, text: str) -> None:
-    from llm_perf.files import write_whole
-
-    try:
-        write_whole(file, lambda to: to.write(text))
-    except OSError as error:
-        raise UserError(f"can't be written: {error.strerror}", where=file) from error
 
 
 COMMANDS = (explain,)

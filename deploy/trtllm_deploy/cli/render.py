@@ -119,7 +119,7 @@ def _render_tool(
     output: Path | None,
     given: Mapping[str, Any],
 ) -> None:
-    from llm_perf.files import write_whole
+    from llm_perf.files import write_text
     from trtllm_deploy.plan.plan import find_plan
     from trtllm_deploy.study.asked import Asked
     from trtllm_deploy.study.tools import Served, tool_files
@@ -147,10 +147,7 @@ def _render_tool(
     )
     folder = output or Path(f"{tool}-{cell}")
     for name, text in files.items():
-        try:
-            write_whole(folder / name, lambda to, text=text: to.write(text))  # type: ignore[misc]
-        except OSError as error:
-            raise UserError(f"can't be written: {error.strerror}", where=folder / name) from error
+        write_text(folder / name, text)
     click.echo(f"Wrote {', '.join(str(folder / name) for name in files)}: sh {folder}/run.sh")
 
 

@@ -14,7 +14,7 @@ import click
 
 from llm_perf.duration import spell_duration
 from llm_perf.errors import UserError
-from llm_perf.files import write_whole
+from llm_perf.files import write_text
 from llm_perf.screen import plain
 from trtllm_deploy.cli.options import (
     Planned,
@@ -225,7 +225,7 @@ def _print(tuned: Tuned, asked: Planned, space: Space) -> None:
         click.echo(f"nothing is better{f', but {broken}' if broken else ''}: {kept}")
         return
     target = asked.workspace.results / f"tune-{asked.file.path.stem}.patch"
-    write_whole(target, lambda out: out.write(said))
+    write_text(target, said)
     click.echo(f"the best settings, as {target} (patch -p1 < it):\n{said}")
 
 
