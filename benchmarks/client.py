@@ -46,8 +46,8 @@ from benchmarks.peers import (
     requests_for,
 )
 from benchmarks.sse import sse_server
-from llm_perf.load.loop import run_loop
 from llm_perf.load.turns import Turns
+from llm_perf.loop import run_loop
 from llm_perf.record import Exchange
 from llm_perf.transports import Endpoint, connect
 from llm_perf.workload.workload import Prompt

@@ -31,7 +31,7 @@ EXIT_CODES = {
     "within the limits",
     "2": "what a person can mend, said in one line; `build` and `run`: some cells aren't built",
     "3": "`--fail-if` or `--strict` says so, or `llm_perf compare` has nothing to compare",
-    "130": "interrupted: Ctrl-C or SIGTERM",
+    "130": "interrupted: Ctrl-C, SIGTERM or SIGHUP",
     "128 + N": "`serve`: signal N ended the server",
 }
 

@@ -6,7 +6,6 @@ run = measure(Endpoint("localhost:8001", "grpc", "ensemble"),
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +26,7 @@ from llm_perf.load.offer import Offered, offer
 from llm_perf.load.progress import Progress, show_progress
 from llm_perf.load.runner import Job
 from llm_perf.load.workers import workers_for
+from llm_perf.loop import run_loop
 from llm_perf.record import Exchange, Record, Status, read_records
 from llm_perf.records import Records
 from llm_perf.report.page import write_report
@@ -139,7 +139,7 @@ def measure(
         "endpoint": [endpoint.protocol, endpoint.model],
         "url": endpoint.url,
         "unique_prefix": conditions.unique_prefix or None,
-        "server": (server := asyncio.run(identify(endpoint))),
+        "server": (server := run_loop(identify(endpoint))),
     }
     started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     url = conditions.server_metrics_url

@@ -10,6 +10,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from llm_perf.ending import ENDING, unheard_by_children
+
 _Self = TypeVar("_Self", bound="Background")
 
 
@@ -44,12 +46,13 @@ class Background(ABC):
 def child(target: Callable[..., object], *arguments: Any) -> Iterator[Connection]:
     """Run ``target(*arguments, pipe)`` in a new process; gives our end of the pipe.
 
-    The process has to end when the pipe closes; one that doesn't within 5 s is killed.
+    It ignores ``ENDING``, but has to end when the pipe closes; else it is killed 5 s later.
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
-    process.start()
+    with unheard_by_children(ENDING):
+        process.start()
     theirs.close()
     try:
         yield ours

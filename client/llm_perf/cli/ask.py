@@ -54,7 +54,7 @@ def ask_command(question: str, **flags: Any) -> int:
 
     Exit code 1 when the server doesn't answer it.
     """
-    from llm_perf.load.loop import run_loop
+    from llm_perf.loop import run_loop
     from llm_perf.record import UNCOUNTED, read_records
     from llm_perf.workload.tokens import load_tokenizer, stop_ids
 

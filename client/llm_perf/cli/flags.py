@@ -69,7 +69,7 @@ def read_endpoint(flags: Flags) -> Endpoint:
 
 
 def _is_triton(endpoint: Endpoint) -> bool:
-    from llm_perf.load.loop import run_loop
+    from llm_perf.loop import run_loop
     from llm_perf.server.identity import identify
 
     return run_loop(identify(replace(endpoint, protocol="http"))).get("name") == "triton"

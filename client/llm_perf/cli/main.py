@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ import click
 from llm_perf import __version__
 from llm_perf.cli import flags as asked
 from llm_perf.cli.options import THEMES, ThemedCommand
+from llm_perf.ending import end_like_ctrl_c
 from llm_perf.errors import UserError, exit_code
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def _exit_code(runs: Sequence[Run], flags: dict[str, Any]) -> int:
 
 def main() -> None:
     """Run the command."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)  # end like Ctrl-C
+    end_like_ctrl_c()
     sys.exit(exit_code(command, "llm_perf"))
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import signal
-import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from llm_perf.ending import hearing_first
 from llm_perf.errors import UserError
 from llm_perf.load.arrivals import Open, without
 from llm_perf.load.health import LoopSample
 from llm_perf.load.journal import Kept, Numbers, resume_journal, start_journal
-from llm_perf.load.loop import run_loop
 from llm_perf.load.ray_workers import run_on_ray
 from llm_perf.load.runner import Job, Outcome, carry_out
-from llm_perf.load.workers import ENDING, run_workers
+from llm_perf.load.workers import run_workers
+from llm_perf.loop import run_loop
 from llm_perf.transports import Dialect
 
 _OTHER_FILES = 64  # of a process, beside its connections
@@ -133,21 +133,12 @@ async def _carry_out(job: Job) -> Outcome:
     stop: asyncio.Future[str] = loop.create_future()
 
     def interrupt() -> None:
-        for each in ENDING:  # the next one is what it was before
-            loop.remove_signal_handler(each)
         if not stop.done():
             stop.set_result("interrupted")
 
-    heard = job.conditions.interruptible and threading.current_thread() is threading.main_thread()
-    before = {each: signal.getsignal(each) for each in ENDING} if heard else {}
-    for each in before:
-        loop.add_signal_handler(each, interrupt)
-    try:
+    hearing = hearing_first(lambda: loop.call_soon_threadsafe(interrupt))
+    with hearing if job.conditions.interruptible else nullcontext():
         return await carry_out(job, stop)
-    finally:
-        for each, handler in before.items():
-            loop.remove_signal_handler(each)
-            signal.signal(each, handler)
 
 
 def _remarks(

@@ -19,9 +19,9 @@ from llm_perf.load.arrivals import Closed, Open, Order
 from llm_perf.load.health import LoopSample
 from llm_perf.load.journal import Journal
 from llm_perf.load.load import Conditions
-from llm_perf.load.loop import Pacer
 from llm_perf.load.progress import Watch
 from llm_perf.load.requests import Requests
+from llm_perf.loop import Pacer
 from llm_perf.record import Exchange, Status
 from llm_perf.transports import Dialect, Endpoint, connect
 from llm_perf.workload.workload import Prompt

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,18 +18,18 @@ from multiprocessing.connection import Connection, wait
 from time import perf_counter_ns
 
 from llm_perf.background import child
+from llm_perf.ending import hearing_first
 from llm_perf.errors import UserError
 from llm_perf.load.arrivals import share
 from llm_perf.load.load import Concurrency, Load, Rate
-from llm_perf.load.loop import run_loop
 from llm_perf.load.progress import Progress, add_up
 from llm_perf.load.runner import Job, Outcome, carry_out
+from llm_perf.loop import run_loop
 from llm_perf.workload.workload import Prompt
 
 RESPONSES_PER_WORKER = 15_000  # a second: a core half used, so that queues stay short
 _STREAM_SPEED = 50  # responses/s: a stream at the 20 ms a token that people call fast
 _START_AFTER_NS = 50_000_000
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill and a closed terminal
 
 
 def workers_for(load: Load, prompts: Sequence[Prompt]) -> int:
@@ -154,27 +153,12 @@ def _ending(*, heard: bool) -> Iterator[list[Connection]]:
 
     A signal that raised might do so in the middle of a message, and the rest would be unreadable.
     """
-    if not heard or threading.current_thread() is not threading.main_thread():
+    if not heard:
         yield []
         return
     ours, theirs = Pipe(duplex=False)
-    before = {each: signal.getsignal(each) for each in ENDING}
-
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    def hear(*_: object) -> None:
-        restore()
-        theirs.send(None)
-
-    for each in ENDING:
-        signal.signal(each, hear)
-    try:
-        with ours, theirs:
-            yield [ours]
-    finally:
-        restore()
+    with ours, theirs, hearing_first(lambda: theirs.send(None)):
+        yield [ours]
 
 
 def say(pipe: Connection, what: object) -> None:
@@ -186,14 +170,8 @@ def say(pipe: Connection, what: object) -> None:
 def run_workers(job: Job, workers: int) -> list[Outcome]:
     """Do a job with several processes; raises as ``Foreman.see_through``."""
     with ExitStack() as stack:
-        pipes = [stack.enter_context(child(_be_process, part)) for part in shares(job, workers)]
+        pipes = [stack.enter_context(child(work, part)) for part in shares(job, workers)]
         return Foreman(pipes, job, _START_AFTER_NS).see_through()
-
-
-def _be_process(job: Job, pipe: Connection) -> None:
-    for each in ENDING:  # the foreman's to hear
-        signal.signal(each, signal.SIG_IGN)
-    work(job, pipe)
 
 
 def work(job: Job, pipe: Connection) -> None:

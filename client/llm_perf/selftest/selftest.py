@@ -18,7 +18,7 @@ import click
 
 from llm_perf.background import child
 from llm_perf.errors import UserError
-from llm_perf.load.loop import run_loop
+from llm_perf.loop import run_loop
 
 _CLICK_PATH = click.Path(path_type=Path, dir_okay=False)
 _PACES = ((8, 64, 20_000), (32, 64, 20_000), (128, 64, 20_000))  # streams, messages, µs between

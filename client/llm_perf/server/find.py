@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llm_perf.errors import UserError
+from llm_perf.loop import run_loop
 from llm_perf.server.identity import identify
 from llm_perf.transports import Endpoint
 
@@ -30,7 +30,7 @@ def find_endpoint(text: str) -> Endpoint:
     where the model has to be chosen.
     """
     place, _, model = text.partition("#")
-    return asyncio.run(_find(place, model))
+    return run_loop(_find(place, model))
 
 
 async def _find(place: str, model: str) -> Endpoint:

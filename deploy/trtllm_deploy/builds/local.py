@@ -16,12 +16,14 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
+from llm_perf.ending import unheard_by_children
 from llm_perf.errors import UserError
 from trtllm_deploy.builds.critical_path import Node
 from trtllm_deploy.builds.executor import Ended, Event, Line, Make, OnLine, attempt
 from trtllm_deploy.machine.gpu import devices, gpus, pick
 from trtllm_deploy.plan.plan import Stage
 
+_THE_BUILDS = (signal.SIGINT, signal.SIGHUP)  # who tells its workers by SIGTERM
 _GRACE_S = 10.0  # for a worker to kill its command and remove what is half made
 
 
@@ -95,7 +97,8 @@ class LocalExecutor:
     def _new_worker(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(self._make, theirs), daemon=False)
-        process.start()
+        with unheard_by_children(_THE_BUILDS):  # nor by the server that forks them
+            process.start()
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
@@ -139,8 +142,8 @@ def visible_gpus(asked: str | None) -> tuple[str, ...]:
 
 def _work(make: Make, pipe: connection.Connection) -> None:
     """A worker's life: stages in, events out, until the build closes the pipe or says stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _THE_BUILDS)
     threading.Thread(target=_leave_with_the_build, daemon=True).start()
     with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         while True:

@@ -6,12 +6,12 @@ measurement failed, 2 the user can mend it (one line on stderr).
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
 import click
 
+from llm_perf.ending import end_like_ctrl_c
 from llm_perf.errors import UserError, exit_code
 from trtllm_deploy import __version__
 from trtllm_deploy.cli.building import build_cells
@@ -147,13 +147,9 @@ def run(file: Path, workspace: Path, where: Where, fail_fast: bool, again: bool)
     return 0 if all(found) and all(each["status"] == "ok" for each in measured) else 1
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that every stage cleans up, as on Ctrl-C
+    end_like_ctrl_c()  # so that every stage cleans up
     sys.exit(exit_code(command, "trtllm-deploy", "interrupted; what was finished stays"))
 
 

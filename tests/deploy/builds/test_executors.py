@@ -237,6 +237,25 @@ def test_a_matrix_builds_on_a_ray_cluster_with_each_checkpoint_made_once(cluster
     assert matrix.calls()["trtllm-build"] == 12
 
 
+class Interrupted(Make):
+    """Has Ctrl-C, and the end of the terminal, come while its worker begins."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _interrupted, (self.folder, os.getpid())
+
+
+def _interrupted(folder: Path, by: int) -> Make:
+    if os.getpid() != by:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGHUP)
+    return Make(folder)
+
+
+def test_a_worker_that_begins_leaves_ctrl_c_to_the_build(tmp_path: Path) -> None:
+    with LocalExecutor(Interrupted(tmp_path), ("0",)) as opened:
+        assert outcome(opened, "have") == Ended("have", made=False)
+
+
 def test_an_interrupted_build_on_a_cluster_leaves_a_clean_store(
     cluster: OnRay, tmp_path: Path
 ) -> None:

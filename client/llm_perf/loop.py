@@ -12,9 +12,13 @@ import asyncio
 import ctypes
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import closing, suppress
+from functools import partial
 from time import get_clock_info, perf_counter_ns
 from typing import Any, TypeVar
+
+from llm_perf.ending import raising_later
 
 T = TypeVar("T")
 _CLOCK_MONOTONIC, _ABSOLUTE = 1, 1
@@ -22,7 +26,34 @@ _NS = 10**9
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` to its end. Not to be called from a running loop."""
+    """Run ``main`` to its end. Not to be called from a running loop.
+
+    What a handler of ``ENDING`` raises meanwhile cancels ``main``, and is raised when it is over.
+    """
+    woken = False
+    cancel: Callable[[], object] | None = None
+
+    def wake() -> None:
+        nonlocal woken
+        woken = True
+        if cancel:
+            with suppress(RuntimeError):  # the loop is closed: it is over
+                cancel()
+
+    async def cancelled_by_signals() -> T:
+        nonlocal cancel
+        task = asyncio.current_task()
+        assert task
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        if woken:
+            task.cancel()
+        return await main
+
+    with closing(main), raising_later(wake):
+        return _run(cancelled_by_signals())
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:
