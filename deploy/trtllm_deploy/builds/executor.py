@@ -17,6 +17,7 @@ from trtllm_deploy.plan.plan import Stage
 from trtllm_deploy.store.store import StoreError
 
 OnLine: TypeAlias = Callable[[str], None]
+"""Told what a stage does; what ends in a newline is done, and stays on a screen without a table."""
 Make: TypeAlias = Callable[[Stage, OnLine], bool]
 """Makes a stage's artifact; true if this call made it, false if it was there. Can be pickled."""
 

@@ -64,8 +64,10 @@ class BuildProgress:
             self._plain(f"start {stage.kind:<10} {stage.title}")
 
     def line(self, stage: Stage, text: str) -> None:
-        """Show the last thing that the stage said."""
-        self._running[stage.key].said = text
+        """Show the last thing that the stage said; without a terminal, what ends in a newline."""
+        self._running[stage.key].said = text.rstrip()
+        if text.endswith("\n"):
+            self._plain(f"      {stage.kind:<10} {stage.title}  {escape(plain(text.rstrip()))}")
 
     def finished(self, stage: Stage, made: bool) -> None:
         """Print a line for what was made; count what was there."""
@@ -102,7 +104,7 @@ class BuildProgress:
 
     def _plain(self, text: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"[dim]{text}[/dim]")
+            self._console.print(f"[dim]{text}[/dim]", soft_wrap=True)
 
     def _table(self) -> Table:
         now = time.monotonic()

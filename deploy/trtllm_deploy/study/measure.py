@@ -151,20 +151,25 @@ class Measurer:
                 if number:  # perhaps the load before was the server's end
                     return planned[number:]
                 api.append_measurement(results, each.failed(str(error)))
+                on_line(f"{self._title(each)}: failed: {error}\n")
                 return planned[1:]
             path = Path(each.target.name) / f"{each.load.name}-{each.id[:8]}.json"
             api.write_run(run, results / path)
             files = {"requests": str(path.with_suffix(".jsonl"))}
             measured = replace(each, prediction=asked.predicted(plan, run)).measured(run, files)
             api.append_measurement(results, measured)
+            failed = f", {run.requests_failed} failed" if run.requests_failed else ""
+            on_line(f"{self._title(each)}: {run.requests_ok} requests ok{failed}\n")
             if measured["status"] != "ok":
                 return planned[number + 1 :]
         return []
 
+    def _title(self, each: api.Planned) -> str:
+        several = self.asked.settings.repetitions > 1
+        return f"{each.load.title}{f', repetition {each.repetition + 1}' if several else ''}"
+
     def _measure(self, up: Up, each: api.Planned, on_line: OnLine) -> api.Run:
-        settings = self.asked.settings
-        turn = f", repetition {each.repetition + 1}" if settings.repetitions > 1 else ""
-        title = f"{each.load.title}{turn}"
+        settings, title = self.asked.settings, self._title(each)
 
         def watch(seen: api.Progress) -> None:
             failed = f", {seen.broken} failed" if seen.broken else ""

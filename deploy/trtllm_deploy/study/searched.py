@@ -59,9 +59,11 @@ class Searches:
         def watch(seen: api.Progress) -> None:
             say(f"{title}: {seen.done}/{seen.total}, {seen.in_flight} in flight")
 
-        def on_run(ask: api.Ask, seen: api.Seen, _before: bool) -> None:
+        def on_run(ask: api.Ask, seen: api.Seen, before: bool) -> None:
             nonlocal title
             title = f"search, after {ask.value:.4g} ({seen.attainment:.0%} within)"
+            if not before:
+                say(f"search at {ask.value:.4g}: {seen.attainment:.0%} within\n")
 
         conditions = up.conditions(api.Conditions(self.asked.settings.request_timeout, watch))
         return api.search_limits(question, self._site(plan, up, conditions), on_run)

@@ -291,12 +291,14 @@ def test_without_a_terminal_starts_and_ends_are_plain_lines() -> None:
         progress.planned({"a": 1.0, "b": 1.0}, [stage("a"), stage("b")], had=0)
         progress.started(stage("a"))
         progress.line(stage("a"), "40 %")
+        progress.line(stage("a"), "a [load]: 8 requests ok\n")
         progress.tick()
         progress.started(stage("b"))
         progress.failed(stage("a"), "out of [memory]")
         progress.given_up([stage("b")])
     assert out.getvalue().splitlines() == [
         "start engine     title of a",
+        "      engine     title of a  a [load]: 8 requests ok",
         "start engine     title of b",
         "failed engine    title of a: out of [memory]",
         "given up with it: 1 stages",

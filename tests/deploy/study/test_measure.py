@@ -189,11 +189,16 @@ def up(monkeypatch: pytest.MonkeyPatch) -> list[NullServer]:
 def test_after_the_end_of_a_server_the_next_load_has_a_new_one(
     measurer: measure.Measurer, up: list[NullServer], dies_at: str, starts: int
 ) -> None:
+    kept = []
+
     def on_line(text: str) -> None:
-        if text.startswith(dies_at):
+        if text.endswith("\n"):
+            kept.append(text)
+        elif text.startswith(dies_at):
             up[-1].end()
 
     assert measurer(STAGE, on_line)
+    assert kept == [f"concurrency {n}: 4 requests ok\n" for n in (1, 2, 3)]
     lines = api.read_measurements(measurer.asked.workspace.results)
     assert [each["status"] for each in lines] == ["ok"] * 3
     assert [each["load"]["value"] for each in lines] == [1, 2, 3]
