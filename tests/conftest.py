@@ -9,9 +9,10 @@ from hypothesis import settings
 
 from tests.processes import MARK, left_behind, until
 
-# Where a shell starts the tests in the background, SIGINT is ignored, and so it would be in every
-# process that they start and interrupt.
+# Where a shell starts the tests in the background SIGINT is ignored, and SIGHUP by nohup, and so
+# they would be in every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("shared machine", deadline=None)  # no test is about time
 settings.load_profile("shared machine")

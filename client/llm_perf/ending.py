@@ -115,7 +115,7 @@ def unheard_by_children(signals: Collection[signal.Signals]) -> Iterator[None]:
     """Have processes that begin in the block ignore ``signals`` from their first instruction on.
 
     Ctrl-C goes to all processes of a terminal. Here the signals wait until the block is over:
-    Linux doesn't drop one that is ignored while it is blocked.
+    Linux doesn't drop one that is ignored while it is blocked, unless another thread takes it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

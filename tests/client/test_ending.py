@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -181,7 +182,7 @@ def test_a_signal_waits_while_a_process_begins() -> None:
     went_on = False
     with pytest.raises(KeyboardInterrupt):
         with unheard_by_children(ENDING):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             went_on = True
         pytest.fail("the signal was lost")
     assert went_on
