@@ -455,7 +455,7 @@ def test_a_killed_serve_is_not_listed(any_server: Place) -> None:
     assert record.exists()
     assert "repository" not in any_server.run(any_server.words("ps")).stdout
     stop = any_server.words("stop")  # while its guard sweeps, there is something left to end
-    assert until(lambda: any_server.run(stop).returncode == 2)
+    assert until(lambda: any_server.run(stop).returncode == 2, 60)  # the guard waits 31 s
 
 
 def test_a_failed_server_is_started_again_as_often_as_told(any_server: Place) -> None:
