@@ -91,6 +91,10 @@ class Target:
         }
         return {name: value for name, value in asdict(self).items() if name not in told}
 
+    def at(self, endpoint: Endpoint) -> Target:
+        """The same, with where and how it is reached."""
+        return replace(self, url=endpoint.url, protocol=endpoint.protocol, model=endpoint.model)
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -127,8 +131,7 @@ class Planned:
 
     def at(self, endpoint: Endpoint) -> Planned:
         """The same, with where and how its target is reached."""
-        reached = {name: getattr(endpoint, name) for name in ("url", "protocol", "model")}
-        return replace(self, target=replace(self.target, **reached))
+        return replace(self, target=self.target.at(endpoint))
 
     def measured(self, run: Run, files: Mapping[str, str] | None = None) -> Measurement:
         """The line of what was measured; ``files`` are paths relative to the ledger's folder."""

@@ -38,7 +38,6 @@ _DECIDES: Final = {
     "score": ("avg",),
     "requests_failed": ("avg",),
 }
-_WARM_SHARE: Final = 10  # one of so many requests of a block goes before it, unmeasured
 
 
 @click.command()
@@ -144,7 +143,7 @@ def compare(
 
 def _offer(asked: Sequence[Asked], given: dict[str, Any]) -> Offer:
     from llm_perf import api
-    from trtllm_deploy.study.blocks import Offer
+    from trtllm_deploy.study.blocks import Offer, warmup_of
 
     measures = [each.of.file.deployment.measure for each in asked if each.of]
     said = next((each for each in measures if each is not None), None)
@@ -158,7 +157,7 @@ def _offer(asked: Sequence[Asked], given: dict[str, Any]) -> Offer:
     return Offer(
         load,
         given["requests"],
-        warmup=max(1, given["requests"] // _WARM_SHARE),
+        warmup=warmup_of(given["requests"]),
         seed=given["seed"],
         request_timeout_s=said.request_timeout if said else 300.0,
         score=given["score"],

@@ -15,6 +15,7 @@ from llm_perf import UserError, api
 from trtllm_deploy.study.alternation import orders, stays
 from trtllm_deploy.study.up import Up
 
+_WARM_SHARE = 10  # one of so many requests of a block goes before it, unmeasured
 _LOOK_S = 0.2  # between two looks at a server's metrics; TensorRT-LLM's are new every 0.1 s
 
 
@@ -27,6 +28,11 @@ class Subject:
     workload: api.Workload
     up: Callable[[Sequence[str]], AbstractContextManager[Up]]
     gpus: int = 0
+
+
+def warmup_of(requests: int) -> int:
+    """How many requests go before a block of so many, unmeasured."""
+    return max(1, requests // _WARM_SHARE)
 
 
 @dataclass(frozen=True, slots=True)

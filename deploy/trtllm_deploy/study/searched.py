@@ -12,7 +12,7 @@ from llm_perf import api
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.spec.studies import StudySpec
 from trtllm_deploy.study.asked import Asked
-from trtllm_deploy.study.up import Up
+from trtllm_deploy.study.up import NOT_UP, Up
 
 
 def question_of(study: StudySpec, seed: int) -> api.Question:
@@ -75,9 +75,8 @@ class Searches:
         first = self.asked.of(plan, counted=up is not None)[0]
         if up is not None:
             first = first.at(up.endpoint)
-        endpoint = up.endpoint if up else api.Endpoint("localhost:8001", "grpc", "ensemble")
         return api.Site(
-            endpoint,
+            up.endpoint if up else NOT_UP,
             first.target,
             first.workload,
             self.asked.workspace.results,

@@ -15,18 +15,17 @@ from llm_perf import UserError, api
 from trtllm_deploy.plan.plan import CellPlan
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.spec.studies import TuneSpec
-from trtllm_deploy.study.blocks import Offer, Study, Subject, measure_blocks
+from trtllm_deploy.study.blocks import Offer, Study, Subject, measure_blocks, warmup_of
 from trtllm_deploy.study.evidence import EngineLimits, read_evidence
 from trtllm_deploy.study.price import price, rehearse, seconds
 from trtllm_deploy.study.room import fit_in_memory, folder_bytes, gpus_apart
 from trtllm_deploy.study.space import Point, Setting, Space
 from trtllm_deploy.study.tuner import Blocks, Ending, Found, Search, Seen, Tuner
-from trtllm_deploy.study.up import Up, served, target_of
+from trtllm_deploy.study.up import NOT_UP, Up, served, target_of
 from trtllm_deploy.study.worth import cost, unfit
 from trtllm_deploy.workspace.folder import Workspace
 
 _OF_CAPACITY = 0.8  # of what a closed loop gets through, where no run kept the limits in time
-_WARM_SHARE = 10  # one of so many requests of a block goes before it, unmeasured
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class Tuning:
         load: api.Load = api.Concurrency(spec.concurrency or 1)
         if spec.request_rate is not None:
             load = api.Rate(spec.request_rate)
-        self._offer = Offer(load, spec.requests, max(1, spec.requests // _WARM_SHARE))
+        self._offer = Offer(load, spec.requests, warmup_of(spec.requests))
 
     def run(self) -> Tuned:
         """Go to its end. Raises UserError where the baseline can't be measured at all."""
@@ -156,7 +155,7 @@ class Tuning:
         criteria = tuple(api.Criterion(each) for each in self.limits if each.metric != "score")
         question = api.Question(criteria, budget_s=self.spec.budget)
         site = api.Site(
-            api.Endpoint("localhost:8001", "grpc", "ensemble"),
+            NOT_UP,
             subject.target,
             subject.workload,
             self.study.folder,
@@ -176,12 +175,7 @@ class Tuning:
             api.show_progress("  search") as watch,
         ):
             conditions = up.conditions(replace(site.conditions, watch=watch))
-            target = replace(
-                subject.target,
-                url=up.endpoint.url,
-                protocol=up.endpoint.protocol,
-                model=up.endpoint.model,
-            )
+            target = subject.target.at(up.endpoint)
             site = replace(site, endpoint=up.endpoint, target=target, conditions=conditions)
             return api.search_limits(question, site, told)
 

@@ -19,6 +19,8 @@ from trtllm_deploy.serve.launch import ModelServer
 from trtllm_deploy.spec.deployment_file import DeploymentFile
 from trtllm_deploy.workspace.folder import Workspace
 
+NOT_UP = api.Endpoint("localhost:8001", "grpc", "ensemble")
+"""In place of the endpoint of a server that isn't up, where only the ledger is asked."""
 _EXIT_SECONDS = 30  # to unload a large engine; as long as Kubernetes gives a pod
 
 
